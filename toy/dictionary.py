@@ -1,0 +1,111 @@
+"""Ground-truth feature directions `W_feat`: orthogonal, or random with a bound on their cosines."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key
+
+_SEPARATION_STEPS = 5_000
+
+
+def make_directions(
+    keys: Key[Array, " lanes"],
+    n_features: int,
+    d_in: int,
+    *,
+    max_cosine: float | None = None,
+    norm_std: float = 0.05,
+) -> Float[Array, "lanes n_features d_in"]:
+    """One dictionary a key, each feature's norm drawn once as 1 + N(0, norm_std²).
+
+    Without `max_cosine` the directions are random orthogonal ones. With it (superposition) they are random
+    ones pushed apart until no |cosine| exceeds it.
+
+    Raises: ValueError if orthogonal directions do not fit, or if `max_cosine` cannot be reached.
+    """
+    if n_features < 1 or d_in < 1:
+        raise ValueError(f"n_features and d_in must be at least 1, got {n_features} and {d_in}")
+    if max_cosine is None:
+        if n_features > d_in:
+            raise ValueError(
+                f"{n_features} features have no orthogonal directions in d_in = {d_in}: raise d_in to at least "
+                f"{n_features}, or use superposition mode by giving max_cosine (for example 0.5)"
+            )
+        return jax.vmap(partial(orthogonal_directions, n_features=n_features, d_in=d_in, norm_std=norm_std))(keys)
+    if not 0 < max_cosine <= 1:
+        raise ValueError(f"max_cosine: {max_cosine} is outside (0, 1]")
+    bound = welch_bound(n_features, d_in)
+    if max_cosine < bound:
+        raise ValueError(
+            f"max_cosine: {n_features} directions in d_in = {d_in} have a |cosine| of at least {bound:.3f} "
+            f"(Welch bound), so {max_cosine} is impossible; raise d_in or max_cosine"
+        )
+    draw = partial(superposed_directions, n_features=n_features, d_in=d_in, max_cosine=max_cosine, norm_std=norm_std)
+    W_feat, reached = jax.jit(jax.vmap(draw))(keys)
+    worst = float(jnp.max(reached))
+    if worst > max_cosine:
+        raise ValueError(
+            f"max_cosine: {max_cosine} was not reached in {_SEPARATION_STEPS} steps for {n_features} directions in "
+            f"d_in = {d_in} (got {worst:.3f}, the Welch bound is {bound:.3f}); raise d_in or max_cosine"
+        )
+    return W_feat
+
+
+def welch_bound(n_features: int, d_in: int) -> float:
+    """The least possible maximum |cosine| of n_features unit vectors: √((n − d) / (d (n − 1))), 0 if n ≤ d."""
+    return math.sqrt(max(n_features - d_in, 0) / (d_in * max(n_features - 1, 1)))
+
+
+def orthogonal_directions(
+    key: Key[Array, ""], *, n_features: int, d_in: int, norm_std: float
+) -> Float[Array, "n_features d_in"]:
+    """Rows of a random orthogonal matrix (QR of a Gaussian one), each times its norm."""
+    key_directions, key_norms = jax.random.split(key)
+    Q, R = jnp.linalg.qr(jax.random.normal(key_directions, (d_in, d_in)))
+    Q = Q * jnp.sign(jnp.diagonal(R))  # without this the matrix is not uniform over rotations
+    return Q.T[:n_features] * _norms(key_norms, n_features, norm_std)
+
+
+def superposed_directions(
+    key: Key[Array, ""], *, n_features: int, d_in: int, max_cosine: float, norm_std: float
+) -> tuple[Float[Array, "n_features d_in"], Float[Array, ""]]:
+    """Random directions pushed apart by gradient descent, and the largest |cosine| that is left."""
+    key_directions, key_norms = jax.random.split(key)
+    opt = optax.adam(1e-2)
+    margin = 0.98 * max_cosine  # aim a little lower, so that descent ends in finite time
+
+    def unit(W: Array) -> Array:
+        return W / jnp.linalg.norm(W, axis=-1, keepdims=True)
+
+    def cosines(W: Array) -> Array:
+        return jnp.abs(unit(W) @ unit(W).T) * (1 - jnp.eye(n_features))
+
+    def step(carry: tuple) -> tuple:
+        W, opt_state, i = carry
+        grad = jax.grad(lambda W: jnp.sum(jax.nn.relu(cosines(W) - margin) ** 2))(W)
+        updates, opt_state = opt.update(grad, opt_state)
+        return unit(optax.apply_updates(W, updates)), opt_state, i + 1
+
+    def crowded(carry: tuple) -> Array:
+        return (cosines(carry[0]).max() > max_cosine) & (carry[2] < _SEPARATION_STEPS)
+
+    W = unit(jax.random.normal(key_directions, (n_features, d_in)))
+    W, _, _ = jax.lax.while_loop(crowded, step, (W, opt.init(W), 0))
+    return unit(W) * _norms(key_norms, n_features, norm_std), cosines(W).max()
+
+
+def _norms(key: Key[Array, ""], n_features: int, norm_std: float) -> Float[Array, "n_features 1"]:
+    return 1 + norm_std * jax.random.normal(key, (n_features, 1))
+
+
+def cosine_matrix(
+    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
+) -> Float[np.ndarray, "n m"]:
+    """Cosine of every row of a with every row of b (host); 0 where a row is all zero."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return np.divide(a @ b.T, norms, out=np.zeros((len(a), len(b))), where=norms > 0)

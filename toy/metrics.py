@@ -1,0 +1,232 @@
+"""What an SAE has learnt, against the ground truth. On the host, in float64.
+
+Latents are matched one to one to features first; every metric says which rows, means and sides it takes.
+"on" means a‖d‖ > 0.2 of the feature's mean magnitude along its direction: a latent that merely leaks is off.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from toy.dictionary import cosine_matrix
+from toy.sae import SAE
+from toy.tree import Tree, edges
+
+ON_THRESHOLD = 0.2
+MIN_COSINE = 0.9
+MAX_HOLE_RATE = 0.01
+
+Features = Float[np.ndarray, "rows n_features"]
+Firing = Bool[np.ndarray, "rows n_features"]
+
+
+class Match(NamedTuple):
+    """The latent of each feature (−1: none is left) and their decoder cosine (0 there)."""
+
+    latent: Int[np.ndarray, " n_features"]
+    cosine: Float[np.ndarray, " n_features"]
+
+
+def match_features(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> Match:
+    """One latent a feature, the assignment with the greatest sum of cosines (Hungarian algorithm)."""
+    cosines = cosine_matrix(W_feat, W_dec)
+    feature, latent = linear_sum_assignment(cosines, maximize=True)
+    match = Match(np.full(len(W_feat), -1), np.zeros(len(W_feat)))
+    match.latent[feature], match.cosine[feature] = latent, cosines[feature, latent]
+    return match
+
+
+def matched_acts(
+    acts: Float[np.ndarray, "rows n_latents"], W_dec: Float[np.ndarray, "n_latents d_in"], match: Match
+) -> Features:
+    """a‖d‖ of the latent of each feature, in units of x; 0 where a feature has none."""
+    scaled = np.asarray(acts, float) * np.linalg.norm(W_dec, axis=1)
+    return np.where(match.latent >= 0, scaled[:, match.latent], 0.0)
+
+
+def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"]) -> Firing:
+    """Whether each feature's latent is on: a‖d‖ > 0.2 · feature_size, the feature's mean norm in x when present."""
+    return matched > ON_THRESHOLD * feature_size
+
+
+def hole_rates(on: Firing, present: Firing, tree: Tree) -> Float[np.ndarray, " n_edges"]:
+    """P(parent's latent off | child present), one an edge of `tree.edges`; 0 is best, 1 is full absorption.
+
+    NaN where the child never occurs in the rows. Source: the post's "holes", made exact by the ground truth.
+    """
+    return np.array([_mean(~on[present[:, child], parent]) for parent, child in edges(tree)])
+
+
+def firing_accuracy(on: Firing, present: Firing) -> float:
+    """Mean over rows and features of [latent on = feature present]; 1 is best. Sparse features make it high."""
+    return float((on == present).mean())
+
+
+def firing_precision(on: Firing, present: Firing) -> float:
+    """P(feature present | its latent on), pooled over features; 1 is best, NaN if no latent is ever on."""
+    return _mean(present[on])
+
+
+def firing_recall(on: Firing, present: Firing) -> float:
+    """P(latent on | its feature present), pooled over features; 1 is best. Holes lower it."""
+    return _mean(on[present])
+
+
+class Mixing(NamedTuple):
+    """Mean decoder cosines between related features' latents and directions; 0 is best for orthogonal features.
+
+    `parent_to_child`: the parent's latent with its child's direction. `child_to_sibling` and `child_to_parent`: the
+    child's latent with those. NaN where a tree has no such pair. Source: the heatmaps and hypothesis in the
+    post's comments.
+    """
+
+    parent_to_child: float
+    child_to_sibling: float
+    child_to_parent: float
+    max_off_diagonal: float  # of |cosine| over all pairs of different features
+
+
+def mixing(cosines: Float[np.ndarray, "n_features n_features"], tree: Tree) -> Mixing:
+    """`cosines[i, j]` is that of feature i's latent with feature j's direction (`matched_cosines`)."""
+    pairs = edges(tree)
+    siblings = [(a, b) for p, a in pairs for q, b in pairs if p == q and a != b]
+    off_diagonal = np.abs(cosines - np.diag(np.diag(cosines)))
+    return Mixing(
+        _mean([cosines[p, c] for p, c in pairs]),
+        _mean([cosines[a, b] for a, b in siblings]),
+        _mean([cosines[c, p] for p, c in pairs]),
+        float(off_diagonal.max()),
+    )
+
+
+def matched_cosines(
+    directions: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"], match: Match
+) -> Float[np.ndarray, "n_features n_features"]:
+    """Cosine of each feature's latent (rows, in the order of the features) with each feature's direction."""
+    cosines = cosine_matrix(directions, W_feat)[match.latent]
+    return np.where((match.latent >= 0)[:, None], cosines, 0.0)
+
+
+def mcc(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> float:
+    """Mean |cosine| of the best one-to-one assignment of latents to features; 1 is best.
+
+    "Mean correlation coefficient" as in `sae_lens.synthetic`, so with |cosine| where `match_features` keeps the
+    sign; the mean is over min(n_latents, n_features) pairs.
+    """
+    cosines = np.abs(cosine_matrix(W_feat, W_dec))
+    return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean())
+
+
+def uniqueness(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> float:
+    """Number of different features that are some latent's best |cosine|, over n_latents; 1 is best.
+
+    As in `sae_lens.synthetic`; at most n_features / n_latents when there are more latents than features.
+    """
+    return len(np.unique(np.abs(cosine_matrix(W_dec, W_feat)).argmax(axis=1))) / len(W_dec)
+
+
+def fvu(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
+    """Fraction of variance unexplained: Σ‖x − recon‖² / Σ‖x − mean(x)‖², sums over rows and d_in; 0 is best.
+
+    The variance is about the mean of each input dimension. 1 − fvu is the explained variance. NaN if x is constant.
+    """
+    total = np.sum((x - x.mean(axis=0)) ** 2)
+    return float(np.sum((x - recon) ** 2) / total) if total > 0 else float("nan")
+
+
+def prefix_fvu(
+    x: Float[np.ndarray, "rows d_in"],
+    acts: Float[np.ndarray, "rows n_latents"],
+    W_dec: Float[np.ndarray, "n_latents d_in"],
+    b_dec: Float[np.ndarray, " d_in"],
+) -> Float[np.ndarray, " n_latents"]:
+    """`fvu` of the reconstruction from the first k latents alone, k = 1 … n_latents; not monotone in k."""
+    recon, values = np.broadcast_to(b_dec, x.shape).astype(float), []
+    for a, d in zip(np.asarray(acts, float).T, W_dec, strict=True):
+        recon += a[:, None] * d
+        values.append(fvu(x, recon))
+    return np.array(values)
+
+
+def l0(acts: Float[np.ndarray, "rows n_latents"]) -> float:
+    """Mean number of latents with activation > 0 a row. Counts leaks that `firing` does not."""
+    return float((acts > 0).sum(axis=1).mean())
+
+
+def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
+    """Number of latents that fire on no row; 0 is best."""
+    return int((~(acts > 0).any(axis=0)).sum())
+
+
+def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
+    """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
+    norms = np.linalg.norm(x, axis=1)
+    return _mean(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
+
+
+def recovered(cosine: Float[np.ndarray, " n_features"], holes: Float[np.ndarray, " n_edges"]) -> bool:
+    """Every matched cosine ≥ 0.9 and the mean hole rate < 0.01."""
+    return bool(np.min(cosine) >= MIN_COSINE and (len(holes) == 0 or np.nanmean(holes) < MAX_HOLE_RATE))
+
+
+class Evaluation(NamedTuple):
+    """All of the above for one SAE on one batch of rows."""
+
+    match: Match
+    recovered: bool
+    hole_rates: Float[np.ndarray, " n_edges"]
+    hole_rate: float  # mean over edges; NaN without any
+    min_cosine: float
+    mixing: Mixing
+    firing_accuracy: float
+    firing_precision: float
+    firing_recall: float
+    mcc: float
+    uniqueness: float
+    fvu: float
+    prefix_fvu: Float[np.ndarray, " n_latents"]
+    l0: float
+    dead_latents: int
+    shrinkage: float
+
+
+def evaluate(sae: SAE, W_feat: Float[np.ndarray, "n_features d_in"], tree: Tree, features: Features) -> Evaluation:
+    """Measure an SAE on `features`, a batch of the tree such as `sample_features` gives (held out: use a new key)."""
+    W_enc, b_enc, W_dec, b_dec = (np.asarray(leaf, float) for leaf in sae)
+    W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
+    x, present = features @ W_feat, features > 0
+    acts = np.maximum(x @ W_enc + b_enc, 0)
+    recon = acts @ W_dec + b_dec
+    match = match_features(W_dec, W_feat)
+    on = firing(matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat))
+    holes = hole_rates(on, present, tree)
+    return Evaluation(
+        match=match,
+        recovered=recovered(match.cosine, holes),
+        hole_rates=holes,
+        hole_rate=_mean(holes[~np.isnan(holes)]),
+        min_cosine=float(match.cosine.min()),
+        mixing=mixing(matched_cosines(W_dec, W_feat, match), tree),
+        firing_accuracy=firing_accuracy(on, present),
+        firing_precision=firing_precision(on, present),
+        firing_recall=firing_recall(on, present),
+        mcc=mcc(W_dec, W_feat),
+        uniqueness=uniqueness(W_dec, W_feat),
+        fvu=fvu(x, recon),
+        prefix_fvu=prefix_fvu(x, acts, W_dec, b_dec),
+        l0=l0(acts),
+        dead_latents=dead_latents(acts),
+        shrinkage=shrinkage(x, recon),
+    )
+
+
+def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
+    """Each feature's mean norm in x when present: mean magnitude · ‖direction‖."""
+    mean = np.asarray(tree.magnitude_mean if tree.readout is None else tree.magnitude_mean[tree.readout], float)
+    return mean * np.linalg.norm(W_feat, axis=1)
+
+
+def _mean(values: np.ndarray | list) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
