@@ -102,9 +102,7 @@ def _norms(key: Key[Array, ""], n_features: int, norm_std: float) -> Float[Array
     return 1 + norm_std * jax.random.normal(key, (n_features, 1))
 
 
-def cosine_matrix(
-    a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]
-) -> Float[np.ndarray, "n m"]:
+def cosine_matrix(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
     """Cosine of every row of a with every row of b (host); 0 where a row is all zero."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)

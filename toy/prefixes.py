@@ -125,8 +125,6 @@ def draw_weights(key: Key[Array, ""], weighting: Weighting) -> Float[Array, " n_
     return drawn / weighting.n_prefixes
 
 
-def inclusion(
-    weights: Float[Array, " n_latents"], ranks: Int[Array, " n_latents"]
-) -> Float[Array, " n_latents"]:
+def inclusion(weights: Float[Array, " n_latents"], ranks: Int[Array, " n_latents"]) -> Float[Array, " n_latents"]:
     """s_i = Σ_{k > rank(i)} w_k: the weight of the prefixes that hold latent i, whose rank counts from 0."""
     return jnp.cumsum(weights[::-1])[::-1][ranks]

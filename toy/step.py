@@ -123,7 +123,9 @@ def _optimizer(hypers: Hypers, cfg: TrainConfig) -> optax.GradientTransformation
 def ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_latents"]:
     """Each latent's place, from 0, when sorted by descending contribution; ties keep their order."""
     place = jnp.arange(contribution.shape[0])
-    ahead = (contribution > contribution[:, None]) | ((contribution == contribution[:, None]) & (place < place[:, None]))
+    ahead = (contribution > contribution[:, None]) | (
+        (contribution == contribution[:, None]) & (place < place[:, None])
+    )
     return ahead.sum(axis=1)
 
 
@@ -133,9 +135,7 @@ def input_scale(state: TrainState, d_in: int) -> Float[Array, ""]:
     return jnp.sqrt(d_in) / jnp.maximum(mean_norm, 1e-12)
 
 
-def train_step(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig
-) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig) -> tuple[TrainState, Metrics]:
     """Sample, scale, weigh prefixes by rank, descend, control L0, update ranks, restart weak latents."""
     key_data, key_prefixes, key_reinit = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
     step = state.step
@@ -169,9 +169,7 @@ def train_step(
     return state, Metrics(loss, parts.mse, parts.l0, coef)
 
 
-def reinit_weak(
-    key: Key[Array, ""], state: TrainState, x: Float[Array, "batch d_in"], below: Number
-) -> TrainState:
+def reinit_weak(key: Key[Array, ""], state: TrainState, x: Float[Array, "batch d_in"], below: Number) -> TrainState:
     """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
 
     Samples are drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the

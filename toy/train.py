@@ -124,7 +124,11 @@ def train_grid(
 
         return jax.tree.map(place_leaf, _has_lanes(axes, tree), tree)
 
-    keys, source, hypers = place("keys", keys, 0), place("source", source, in_axes[0]), place("hypers", hypers, in_axes[1])
+    keys, source, hypers = (
+        place("keys", keys, 0),
+        place("source", source, in_axes[0]),
+        place("hypers", hypers, in_axes[1]),
+    )
     static = dict(cfg=cfg, in_axes=in_axes, mesh=mesh)
     state = _init_grid(keys, hypers, d_in=source.d_in, **static)
     state, history = _run(

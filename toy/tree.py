@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, UInt32
 
 MAX_DEPTH = 256
+MAX_MAGNITUDE = 1e6
 _RANGE = 1 << 32  # values of one uniform draw
 _MIN_NESTED = 1 << 20  # narrower intervals get a draw of their own: edge probabilities are exact to 1e-6
 
@@ -25,13 +26,13 @@ class TreeError(ValueError):
 class Node:
     """One node of a feature tree as a person writes it.
 
-    `prob` is P(on | parent on). With `exclusive`, at most one of the children is on and the leftover
+    `active_prob` is P(on | parent on). With `exclusive`, at most one of the children is on and the leftover
     probability is "none". A feature's magnitude, when on, is max(0, N(magnitude_mean, magnitude_std²));
     with `scale_children_by_parent` each child's is multiplied by its parent's magnitude / magnitude_mean
     (as in SAELens). `feature_index` fixes the feature's column; by default columns follow the order written.
     """
 
-    prob: float
+    active_prob: float
     children: tuple["Node", ...] = ()
     exclusive: bool = False
     name: str | None = None
@@ -104,15 +105,15 @@ def _check_node(path: str, depth: int, node: Node) -> None:
     if not isinstance(node.children, tuple | list):
         raise TreeError(f"{path}.children: expected a list of nodes, got {type(node.children).__name__}")
     for field, low, high in (
-        ("prob", 0, 1),
-        ("magnitude_mean", 0, math.inf),
-        ("magnitude_std", 0, math.inf),
+        ("active_prob", 0, 1),
+        ("magnitude_mean", 0, MAX_MAGNITUDE),
+        ("magnitude_std", 0, MAX_MAGNITUDE),
     ):
         value = getattr(node, field)
         if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
             raise TreeError(f"{path}.{field}: expected a number, got {type(value).__name__} {value!r}")
-        if not (low <= value <= high and math.isfinite(value)):
-            raise TreeError(f"{path}.{field}: {value} is outside [{low}, {high}]")
+        if not low <= value <= high:
+            raise TreeError(f"{path}.{field}: {value} is outside [{low}, {high:g}]")
     if node.scale_children_by_parent and node.magnitude_mean == 0:
         raise TreeError(f"{path}.magnitude_mean: children are scaled by this magnitude, so it cannot be 0")
     for i, child in enumerate(node.children):
@@ -120,8 +121,8 @@ def _check_node(path: str, depth: int, node: Node) -> None:
             raise TreeError(f"{path}.children[{i}]: expected a Node, got {type(child).__name__}")
     if node.exclusive:
         for i, child in enumerate(node.children):
-            _check_node(f"{path}.children[{i}]", depth, Node(child.prob))
-        total = math.fsum(child.prob for child in node.children)
+            _check_node(f"{path}.children[{i}]", depth, Node(child.active_prob))
+        total = math.fsum(child.active_prob for child in node.children)
         if total > 1 + 1e-9:
             raise TreeError(f"{path}.children: probabilities of mutually exclusive children sum to {total:.6g} > 1")
 
@@ -166,7 +167,7 @@ def build_tree(root: Node) -> Tree:
 
     nodes = [found[i][2] for i in kept]
     parent = np.array([position.get(found[i][1], -1) for i in kept])
-    prob = np.array([node.prob for node in nodes], float)
+    prob = np.array([node.active_prob for node in nodes], float)
     group = np.array([found[i][1] if i and found[found[i][1]][2].exclusive else -1 for i in kept])
     mean = np.array([node.magnitude_mean for node in nodes], float)
     std = np.array([node.magnitude_std for node in nodes], float)

@@ -17,9 +17,7 @@ def reference_tree() -> Node:
 
     Mean L0 3 · 0.15 · 1.6 + 8 · 0.05 = 1.12. Source: `tree.json` of the reference code.
     """
-    parents = [
-        Node(0.15, tuple(Node(0.2, name=f"{p}{i}") for i in (1, 2, 3)), exclusive=True, name=p) for p in "ABC"
-    ]
+    parents = [Node(0.15, tuple(Node(0.2, name=f"{p}{i}") for i in (1, 2, 3)), exclusive=True, name=p) for p in "ABC"]
     lone = [Node(0.05, name=f"L{i}") for i in range(1, 9)]
     return forest(*parents, *lone)
 

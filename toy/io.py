@@ -1,0 +1,141 @@
+"""The one file of the library that touches the disk: trees, SAEs, records. Writes are whole or not at all."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from toy.sae import SAE
+from toy.tree import Node, TreeError
+from toy.tree_json import parse_tree, tree_to_dict
+
+_SAE_LENS_VERSION = "6.54.12"  # the version whose format `save_sae` writes
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that takes its name when the block ends well, and is removed when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_tree(path: Path) -> Node:
+    """A tree from a JSON file in any dialect of `toy.tree_json`. Raises: `TreeError` naming the file."""
+    try:
+        return parse_tree(path.read_text(encoding="utf-8"))
+    except TreeError as error:
+        raise TreeError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise TreeError(f"{path}: not JSON: not UTF-8 text") from None
+    except OSError as error:
+        raise TreeError(f"{path}: {error.strerror or error}") from None
+
+
+def save_tree(path: Path, root: Node) -> None:
+    """Write a tree as JSON (`tree_to_dict`)."""
+    save_json(path, tree_to_dict(root))
+
+
+def save_json(path: Path, data: Any) -> None:
+    """Write JSON with numpy values as numbers and lists, floats to 6 significant digits, NaN as null."""
+    text = json.dumps(_plain(data), indent=1, allow_nan=False)
+    with writing(path) as file:
+        file.write((_one_line_lists(text) + "\n").encode())
+
+
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _one_line_lists(text: str) -> str:
+    """Put every list of plain numbers on one line: a record is read by people too."""
+    lines: list[str] = []
+    inside: list[str] | None = None
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.endswith("["):
+            if inside is not None:
+                lines += inside
+            inside = [line]
+        elif inside is not None and stripped.rstrip(",") == "]":
+            lines.append(inside[0] + " ".join(item.strip() for item in inside[1:]) + stripped)
+            inside = None
+        elif inside is not None and not stripped.endswith(("{", "}", "},")):
+            inside.append(line)
+        else:
+            lines += [*(inside or []), line]
+            inside = None
+    return "\n".join(lines)
+
+
+def save_sae(folder: Path, sae: SAE, *, metadata: dict[str, Any] | None = None) -> None:
+    """Write an SAE as the folder SAELens loads as `standard`: `sae_weights.safetensors` and `cfg.json`.
+
+    `sae` acts on unscaled inputs (`trained_sae` gives such). The order of its latents is kept.
+    """
+    # safetensors writes wrong values for arrays that are not C-contiguous.
+    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in sae._asdict().items()}
+    d_in, n_latents = tensors["W_enc"].shape
+    cfg = {
+        "architecture": "standard",
+        "d_in": d_in,
+        "d_sae": n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": _SAE_LENS_VERSION, **(metadata or {})},
+    }
+    with writing(folder / "sae_weights.safetensors") as file:
+        file.write(save(tensors))
+    save_json(folder / "cfg.json", cfg)
+
+
+def load_sae(folder: Path) -> SAE:
+    """Read what `save_sae` wrote. Raises: ValueError naming the file and what is wrong with it."""
+    path = folder / "sae_weights.safetensors"
+    try:
+        cfg, tensors = load_json(folder / "cfg.json"), load_file(path)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: cannot be read as an SAE: {error}") from None
+    if cfg.get("architecture") != "standard" or cfg.get("apply_b_dec_to_input", True):
+        raise ValueError(f"{folder / 'cfg.json'}: only architecture 'standard' without apply_b_dec_to_input is read")
+    if set(tensors) != set(SAE._fields):
+        raise ValueError(f"{path}: expected tensors {', '.join(SAE._fields)}, got {', '.join(sorted(tensors))}")
+    return SAE(**tensors)
