@@ -88,7 +88,7 @@ def superposed_directions(
         W, opt_state, i = carry
         grad = jax.grad(lambda W: jnp.sum(jax.nn.relu(cosines(W) - margin) ** 2))(W)
         updates, opt_state = opt.update(grad, opt_state)
-        return unit(optax.apply_updates(W, updates)), opt_state, i + 1
+        return unit(W + updates), opt_state, i + 1
 
     def crowded(carry: tuple) -> Array:
         return (cosines(carry[0]).max() > max_cosine) & (carry[2] < _SEPARATION_STEPS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -138,4 +139,4 @@ def load_sae(folder: Path) -> SAE:
         raise ValueError(f"{folder / 'cfg.json'}: only architecture 'standard' without apply_b_dec_to_input is read")
     if set(tensors) != set(SAE._fields):
         raise ValueError(f"{path}: expected tensors {', '.join(SAE._fields)}, got {', '.join(sorted(tensors))}")
-    return SAE(**tensors)
+    return SAE(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})

@@ -14,51 +14,67 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.polynomial.legendre import leggauss
 
 
-class Weighting(NamedTuple):
-    """Either fixed `weights` (then the rest is None), or `rates` from which `n_prefixes` are drawn each batch."""
+class FixedWeights(NamedTuple):
+    """The same weights every batch."""
 
-    weights: Float[Array | np.ndarray, "*lanes n_latents"] | None  # of prefix lengths 1 … n_latents
-    rates: Float[Array | np.ndarray, "*lanes n_latents-1"] | None = None  # of lengths 1 … n_latents - 1
-    n_prefixes: Int[Array | np.ndarray, "*lanes"] | None = None  # the full one included
+    weights: Float[Array | np.ndarray, "*lanes n_latents"]  # of prefix lengths 1 … n_latents
+
+    @property
+    def n_latents(self) -> int:
+        return self.weights.shape[-1]
 
 
-def full(n_latents: int) -> Weighting:
+class SampledPrefixes(NamedTuple):
+    """`n_prefixes` lengths drawn each batch, the full one always among them, equally weighted."""
+
+    rates: Float[Array | np.ndarray, "*lanes n_latents-1"]  # of lengths 1 … n_latents − 1
+    n_prefixes: Int[Array | np.ndarray, "*lanes"]
+
+    @property
+    def n_latents(self) -> int:
+        return self.rates.shape[-1] + 1
+
+
+Weighting = FixedWeights | SampledPrefixes
+
+
+def full(n_latents: int) -> FixedWeights:
     """The single full prefix: a vanilla SAE."""
     return fixed(n_latents, (n_latents,))
 
 
-def fixed(n_latents: int, widths: Sequence[int]) -> Weighting:
+def fixed(n_latents: int, widths: Sequence[int]) -> FixedWeights:
     """Equal weight on each of the given prefix lengths; a repeated length counts as often as it stands."""
     widths_array = np.asarray(widths)
     if len(widths_array) == 0 or widths_array.min() < 1 or widths_array.max() > n_latents:
         raise ValueError(f"widths: need lengths between 1 and n_latents = {n_latents}, got {tuple(widths)}")
-    return Weighting(np.bincount(widths_array - 1, minlength=n_latents) / len(widths_array))
+    return FixedWeights(np.bincount(widths_array - 1, minlength=n_latents) / len(widths_array))
 
 
-def all_prefixes(n_latents: int) -> Weighting:
+def all_prefixes(n_latents: int) -> FixedWeights:
     """Equal weight on every prefix length."""
     return fixed(n_latents, range(1, n_latents + 1))
 
 
-def sampled(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> Weighting:
+def sampled(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> SampledPrefixes:
     """Fresh prefixes each batch: the full one and n_prefixes − 1 shorter ones, equally weighted.
 
     The shorter ones are drawn without replacement with probability ∝ `pareto_rates`. There are only n_latents
     lengths, so n_prefixes ≥ n_latents means every prefix, each batch. Source: the post; reference code.
     """
     _check_n_prefixes(n_prefixes)
-    return Weighting(None, pareto_rates(n_latents, power), np.asarray(min(n_prefixes, n_latents)))
+    return SampledPrefixes(pareto_rates(n_latents, power), np.asarray(min(n_prefixes, n_latents)))
 
 
-def expected(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> Weighting:
+def expected(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> FixedWeights:
     """The exact expectation of `sampled`: w_k = P(k among the prefixes) / n_prefixes."""
     _check_n_prefixes(n_prefixes)
     n_prefixes = min(n_prefixes, n_latents)
     shorter = inclusion_probabilities(pareto_rates(n_latents, power), n_prefixes - 1)
-    return Weighting(np.append(shorter, 1.0) / n_prefixes)
+    return FixedWeights(np.append(shorter, 1.0) / n_prefixes)
 
 
-def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, power: float = 0.5) -> Weighting:
+def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, power: float = 0.5) -> FixedWeights:
     """`expected` with the share of the full prefix set to `full_share` (Chanin et al., arXiv 2505.11756)."""
     if not 0 <= full_share <= 1:
         raise ValueError(f"full_share: {full_share} is outside [0, 1]")
@@ -66,7 +82,7 @@ def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, powe
     shorter = weights[:-1].sum()
     if shorter == 0:
         return full(n_latents)
-    return Weighting(np.append(weights[:-1] * (1 - full_share) / shorter, full_share))
+    return FixedWeights(np.append(weights[:-1] * (1 - full_share) / shorter, full_share))
 
 
 def _check_n_prefixes(n_prefixes: int) -> None:
@@ -116,8 +132,8 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
 
 
 def draw_weights(key: Key[Array, ""], weighting: Weighting) -> Float[Array, " n_latents"]:
-    """The weights of this batch. For `sampled`, by the exponential clocks above; otherwise the key is unused."""
-    if weighting.rates is None:
+    """The weights of this batch: for `sampled` by the exponential clocks above; otherwise the key is unused."""
+    if isinstance(weighting, FixedWeights):
         return jnp.asarray(weighting.weights, jnp.result_type(float))
     clocks = jax.random.exponential(key, weighting.rates.shape) / weighting.rates
     earlier = jnp.sum(clocks[None, :] < clocks[:, None], axis=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from toy.loss import LossParts, Sparsity, sae_loss
+from toy.loss import Sparsity, sae_loss
 from toy.prefixes import Weighting, draw_weights, inclusion
 from toy.sae import SAE, decode, encode, fold_input_scale, init_sae, reorder
 from toy.source import Source

@@ -79,8 +79,7 @@ def _run(
 
 
 def _check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
-    weights, rates, _ = hypers.prefixes
-    n_latents = np.shape(weights)[-1] if weights is not None else np.shape(rates)[-1] + 1
+    n_latents = hypers.prefixes.n_latents
     if n_latents != cfg.n_latents:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
 

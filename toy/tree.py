@@ -160,7 +160,7 @@ def build_tree(root: Node) -> Tree:
     keep = [node.is_feature for *_, node in found]
     for i in reversed(range(1, len(found))):  # a branch is kept for the sake of the features below it
         keep[found[i][1]] |= keep[i]
-    if not root.is_feature and root.prob == 1 and root.magnitude_std == 0:
+    if not root.is_feature and root.active_prob == 1 and root.magnitude_std == 0:
         keep[0] = False
     kept = np.flatnonzero(keep)
     position = {int(old): new for new, old in enumerate(kept)} | {-1: -1}
