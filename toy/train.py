@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
 from toy.sae import SAE
@@ -110,7 +110,7 @@ def train_grid(
     _check_hypers(hypers, cfg)
     n_lanes, n_devices = keys.shape[0], jax.local_device_count()
     lanes = np.minimum(np.arange(-(-n_lanes // n_devices) * n_devices), n_lanes - 1)  # equal shares: repeat the last
-    mesh = jax.make_mesh((n_devices,), ("lanes",), devices=jax.local_devices())
+    mesh = jax.make_mesh((n_devices,), ("lanes",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
 
     def place(name: str, tree: PyTree, axes: PyTree) -> PyTree:
         def place_leaf(has_lanes: bool, leaf: Any) -> Array:
@@ -133,6 +133,7 @@ def train_grid(
     state, history = _run(
         lambda state, n: _advance_grid(state, source, hypers, n_steps=n, **static), state, cfg, chunk, progress
     )
+    state = jax.device_put(state, jax.local_devices()[0])
     state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
     return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)
 
