@@ -59,8 +59,8 @@ def save_tree(path: Path, root: Node) -> None:
 
 
 def save_json(path: Path, data: Any) -> None:
-    """Write JSON with numpy values as numbers and lists, floats to 6 significant digits, NaN as null."""
-    text = json.dumps(_plain(data), indent=1, allow_nan=False)
+    """Write JSON (`plain` says what becomes of numpy values and NaN), a list of numbers to a line."""
+    text = json.dumps(plain(data), indent=1, allow_nan=False)
     with writing(path) as file:
         file.write((_one_line_lists(text) + "\n").encode())
 
@@ -69,13 +69,14 @@ def load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON knows it: numpy values as numbers and lists, floats to 6 significant digits, NaN as None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     if isinstance(value, Path):

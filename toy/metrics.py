@@ -59,6 +59,22 @@ def hole_rates(on: Firing, present: Firing, tree: Tree) -> Float[np.ndarray, " n
     return np.array([_mean(~on[present[:, child], parent]) for parent, child in edges(tree)])
 
 
+def parent_activations(
+    matched: Features, present: Firing, feature_size: Float[np.ndarray, " n_features"], tree: Tree
+) -> tuple[Float[np.ndarray, " n_edges"], Float[np.ndarray, " n_edges"]]:
+    """Mean a‖d‖ / feature_size of the parent's latent, an edge: on rows with the parent and none of its children, and
+    on rows with this child. 1 is the feature's own size; the post saw the second larger. NaN without such rows.
+    """
+    pairs = edges(tree)
+    relative = matched / np.where(feature_size > 0, feature_size, np.nan)
+    childless = present.copy()
+    for parent, child in pairs:
+        childless[:, parent] &= ~present[:, child]
+    alone = [_mean(relative[childless[:, parent], parent]) for parent, _ in pairs]
+    with_child = [_mean(relative[present[:, child], parent]) for parent, child in pairs]
+    return np.array(alone), np.array(with_child)
+
+
 def firing_accuracy(on: Firing, present: Firing) -> float:
     """Mean over rows and features of [latent on = feature present]; 1 is best. Sparse features make it high."""
     return float((on == present).mean())
@@ -178,6 +194,8 @@ class Evaluation(NamedTuple):
     recovered: bool
     hole_rates: Float[np.ndarray, " n_edges"]
     hole_rate: float  # mean over edges; NaN without any
+    parent_alone: Float[np.ndarray, " n_edges"]  # `parent_activations`
+    parent_with_child: Float[np.ndarray, " n_edges"]
     min_cosine: float
     mixing: Mixing
     firing_accuracy: float
@@ -200,13 +218,17 @@ def evaluate(sae: SAE, W_feat: Float[np.ndarray, "n_features d_in"], tree: Tree,
     acts = np.maximum(x @ W_enc + b_enc, 0)
     recon = acts @ W_dec + b_dec
     match = match_features(W_dec, W_feat)
-    on = firing(matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat))
+    matched, sizes = matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat)
+    on = firing(matched, sizes)
+    alone, with_child = parent_activations(matched, present, sizes, tree)
     holes = hole_rates(on, present, tree)
     return Evaluation(
         match=match,
         recovered=recovered(match.cosine, holes),
         hole_rates=holes,
         hole_rate=_mean(holes[~np.isnan(holes)]),
+        parent_alone=alone,
+        parent_with_child=with_child,
         min_cosine=float(match.cosine.min()),
         mixing=mixing(matched_cosines(W_dec, W_feat, match), tree),
         firing_accuracy=firing_accuracy(on, present),

@@ -1,0 +1,4 @@
+"""One module a figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
+
+TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
+BENCHMARKS = ("speed",)

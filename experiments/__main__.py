@@ -1,0 +1,56 @@
+"""Run all experiments of the toy set in order: `python -m experiments`. See `--help` and `--list`."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import BENCHMARKS, TOY_SET
+from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, run_experiment
+
+
+@dataclass(frozen=True)
+class All:
+    """Make every figure of the toy set and its record. `python -m experiments.NAME --help` has each one's options."""
+
+    list: bool = False
+    """List the experiments with their claims, and stop."""
+    out: Path = DEFAULT_OUT
+    """Folder for records and figures."""
+    tree: Path | None = None
+    """JSON file of your own tree, for every experiment."""
+    n_seeds: int | None = None
+    """Number of seeds; default: each experiment's own."""
+    n_steps: int | None = None
+    """Training steps; default: each experiment's own."""
+
+
+def main() -> None:
+    with clean_exit():
+        options = tyro.cli(All, prog="python -m experiments", config=(tyro.conf.FlagCreatePairsOff,))
+        if options.list:
+            print("\n".join(describe(name) for name in (*TOY_SET, *BENCHMARKS)))
+            return
+        # Configurations of all experiments first: a fault in an option stops the run before any work.
+        configs = {name: configure(name, options) for name in TOY_SET}
+        for name, config in configs.items():
+            run_experiment(experiment_module(name), config, options.out)
+
+
+def configure(name: str, options: All) -> Any:
+    config_type = experiment_module(name).Config
+    known = {field.name for field in dataclasses.fields(config_type)}
+    given = {"tree": options.tree, "n_seeds": options.n_seeds, "n_steps": options.n_steps}
+    return config_type(**{key: value for key, value in given.items() if value is not None and key in known})
+
+
+def describe(name: str) -> str:
+    claim = (experiment_module(name).__doc__ or "").splitlines()[0]
+    return f"{name:14s} {claim}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Absorption: the vanilla SAE's parent latents are silent where a child is on; the Matryoshka SAE's are not.
+
+Claim: vanilla absorbs in every seed (hole rate 1); Matryoshka recovers the tree, without holes. Its parent latents
+fire more strongly when a child is present.
+Command: python -m experiments.absorption (about 1.5 minutes on 2 cores).
+Expected, seeds 0 to 31: vanilla recovered 0/32, hole rate 1.00 in each; Matryoshka recovered 32/32, hole rate 0.
+In the post: "Toy Model", the activations of both SAEs beside the ground truth.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.cli import main
+from experiments.ground_truth import shown_batch
+from experiments.study import (
+    Progress,
+    Study,
+    StudyConfig,
+    evaluate_seeds,
+    held_out_features,
+    lane,
+    make_study,
+    summarise,
+    train_seeds,
+)
+from toy.metrics import feature_sizes, match_features, matched_acts
+from toy.sae import SAE, encode
+from toy.tree import Node, build_tree, edges, feature_names
+from toy.tree_json import tree_from_dict
+
+SAES = ("vanilla", "matryoshka")
+LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
+
+
+@dataclass(frozen=True)
+class Config(StudyConfig):
+    """Options of `absorption`."""
+
+    n_prefixes: int = 10
+    """Prefixes a batch of the Matryoshka SAE, the full one included."""
+    n_shown: int = 200
+    """Rows of the batch that is shown, before all-zero rows are dropped."""
+
+    @property
+    def weightings(self) -> dict[str, str]:
+        return {"vanilla": "vanilla", "matryoshka": f"sampled_{self.n_prefixes}"}
+
+
+def n_steps(cfg: Config) -> int:
+    return 2 * cfg.n_steps
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    study = make_study(cfg)
+    features, batch = held_out_features(cfg, study.tree), shown_batch(cfg.seed, study.tree, cfg.n_shown)
+    results: dict[str, Any] = {}
+    for name, weighting in cfg.weightings.items():
+        saes = train_seeds(cfg, study, weighting, progress)
+        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
+        results[name] = summarise(evaluations) | {
+            "parent_alone": [np.nanmean(e.parent_alone) for e in evaluations],
+            "parent_with_child": [np.nanmean(e.parent_with_child) for e in evaluations],
+            "example": relative_acts(lane(saes, 0), study, batch),
+        }
+    return results | {"features": batch}
+
+
+def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
+    """[rows n_features]: a‖d‖ of each feature's latent over the feature's size, for the first seed."""
+    W_feat = study.W_feat[0]
+    match = match_features(np.asarray(sae.W_dec), W_feat)
+    acts = np.asarray(encode(sae, batch @ W_feat))
+    return matched_acts(acts, np.asarray(sae.W_dec), match) / feature_sizes(study.tree, W_feat)
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for name in SAES:
+        r = record["results"][name]
+        holes = [rate for rate in r["hole_rate"] if rate is not None]
+        text = f"hole rate {np.mean(holes):.4f} ({min(holes):.3f} to {max(holes):.3f})" if holes else "no edges"
+        lines.append(f"{name} recovered {r['recovered']}/{r['n_seeds']}, {text}, min cosine {min(r['min_cosine']):.3f}")
+    return lines
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    results, root = record["results"], tree_from_dict(record["config"]["tree"])
+    names = feature_names(root)
+    shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
+    high = max(float(values.max(initial=1.0)) for values in shown.values())
+    with plots.styled(5.4) as figure:
+        grid = figure.add_gridspec(2, 6, height_ratios=[1.5, 1])
+        axes = []
+        for i, (title, values) in enumerate(shown.items()):
+            ax = figure.add_subplot(grid[0, 2 * i : 2 * i + 2])
+            plots.heatmap(ax, values, low=0, high=high, colours="Greys")
+            plots.label_columns(ax, names, size=5)
+            ax.set(title=f"{'abc'[i]}  {title}", xlabel="feature" if i == 0 else "latent of feature")
+            ax.set_ylabel("row of the batch" if i == 0 else "")
+            axes.append(ax)
+        figure.colorbar(axes[0].images[0], ax=axes, label="activation / size of feature", shrink=0.7)
+        _plot_edges(figure.add_subplot(grid[1, 0:3]), results, root)
+        _plot_recovery(figure.add_subplot(grid[1, 3:4]), results)
+        _plot_parent(figure.add_subplot(grid[1, 4:6]), results)
+        matryoshka = f"Matryoshka: {record['config']['n_prefixes']} sampled prefixes; a to c: seed {record['seeds'][0]}"
+        plots.caption(figure, record, f"{matryoshka}; dots: seeds; bars: mean or share with 95% interval")
+    return figure
+
+
+def _plot_edges(ax: Axes, results: dict[str, Any], root: Node) -> None:
+    names, pairs = feature_names(root), edges(build_tree(root))
+    for i, name in enumerate(SAES):
+        for x, rates in enumerate(zip(*results[name]["hole_rate_per_edge"], strict=True)):
+            plots.spread(ax, x + 0.3 * i - 0.15, list(rates), plots.COLOURS[name], width=0.08)
+        ax.plot([], [], color=plots.COLOURS[name], label=LABELS[name])
+    ax.set_xticks(range(len(pairs)), [f"{names[p]}→{names[c]}" for p, c in pairs], rotation=90)
+    ax.set(title="d  Holes: P(parent's latent off | child on)", ylabel="hole rate", ylim=(-0.05, 1.05))
+    if pairs:
+        ax.legend(loc="center right")
+
+
+def _plot_recovery(ax: Axes, results: dict[str, Any]) -> None:
+    for i, name in enumerate(SAES):
+        plots.share(ax, i, results[name]["recovered"], results[name]["n_seeds"], plots.COLOURS[name])
+    ax.set_xticks(range(2), ["vanilla", "Matryoshka"], rotation=30, ha="right")
+    ax.set(title="e  Recovered", ylabel="share of seeds", xlim=(-0.5, 1.5), ylim=(-0.05, 1.05))
+
+
+def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
+    for i, name in enumerate(SAES):
+        for j, key in enumerate(("parent_alone", "parent_with_child")):
+            plots.spread(ax, 2.5 * i + j, results[name][key], plots.COLOURS[name])
+    ax.axhline(1, color="#999999", linewidth=0.7, linestyle=":")
+    ax.set_xticks([0, 1, 2.5, 3.5], ["alone", "with\nchild"] * 2)
+    ax.set(title="f  The parent's activation", ylabel="activation / size of feature", ylim=(-0.05, None))
+
+
+if __name__ == "__main__":
+    main("absorption")

@@ -1,0 +1,171 @@
+"""Does training more prefixes a batch, or all of them, remove what is left of the mixing?
+
+Claim: no. Sampled prefixes, their exact expectation and every prefix with equal weight recover the tree about equally
+well and mix parents and children alike; fewer prefixes (more weight on the full one) mix less.
+Command: python -m experiments.all_prefixes (about 3 minutes on 2 cores).
+Expected, seeds 0 to 31: recovered at least 30/32 for each weighting but vanilla (0/32); parent to child +0.15 with 3
+sampled prefixes and +0.18 with more.
+In the post: the first comment's question, and the author's answer from one run.
+With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in every batch and equals `all`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.cli import main
+from experiments.study import (
+    Progress,
+    StudyConfig,
+    evaluate_seeds,
+    held_out_features,
+    make_study,
+    summarise,
+    train_seeds,
+)
+from toy.tree import build_tree
+from toy.tree_json import tree_from_dict
+
+MIXINGS = {
+    "parent_to_child": "parent → child",
+    "child_to_sibling": "child → sibling",
+    "child_to_parent": "child → parent",
+}
+
+
+@dataclass(frozen=True)
+class Config(StudyConfig):
+    """Options of `all_prefixes`."""
+
+    n_prefixes: tuple[int, ...] = (3, 10, 30)
+    """Numbers of sampled prefixes a batch."""
+    n_expected: int = 10
+    """Number of sampled prefixes whose exact expectation is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min((*self.n_prefixes, self.n_expected)) < 1:
+            raise ValueError("n_prefixes and n_expected: must be at least 1 (the full prefix)")
+
+    @property
+    def weightings(self) -> list[str]:
+        return ["vanilla", *(f"sampled_{n}" for n in self.n_prefixes), f"expected_{self.n_expected}", "all"]
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.weightings) * cfg.n_steps
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    study = make_study(cfg)
+    features = held_out_features(cfg, study.tree)
+    return {
+        name: summarise(evaluate_seeds(train_seeds(cfg, study, name, progress), study.W_feat, study.tree, features))
+        for name in cfg.weightings
+    }
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, r in record["results"].items():
+        means = ", ".join(f"{kind.replace('_', ' ')} {_mean(_recovered_only(r, kind)):+.3f}" for kind in MIXINGS)
+        hole = _mean(r["hole_rate"])
+        lines.append(
+            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {hole:.4f}; mixing where recovered: {means}"
+        )
+    return lines
+
+
+def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
+    """Mixing of the recovered seeds: where a feature is lost, its pairs say nothing."""
+    return [v for v, ok in zip(result["mixing"][kind], result["recovered_seeds"], strict=True) if ok and v is not None]
+
+
+def _mean(values: list) -> float:
+    kept = [value for value in values if value is not None]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def n_trained(name: str, n_latents: int) -> int:
+    """How many different prefixes a batch a weighting trains (or stands for, in `expected`)."""
+    kind, _, number = name.partition("_")
+    return {"vanilla": 1, "all": n_latents}.get(kind) or min(int(number), n_latents)
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    results, config = record["results"], record["config"]
+    n_latents = config["n_latents"] or build_tree(tree_from_dict(config["tree"])).n_features
+    panels = {
+        "a  Recovered": ("share of seeds", _plot_recovered),
+        "b  Holes": ("mean hole rate", _plot_holes),
+        **{
+            f"{letter}  Mixing {label}": ("mean cosine, recovered seeds", _plot_mixing(kind))
+            for letter, (kind, label) in zip("cde", MIXINGS.items(), strict=True)
+        },
+    }
+    with plots.styled(4.4) as figure:
+        axes = figure.subplots(2, 3).ravel()
+        for ax, (title, (ylabel, draw)) in zip(axes, panels.items(), strict=False):
+            for name, result in results.items():
+                x, colour, marker = _position(name, n_latents)
+                draw(ax, x, result, colour, marker)
+            ax.set(xscale="log", title=title, ylabel=ylabel, xlabel="prefixes a batch", xlim=(0.8, 1.45 * n_latents))
+            ticks = sorted({n_trained(name, n_latents) for name in results})
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            ax.minorticks_off()
+        legend = axes[len(panels)]
+        legend.axis("off")
+        for name in results:
+            _, colour, marker = _position(name, n_latents)
+            legend.plot([], [], marker, color=colour, label=_label(name, n_latents))
+        legend.legend(loc="center left", handlelength=1, fontsize=7.5)
+        plots.caption(figure, record, f"{n_latents} latents; dots: seeds; bars: mean or share with 95% interval")
+    return figure
+
+
+def _position(name: str, n_latents: int) -> tuple[float, str, str]:
+    """x (moved a little aside, so that equal numbers do not hide each other), colour and marker."""
+    x, kind = float(n_trained(name, n_latents)), name.partition("_")[0]
+    if kind == "vanilla":
+        return x, plots.COLOURS["vanilla"], "o"
+    if kind == "sampled":
+        return x, plots.COLOURS["matryoshka"], "o"
+    if kind == "expected":
+        return x * 1.16, plots.COLOURS["other"], "s"
+    return x * 1.16, plots.COLOURS["truth"], "D"
+
+
+def _label(name: str, n_latents: int) -> str:
+    kind, _, number = name.partition("_")
+    if kind == "sampled":
+        every = " (every prefix)" if int(number) >= n_latents else ""
+        return f"{number} sampled{every}"
+    return {"vanilla": "vanilla (full prefix only)", "all": "all, equal weight"}.get(
+        kind, f"exact expectation of {number} sampled"
+    )
+
+
+def _plot_recovered(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
+    plots.share(ax, x, result["recovered"], result["n_seeds"], colour, marker=marker)
+    ax.set_ylim(-0.05, 1.05)
+
+
+def _plot_holes(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
+    plots.spread(ax, x, result["hole_rate"], colour, width=0.04 * x)
+    ax.set_ylim(-0.05, 1.05)
+
+
+def _plot_mixing(kind: str) -> Any:
+    def draw(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
+        plots.spread(ax, x, list(_recovered_only(result, kind)), colour, width=0.04 * x)
+        ax.axhline(0, color="#999999", linewidth=0.6)
+
+    return draw
+
+
+if __name__ == "__main__":
+    main("all_prefixes")

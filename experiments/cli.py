@@ -1,0 +1,148 @@
+"""The command line of an experiment, and the one place that writes records and figures."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import jax
+import matplotlib
+import tyro
+from tqdm import tqdm
+
+from experiments.study import load_root
+from toy.io import load_json, plain, save_json, writing
+from toy.tree_json import tree_to_dict
+
+MAX_CPU_DEVICES = 8
+DEFAULT_OUT = Path("figures")
+
+
+def main(name: str) -> None:
+    """Entry point of `python -m experiments.NAME`."""
+    module = experiment_module(name)
+
+    def options(
+        config: Annotated[Any, tyro.conf.arg(name="")],
+        out: Path = DEFAULT_OUT,
+        redraw: bool = False,
+    ) -> tuple[Any, Path, bool]:
+        return config, out, redraw
+
+    options.__annotations__["config"] = Annotated[module.Config, tyro.conf.arg(name="")]
+    options.__doc__ = f"""{module.__doc__}
+
+    Args:
+        config: Options of the experiment.
+        out: Folder for the record and the figure.
+        redraw: Draw the figure again from the record in that folder, without running anything.
+    """
+    with clean_exit():
+        config, out, redraw = tyro.cli(
+            options, prog=f"python -m experiments.{name}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        if redraw:
+            record = load_record(out / f"{name}.json")
+            write_figure(module, record, out)
+        else:
+            run_experiment(module, config, out)
+
+
+def experiment_module(name: str) -> ModuleType:
+    return __import__(f"experiments.{name}", fromlist=["run"])
+
+
+@contextlib.contextmanager
+def clean_exit() -> Iterator[None]:
+    """A fault of the user's is one line and exit code 2; an interrupt says so. Neither leaves a file behind."""
+    try:
+        use_all_cores()
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing of the unfinished experiment was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def use_all_cores() -> None:
+    """Make every core a device of its own: lanes of a grid then run on all of them (about twice as fast on two)."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):  # JAX is already running: keep its devices
+        jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
+
+
+def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]:
+    """Run, print the result's lines, write figure and record; return the record as it stands on disk."""
+    name = module.__name__.rpartition(".")[2]
+    check_writable(out)
+    start = time.monotonic()
+    with tqdm(total=module.n_steps(config), desc=name, unit="step", disable=None, leave=False) as bar:
+        results = module.run(config, bar.update)
+    record = plain(
+        {
+            "name": name,
+            "config": describe(config),
+            "seeds": config.seeds,
+            "versions": versions(),
+            "seconds": time.monotonic() - start,
+            "results": results,
+        }
+    )
+    write_figure(module, record, out)
+    save_json(out / f"{name}.json", record)
+    for line in module.summary(record):
+        print(f"{name}: {line}")
+    print(f"{name}: {record['seconds']:.0f} s, {out / name}.json, {out / name}.png", flush=True)
+    return record
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """The configuration as JSON, with the tree itself in place of the name of its file."""
+    data = dataclasses.asdict(config)
+    if "tree" in data:
+        data["tree"] = tree_to_dict(load_root(config))
+    return data
+
+
+def versions() -> dict[str, str]:
+    packages = ("matryoshka-toy", "jax", "jaxlib", "optax", "numpy", "scipy", "matplotlib")
+    devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}, "devices": devices}
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    try:
+        return load_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no record to draw from; run the experiment first") from None
+
+
+def write_figure(module: ModuleType, record: dict[str, Any], out: Path) -> None:
+    matplotlib.use("Agg")
+    figure, image = module.plot(record), io.BytesIO()
+    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+    with writing(out / f"{record['name']}.png") as file:
+        file.write(image.getvalue())
+
+
+def check_writable(out: Path) -> None:
+    """Before any work. Raises: ValueError if files cannot be written to `out`."""
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out {out}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--out {out}: {existing} is not writable")

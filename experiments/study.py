@@ -1,0 +1,181 @@
+"""What the experiments on trained SAEs share: options, training over seeds, and numbers a seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from toy import prefixes
+from toy.dictionary import make_directions
+from toy.io import load_tree
+from toy.loss import Sparsity
+from toy.metrics import Evaluation, Mixing, evaluate
+from toy.prefixes import Weighting
+from toy.sae import SAE
+from toy.source import TreeSource
+from toy.train import Hypers, TrainConfig, train_grid, trained_saes
+from toy.tree import Node, Tree, build_tree, mean_l0, sample_features
+from toy.trees import reference_tree
+
+Progress = Callable[[int], Any]
+EVALUATION_STREAM = 1  # folded into the first seed's key: held-out rows, the same for every SAE
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """Which features there are."""
+
+    tree: Path | None = None
+    """JSON file of your own tree (see the README); default: the reference tree of the post."""
+    d_in: int = 30
+    """Dimension of the activations."""
+    max_cosine: float | None = None
+    """Superposition mode: random directions with no |cosine| above this; default: orthogonal ones."""
+    norm_std: float = 0.05
+    """Standard deviation of the features' norms about 1."""
+    seed: int = 0
+    """The first seed."""
+    n_seeds: int = 32
+    """Number of seeds; each has directions, an initialisation and data of its own."""
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 1:
+            raise ValueError(f"n_seeds: must be at least 1, got {self.n_seeds}")
+        if self.seed < 0:
+            raise ValueError(f"seed: must not be negative, got {self.seed}")
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.n_seeds))
+
+
+@dataclass(frozen=True)
+class StudyConfig(TreeConfig):
+    """How the SAEs are trained and measured."""
+
+    n_latents: int | None = None
+    """Number of latents; default: the number of features."""
+    target_l0: float | None = None
+    """L0 that the controller aims at; default: the tree's exact mean L0."""
+    n_steps: int = 20_000
+    batch_size: int = 200
+    sparsity: Sparsity = "l1"
+    learning_rate: float = 3e-2
+    sparsity_coef: float = 1.0
+    """Sparsity coefficient from which the L0 controller starts."""
+    control_rate: float = 3e-4
+    """Relative change of the coefficient a step; 0 keeps it fixed."""
+    reinit_below: float = 0.3
+    """Latents that contribute less than this share of the median start anew; 0 turns it off."""
+    n_eval_rows: int = 20_000
+    """Held-out rows that every SAE is measured on."""
+
+
+class Study(NamedTuple):
+    """The features of an experiment: one tree, one dictionary a seed."""
+
+    root: Node
+    tree: Tree
+    keys: jax.Array  # [n_seeds]
+    W_feat: np.ndarray  # [n_seeds n_features d_in]
+
+
+def load_root(cfg: TreeConfig) -> Node:
+    return reference_tree() if cfg.tree is None else load_tree(cfg.tree)
+
+
+def seed_keys(cfg: TreeConfig) -> tuple[jax.Array, jax.Array]:
+    """Keys of the directions and of the training runs, one a seed, whatever the number of seeds."""
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(np.array(cfg.seeds))
+    return keys[:, 0], keys[:, 1]
+
+
+def make_study(cfg: TreeConfig, root: Node | None = None) -> Study:
+    root = load_root(cfg) if root is None else root
+    tree = build_tree(root)
+    keys_directions, keys = seed_keys(cfg)
+    W_feat = make_directions(
+        keys_directions, tree.n_features, cfg.d_in, max_cosine=cfg.max_cosine, norm_std=cfg.norm_std
+    )
+    return Study(root, tree, keys, np.asarray(W_feat))
+
+
+def held_out_features(cfg: StudyConfig, tree: Tree) -> np.ndarray:
+    """[n_eval_rows n_features]"""
+    key = jax.random.fold_in(jax.random.key(cfg.seed), EVALUATION_STREAM)
+    return np.asarray(sample_features(key, tree, cfg.n_eval_rows))
+
+
+def make_weighting(name: str, n_latents: int) -> Weighting:
+    """`vanilla`, `all`, `sampled_N` or `expected_N`."""
+    kind, _, n_prefixes = name.partition("_")
+    if kind == "vanilla":
+        return prefixes.full(n_latents)
+    if kind == "all":
+        return prefixes.all_prefixes(n_latents)
+    return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(n_prefixes))
+
+
+def train_config(cfg: StudyConfig, tree: Tree) -> TrainConfig:
+    n_latents = tree.n_features if cfg.n_latents is None else cfg.n_latents
+    return TrainConfig(n_latents=n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
+
+
+def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting) -> Hypers:
+    return Hypers(
+        prefixes=prefixes,
+        target_l0=mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0,
+        learning_rate=cfg.learning_rate,
+        sparsity_coef=cfg.sparsity_coef,
+        control_rate=cfg.control_rate,
+        reinit_below=cfg.reinit_below,
+    )
+
+
+_trained: dict[tuple[StudyConfig, str], SAE] = {}  # several figures show the same SAEs; `python -m experiments`
+
+
+def train_seeds(cfg: StudyConfig, study: Study, weighting: str, progress: Progress) -> SAE:
+    """The trained SAE of every seed, with a leading axis. In one process, each is trained only once."""
+    shared = StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
+    if (shared, weighting) in _trained:
+        progress(cfg.n_steps)
+    else:
+        train_cfg = train_config(cfg, study.tree)
+        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
+        source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
+        in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
+        state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
+        _trained[shared, weighting] = jax.device_get(trained_saes(state))
+    return _trained[shared, weighting]
+
+
+def lane(saes: SAE, i: int) -> SAE:
+    return SAE(*(leaf[i] for leaf in saes))
+
+
+def evaluate_seeds(saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray) -> list[Evaluation]:
+    return [evaluate(lane(saes, i), W_feat[i], tree, features) for i in range(len(W_feat))]
+
+
+def summarise(evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Lists with one entry a seed, and `recovered`, a count."""
+
+    def column(name: str) -> list:
+        return [getattr(evaluation, name) for evaluation in evaluations]
+
+    per_seed = (
+        *("hole_rate", "firing_accuracy", "firing_precision", "firing_recall", "min_cosine"),
+        *("mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
+    )
+    return {
+        "n_seeds": len(evaluations),
+        "recovered": sum(column("recovered")),
+        "recovered_seeds": column("recovered"),
+        **{name: column(name) for name in per_seed},
+        "hole_rate_per_edge": column("hole_rates"),
+        "mixing": {name: [getattr(mix, name) for mix in column("mixing")] for name in Mixing._fields},
+    }
