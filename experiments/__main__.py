@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments import BENCHMARKS, TOY_SET
-from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, run_experiment
+from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, parse, run_experiment
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class All:
 
 def main() -> None:
     with clean_exit():
-        options = tyro.cli(All, prog="python -m experiments", config=(tyro.conf.FlagCreatePairsOff,))
+        options = parse(All, prog="python -m experiments")
         if options.list:
             print("\n".join(describe(name) for name in (*TOY_SET, *BENCHMARKS)))
             return

@@ -8,10 +8,11 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import matplotlib
@@ -24,36 +25,33 @@ from toy.tree_json import tree_to_dict
 
 MAX_CPU_DEVICES = 8
 DEFAULT_OUT = Path("figures")
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Command(Generic[Config]):
+    """What every experiment takes beside its own options."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: Path = DEFAULT_OUT
+    """Folder for the record and the figure."""
+    redraw: bool = False
+    """Draw the figure again from the record in that folder, without running anything."""
 
 
 def main(name: str) -> None:
     """Entry point of `python -m experiments.NAME`."""
     module = experiment_module(name)
-
-    def options(
-        config: Annotated[Any, tyro.conf.arg(name="")],
-        out: Path = DEFAULT_OUT,
-        redraw: bool = False,
-    ) -> tuple[Any, Path, bool]:
-        return config, out, redraw
-
-    options.__annotations__["config"] = Annotated[module.Config, tyro.conf.arg(name="")]
-    options.__doc__ = f"""{module.__doc__}
-
-    Args:
-        config: Options of the experiment.
-        out: Folder for the record and the figure.
-        redraw: Draw the figure again from the record in that folder, without running anything.
-    """
     with clean_exit():
-        config, out, redraw = tyro.cli(
-            options, prog=f"python -m experiments.{name}", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-        if redraw:
-            record = load_record(out / f"{name}.json")
-            write_figure(module, record, out)
+        command = parse(Command[module.Config], prog=f"python -m experiments.{name}", description=module.__doc__)
+        if command.redraw:
+            write_figure(module, load_record(command.out / f"{name}.json"), command.out)
         else:
-            run_experiment(module, config, out)
+            run_experiment(module, command.config, command.out)
+
+
+def parse(options: Any, **described: Any) -> Any:
+    return tyro.cli(options, config=(tyro.conf.FlagCreatePairsOff,), **described)
 
 
 def experiment_module(name: str) -> ModuleType:

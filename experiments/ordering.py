@@ -192,19 +192,19 @@ def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
     for at in tree["energy_crossing"]:
         ax.axvline(at, color="#999999", linewidth=0.9, linestyle="--")
     lines = {
-        "hole_rate": ("hole rate", plots.COLOURS["vanilla"], 0.97),
+        "hole_rate": ("hole rate", plots.COLOURS["vanilla"], 0.94),
         "child_first": ("child first", plots.COLOURS["other"], 1.0),
-        "recovered": ("recovered", plots.COLOURS["matryoshka"], 1.03),
+        "recovered": ("recovered", plots.COLOURS["matryoshka"], 1.06),
     }
     for field, (label, colour, aside) in lines.items():
         x = np.array(ratios) * aside
         values = [np.array([value for value in row if value is not None], float) for row in tree[field]]
         ax.plot(x, [row.mean() if len(row) else np.nan for row in values], color=colour, linewidth=1, label=label)
         for at, row in zip(x, values, strict=True):
-            if field == "recovered":
+            if set(row) <= {0.0, 1.0}:
                 plots.share(ax, at, int(row.sum()), len(row), colour, linewidth=0.8)
             else:
-                plots.spread(ax, at, list(row), colour, width=0.015 * at)
+                plots.spread(ax, at, list(row), colour, width=0.02 * at)
     ax.set(xscale="log", xlabel="magnitude of child / parent", ylim=(-0.05, 1.05))
     ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     ax.minorticks_off()

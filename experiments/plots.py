@@ -76,14 +76,17 @@ def label_rows(ax: Axes, names: list[str], size: float = 6.5) -> None:
 
 
 def spread(ax: Axes, x: float, values: list[float | None], colour: str, *, width: float = 0.12) -> None:
-    """Every seed a dot, and their mean with a 95% interval (1.96 standard errors)."""
+    """Every seed a dot, and their mean with its 95% interval (percentile bootstrap over seeds)."""
     kept = np.array([value for value in values if value is not None], float)
     if not len(kept):
         return
-    offsets = np.random.default_rng(0).uniform(-width, width, len(kept))
-    ax.scatter(x + offsets, kept, s=5, color=colour, alpha=0.35, linewidths=0, zorder=2)
-    error = 1.96 * kept.std(ddof=1) / np.sqrt(len(kept)) if len(kept) > 1 else 0.0
-    ax.errorbar(x, kept.mean(), error, fmt="_", color=colour, markersize=11, markeredgewidth=1.6, zorder=3)
+    rng = np.random.default_rng(0)
+    ax.scatter(x + rng.uniform(-width, width, len(kept)), kept, s=5, color=colour, alpha=0.35, linewidths=0, zorder=2)
+    means = rng.choice(kept, (2_000, len(kept))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    mean = kept.mean()
+    error = [[max(mean - low, 0)], [max(high - mean, 0)]]
+    ax.errorbar(x, mean, error, fmt="_", color=colour, markersize=9, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
 
 
 def share(ax: Axes, x: float, count: int, total: int, colour: str, **style: Any) -> None:
