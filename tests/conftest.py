@@ -1,0 +1,26 @@
+"""Before anything imports the library: shapes and types are checked, and there are two devices for lanes."""
+
+import sys
+from collections.abc import Iterator
+
+import jax
+import pytest
+from beartype import BeartypeConf, beartype
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 2)
+
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # as for pyright, an int is a float, too
+install_import_hook("toy", f"{__name__}.typechecker")
+sys.setrecursionlimit(4_000)  # a checked call takes several frames
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=30)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 inside the test."""
+    with jax.enable_x64(True):
+        yield
