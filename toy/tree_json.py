@@ -54,10 +54,12 @@ def parse_tree(text: str) -> Node:
     """A checked tree from JSON text in any of the dialects. Raises: `TreeError`, naming path and fault."""
     try:
         data = json.loads(text, object_pairs_hook=_no_repeats)
-    except json.JSONDecodeError as error:
-        raise TreeError(f"not JSON: {error}") from None
+    except TreeError:
+        raise
     except RecursionError:
         raise TreeError(f"nests deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:  # a JSONDecodeError, or a number of more digits than Python reads
+        raise TreeError(f"not JSON: {error}") from None
     return tree_from_dict(data)
 
 
