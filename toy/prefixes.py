@@ -90,7 +90,7 @@ def _check_n_prefixes(n_prefixes: int) -> None:
         raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {n_prefixes}")
 
 
-def pareto_rates(n_latents: int, power: float = 0.5) -> Float[np.ndarray, " n_latents-1"]:
+def pareto_rates(n_latents: int, power: float = 0.5) -> Float[np.ndarray, " {n_latents}-1"]:
     """P(one draw is length k), k = 1 … n_latents − 1: ∝ (k/n)^power − ((k−1)/n)^power (truncated Pareto)."""
     if n_latents < 1:
         raise ValueError(f"n_latents: must be at least 1, got {n_latents}")
