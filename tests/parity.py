@@ -1,0 +1,129 @@
+"""Compare this project with reference values: `python tests/parity.py FILE.npz [FILE.npz ...]`.
+
+The keys of a file say its kind:
+
+- loss: x, W_enc, b_enc, W_dec, b_dec, prefix_lengths, sparsity_type, sparsity_scale -> loss, grad_W_enc … grad_b_dec.
+  Errors are relative, in float64 (gradients: largest error over largest entry); at most 1e-10.
+- prefix inclusion: n_latents, n_prefixes, min_prefix_length, pareto_power, draws, inclusion_frequency (of lengths
+  0 … n_latents). Errors are in standard errors, of the exact expectation and of this project's sampler; at most 4.
+
+Exit code 0: all agree; 1: some do not; 2: a file cannot be compared.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from toy.loss import sae_loss
+from toy.prefixes import draw_weights, expected, fixed, inclusion, sampled
+from toy.sae import SAE
+
+Arrays = dict[str, Any]  # what a file holds, by key
+Errors = dict[str, float]  # of each compared quantity
+
+
+class Kind(NamedTuple):
+    keys: frozenset[str]  # a file that has them all is of this kind
+    errors: Callable[[Arrays], Errors]
+    bound: float  # the largest error that is agreement
+
+
+def loss_errors(data: Arrays) -> Errors:
+    """Relative errors of loss and gradients, the weights of the prefixes being equal."""
+    sae = SAE(**{name: jnp.asarray(data[name]) for name in SAE._fields})
+    n_latents = data["W_enc"].shape[1]
+    weights = jnp.asarray(fixed(n_latents, data["prefix_lengths"].tolist()).weights)
+    s, coef, kind = inclusion(weights, jnp.arange(n_latents)), float(data["sparsity_scale"]), str(data["sparsity_type"])
+    of_sae = jax.value_and_grad(lambda sae: sae_loss(sae, jnp.asarray(data["x"]), s, coef, kind)[0])  # type: ignore
+    loss, grads = of_sae(sae)
+    pairs = {"loss": loss} | {f"grad_{name}": grad for name, grad in grads._asdict().items()}
+    return {name: _relative_error(np.asarray(ours), data[name]) for name, ours in pairs.items()}
+
+
+def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        raise ValueError(f"an array of shape {theirs.shape} should have shape {ours.shape}")
+    error, size = np.abs(ours - theirs).max(), np.abs(theirs).max()
+    return float(error / size) if size > 0 else float(error)
+
+
+def inclusion_errors(data: Arrays) -> Errors:
+    """Distance of the frequencies to the exact expectation and to our own draws, the largest over lengths."""
+    n_latents, n_prefixes, n_draws = (int(data[key]) for key in ("n_latents", "n_prefixes", "draws"))
+    if int(data["min_prefix_length"]) != 1:
+        raise ValueError(f"min_prefix_length is {int(data['min_prefix_length'])}; prefixes here start at length 1")
+    if data["inclusion_frequency"].shape != (n_latents + 1,):
+        raise ValueError(f"inclusion_frequency should have {n_latents + 1} entries, for lengths 0 to {n_latents}")
+    never, theirs = data["inclusion_frequency"][0], data["inclusion_frequency"][1:]
+    args = n_latents, n_prefixes, float(data["pareto_power"])
+    exact = np.asarray(expected(*args).weights) * min(n_prefixes, n_latents)
+
+    n_own = min(n_draws, max(1_000, 10**8 // n_latents**2))  # the sampler compares all pairs of lengths
+    weighting = jax.tree.map(jnp.asarray, sampled(*args))
+    count = jax.jit(lambda keys: (jax.vmap(draw_weights, in_axes=(0, None))(keys, weighting) > 0).sum(axis=0))
+    chunks = np.array_split(jax.random.split(jax.random.key(0), n_own), -(-n_own * n_latents**2 // 10**7))
+    ours = sum(np.asarray(count(keys)) for keys in chunks) / n_own
+
+    variance = np.clip(exact * (1 - exact), 0, None)
+    return {
+        "length 0": 0.0 if never == 0 else float("inf"),
+        "expectation": _standard_errors(theirs - exact, variance / n_draws),
+        "draws": _standard_errors(theirs - ours, variance / n_draws + variance / n_own),
+    }
+
+
+def _standard_errors(difference: np.ndarray, variance: np.ndarray) -> float:
+    return float(np.max(np.abs(difference) / np.sqrt(variance + 1e-18)))  # a sure length differs by rounding alone
+
+
+LOSS_KEYS = {"x", "prefix_lengths", "sparsity_type", "sparsity_scale", "loss"}
+SAE_KEYS = {prefix + name for name in SAE._fields for prefix in ("", "grad_")}
+INCLUSION_KEYS = {"n_latents", "n_prefixes", "min_prefix_length", "pareto_power", "draws", "inclusion_frequency"}
+KINDS = {
+    "loss": Kind(frozenset(LOSS_KEYS | SAE_KEYS), loss_errors, 1e-10),
+    "prefix inclusion": Kind(frozenset(INCLUSION_KEYS), inclusion_errors, 4.0),
+}
+
+
+def compare(path: Path) -> bool:
+    """Print the errors of one file; whether all are within the bound of its kind."""
+    try:
+        with np.load(path) as file:
+            data = dict(file)
+    except (OSError, ValueError, BadZipFile, EOFError, TypeError) as error:
+        raise ValueError(getattr(error, "strerror", None) or "not an .npz file") from None
+    name, kind = next(((name, kind) for name, kind in KINDS.items() if kind.keys <= data.keys()), (None, None))
+    if kind is None:
+        raise ValueError(f"none of the kinds {', '.join(KINDS)} has just the keys {', '.join(sorted(data))}")
+    with jax.enable_x64(True):
+        errors = kind.errors(data)
+    ok = all(error <= kind.bound for error in errors.values())  # False for NaN
+    listed = "  ".join(f"{quantity} {error:.2g}" for quantity, error in errors.items())
+    print(f"{path}: {name}: {listed}  (at most {kind.bound:g}): {'ok' if ok else 'DIFFERS'}")
+    return ok
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    code = 0
+    for path in parser.parse_args(arguments).files:
+        try:
+            code = max(code, 0 if compare(path) else 1)
+        except (ValueError, TypeError) as error:  # TypeError: shapes that do not fit
+            print(f"{path}: error: {str(error).splitlines()[0]}", file=sys.stderr)
+            code = 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Who may import whom, and what the library's core must not do, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).resolve().parents[1] / "toy"
+FILES = {str(path.relative_to(TOY.parent)): path for path in sorted(TOY.rglob("*.py"))}
+FOREIGN = {"experiments", "tests", "matplotlib", "tyro", "tqdm"}
+WORLD = {"toy.tree", "toy.trees", "toy.tree_json", "toy.metrics", "toy.dictionary", "toy.io", "toy.lm"}
+MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
+    **{f"toy/{name}.py": WORLD for name in ("step", "train", "loss", "prefixes", "sae", "sparsity")},
+    "toy/source.py": {"toy.train", "toy.step", "toy.loss", "toy.metrics", "toy.io", "toy.lm"},
+    "toy/tree.py": {"toy.train", "toy.step", "toy.loss", "toy.sae", "toy.metrics", "toy.io", "toy.lm"},
+    "toy/metrics.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
+}
+OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
+OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Every imported name: `from toy import tree` is toy and toy.tree, `from toy.tree import Node` toy.tree, too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name is from"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(names: set[str], modules: set[str]) -> set[str]:
+    return {name for name in names if any(name == module or name.startswith(module + ".") for module in modules)}
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """The last name of everything that is called."""
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {
+        f.attr if isinstance(f, ast.Attribute) else f.id for f in functions if isinstance(f, ast.Attribute | ast.Name)
+    }
+
+
+def parsed(file: str) -> ast.Module:
+    return ast.parse(FILES[file].read_text(encoding="utf-8"))
+
+
+def test_the_rules_are_about_files_that_exist() -> None:
+    assert len(FILES) >= 13
+    assert MAY_NOT_IMPORT.keys() <= FILES.keys()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_library_imports_no_experiment_no_plotting_and_no_command_line(file: str) -> None:
+    assert not within(imports(parsed(file)), FOREIGN)
+
+
+@pytest.mark.parametrize("file", MAY_NOT_IMPORT)
+def test_a_layer_does_not_import_what_it_must_not_know(file: str) -> None:
+    assert not within(imports(parsed(file)), MAY_NOT_IMPORT[file])
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "toy/io.py" and not file.startswith("toy/lm/")])
+def test_only_io_opens_files(file: str) -> None:
+    assert not calls(parsed(file)) & OPENERS
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_imported_inside_a_function(file: str) -> None:
+    inside = [
+        node.lineno
+        for function in ast.walk(parsed(file))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not inside
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_library_neither_prints_nor_configures_jax(file: str) -> None:
+    tree = parsed(file)
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert "print" not in calls(tree)
+    assert not {name for name in attributes if name.startswith("jax.config")}
+    assert not within(imports(tree), {"jax.config"})

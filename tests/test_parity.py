@@ -1,0 +1,171 @@
+"""`parity.py` agrees with the reference files where they are, and with slow oracles of any size; else it exits 1."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import parity
+import pytest
+from oracles import random_arrays, slow_inclusion, slow_loss
+
+from toy.prefixes import pareto_rates
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE_FILES = sorted((ROOT.parent / "shared" / "parity").glob("*.npz"))
+
+
+def loss_file(
+    path: Path,
+    *,
+    size: tuple[int, int, int] = (16, 5, 4),
+    lengths: tuple[int, ...] = (1, 2, 4),
+    sparsity: str = "l1",
+    **changes: Any,
+) -> Path:
+    """A file of the loss kind whose values are the slow oracle's; `changes` replace or, if None, drop keys."""
+    arrays = random_arrays(0, *size)
+    loss, grads = slow_loss(arrays, [(k, 1 / len(lengths)) for k in lengths], 0.3, sparsity)
+    data: dict[str, Any] = arrays | {f"grad_{name}": grad for name, grad in grads.items()}
+    data |= {"loss": loss, "prefix_lengths": lengths, "sparsity_type": sparsity, "sparsity_scale": 0.3}
+    data = {key: value for key, value in (data | changes).items() if value is not None}
+    np.savez(path, **data)
+    return path
+
+
+def inclusion_file(path: Path, *, n_latents: int = 6, n_prefixes: int = 3, power: float = 0.5, **changes: Any) -> Path:
+    """A file of the inclusion kind: frequencies of a million draws, from the list of all orders of drawing."""
+    n_draws, n_drawn = 1_000_000, min(n_prefixes, n_latents) - 1
+    exact = np.concatenate([[0.0], slow_inclusion(pareto_rates(n_latents, power), n_drawn), [1.0]])
+    data = {
+        "n_latents": n_latents,
+        "n_prefixes": n_prefixes,
+        "min_prefix_length": 1,
+        "pareto_power": power,
+        "draws": n_draws,
+        "inclusion_frequency": np.random.default_rng(0).binomial(n_draws, np.clip(exact, 0, 1)) / n_draws,
+    }
+    np.savez(path, **(data | changes))
+    return path
+
+
+@pytest.mark.skipif(not REFERENCE_FILES, reason="the reference files are not beside this checkout")
+def test_the_reference_files_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main(list(map(str, REFERENCE_FILES))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(REFERENCE_FILES)
+    assert all(line.endswith("ok") for line in lines)
+
+
+@pytest.mark.skipif(not REFERENCE_FILES, reason="the reference files are not beside this checkout")
+def test_the_slow_oracle_itself_agrees_with_the_reference_files() -> None:
+    for path in REFERENCE_FILES:
+        data = dict(np.load(path))
+        if "loss" not in data:
+            continue
+        lengths = data["prefix_lengths"].tolist()
+        weights = [(k, 1 / len(lengths)) for k in lengths]
+        loss, grads = slow_loss(data, weights, float(data["sparsity_scale"]), str(data["sparsity_type"]))
+        assert loss == pytest.approx(float(data["loss"]), rel=1e-12)
+        for name, grad in grads.items():
+            np.testing.assert_allclose(grad, data[f"grad_{name}"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparsity", ["l1", "log"])
+@pytest.mark.parametrize(
+    ("size", "lengths"),
+    [
+        ((1, 1, 1), (1,)),
+        ((64, 30, 20), (20,)),
+        ((7, 3, 12), tuple(range(1, 13))),  # every prefix, more latents than inputs
+        ((8, 9, 5), (1, 3, 3, 3, 5, 5)),  # lengths repeated
+        ((8, 4, 6), (2, 3)),  # none of full length
+    ],
+)
+def test_files_of_the_slow_oracle_agree_in_any_size(
+    size: tuple[int, int, int], lengths: tuple[int, ...], sparsity: str, tmp_path: Path
+) -> None:
+    assert parity.main([str(loss_file(tmp_path / "a.npz", size=size, lengths=lengths, sparsity=sparsity))]) == 0
+
+
+@pytest.mark.parametrize(("n_latents", "n_prefixes", "power"), [(6, 3, 0.5), (7, 6, 1.5), (5, 9, 0.5), (4, 1, 0.5)])
+def test_inclusion_files_of_the_slow_oracle_agree_in_any_size(
+    n_latents: int, n_prefixes: int, power: float, tmp_path: Path
+) -> None:
+    file = inclusion_file(tmp_path / "a.npz", n_latents=n_latents, n_prefixes=n_prefixes, power=power)
+    assert parity.main([str(file)]) == 0
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_W_enc", "grad_b_enc", "grad_W_dec", "grad_b_dec"])
+def test_a_loss_file_that_is_off_by_a_billionth_exits_1(key: str, tmp_path: Path) -> None:
+    data = dict(np.load(loss_file(tmp_path / "good.npz")))
+    value = np.array(data[key])
+    value.flat[np.abs(value).argmax()] *= 1 + 1e-9
+    changes: dict[str, Any] = {key: value}
+    good, bad = loss_file(tmp_path / "good.npz"), loss_file(tmp_path / "bad.npz", **changes)
+    assert parity.main([str(bad), str(good)]) == 1
+    value.flat[0] = np.nan
+    assert parity.main([str(loss_file(tmp_path / "bad.npz", **changes))]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sparsity_scale": 0.31}, {"sparsity_type": "log"}, {"prefix_lengths": (1, 2, 3)}], ids=str
+)
+def test_a_loss_file_of_another_objective_exits_1(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert parity.main([str(loss_file(tmp_path / "a.npz", **changes))]) == 1
+
+
+@pytest.mark.parametrize("length", range(7))
+def test_an_inclusion_file_that_is_off_at_one_length_exits_1(length: int, tmp_path: Path) -> None:
+    frequency = np.load(inclusion_file(tmp_path / "a.npz"))["inclusion_frequency"].copy()
+    frequency[length] += 0.005 if frequency[length] < 0.9 else -0.005
+    assert parity.main([str(inclusion_file(tmp_path / "a.npz", inclusion_frequency=frequency))]) == 1
+
+
+def test_an_inclusion_file_of_another_power_exits_1(tmp_path: Path) -> None:
+    assert parity.main([str(inclusion_file(tmp_path / "a.npz", pareto_power=0.6))]) == 1
+
+
+def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "foreign.npz", y=1)
+    np.save(tmp_path / "array.npy", np.ones(3))
+    bad = {
+        tmp_path / "none.npz": "No such file",
+        tmp_path / "text.npz": "not an .npz file",
+        tmp_path / "empty.npz": "not an .npz file",
+        tmp_path / "array.npy": "not an .npz file",
+        tmp_path / "foreign.npz": "none of the kinds loss, prefix inclusion has just the keys y",
+        loss_file(tmp_path / "few.npz", grad_b_dec=None): "none of the kinds",
+        loss_file(tmp_path / "wide.npz", grad_b_dec=np.ones(9)): "should have shape",
+        loss_file(tmp_path / "long.npz", prefix_lengths=(1, 5)): "need lengths between 1 and n_latents = 4",
+        inclusion_file(tmp_path / "min.npz", min_prefix_length=2): "min_prefix_length is 2",
+        inclusion_file(tmp_path / "short.npz", inclusion_frequency=np.ones(6)): "should have 7 entries",
+    }
+    for path, message in bad.items():
+        assert parity.main([str(path), str(loss_file(tmp_path / "good.npz"))]) == 2
+        output = capsys.readouterr()
+        assert output.err.count("\n") == 1
+        assert f"{path}: error: " in output.err
+        assert message in output.err
+        assert "ok" in output.out  # the others are compared nevertheless
+
+
+def test_the_command_line_runs_by_itself_in_float64(tmp_path: Path) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "tests" / "parity.py", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    good, bad = loss_file(tmp_path / "good.npz"), loss_file(tmp_path / "bad.npz", loss=1.0)
+    compared = run(good, bad)
+    assert compared.returncode == 1
+    assert [line.split()[-1] for line in compared.stdout.splitlines()] == ["ok", "DIFFERS"]
+    assert compared.stderr == ""
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert "inclusion_frequency" in helped.stdout
+    assert run().returncode == 2
