@@ -134,8 +134,10 @@ def load_sae(folder: Path) -> SAE:
     path = folder / "sae_weights.safetensors"
     try:
         cfg, tensors = load_json(folder / "cfg.json"), load_file(path)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # ValueError: no text, or no JSON
         raise ValueError(f"{folder}: cannot be read as an SAE: {error}") from None
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{folder / 'cfg.json'}: expected an object")
     if cfg.get("architecture") != "standard" or cfg.get("apply_b_dec_to_input", True):
         raise ValueError(f"{folder / 'cfg.json'}: only architecture 'standard' without apply_b_dec_to_input is read")
     if set(tensors) != set(SAE._fields):
