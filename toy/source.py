@@ -1,6 +1,6 @@
 """Where training data comes from. A source is a pytree that can draw a batch: the trainer knows no more."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 from toy.tree import Tree, sample_features
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything with `d_in` and a pure, jittable `sample`. It is passed to the trainer, never closed over."""
 
