@@ -35,6 +35,8 @@ def main() -> None:
         # Configurations of all experiments first: a fault in an option stops the run before any work.
         configs = {name: configure(name, options) for name in TOY_SET}
         for name, config in configs.items():
+            experiment_module(name).check(config)
+        for name, config in configs.items():
             run_experiment(experiment_module(name), config, options.out)
 
 

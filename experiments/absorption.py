@@ -18,17 +18,19 @@ from experiments import plots
 from experiments.cli import main
 from experiments.ground_truth import shown_batch
 from experiments.study import (
+    PairConfig,
     Progress,
     Study,
-    StudyConfig,
+    check_study,
     evaluate_seeds,
     held_out_features,
+    known,
     lane,
     make_study,
     summarise,
     train_seeds,
 )
-from toy.metrics import feature_sizes, match_features, matched_acts
+from toy.metrics import feature_sizes, match_features, matched_acts, mean_known
 from toy.sae import SAE, encode
 from toy.tree import Node, build_tree, edges, feature_names
 from toy.tree_json import tree_from_dict
@@ -38,17 +40,14 @@ LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(PairConfig):
     """Options of `absorption`."""
 
-    n_prefixes: int = 10
-    """Prefixes a batch of the Matryoshka SAE, the full one included."""
     n_shown: int = 200
     """Rows of the batch that is shown, before all-zero rows are dropped."""
 
-    @property
-    def weightings(self) -> dict[str, str]:
-        return {"vanilla": "vanilla", "matryoshka": f"sampled_{self.n_prefixes}"}
+
+check = check_study
 
 
 def n_steps(cfg: Config) -> int:
@@ -63,8 +62,8 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         saes = train_seeds(cfg, study, weighting, progress)
         evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
         results[name] = summarise(evaluations) | {
-            "parent_alone": [np.nanmean(e.parent_alone) for e in evaluations],
-            "parent_with_child": [np.nanmean(e.parent_with_child) for e in evaluations],
+            "parent_alone": [mean_known(e.parent_alone) for e in evaluations],
+            "parent_with_child": [mean_known(e.parent_with_child) for e in evaluations],
             "example": relative_acts(lane(saes, 0), study, batch),
         }
     return results | {"features": batch}
@@ -82,7 +81,7 @@ def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name in SAES:
         r = record["results"][name]
-        holes = [rate for rate in r["hole_rate"] if rate is not None]
+        holes = known(r["hole_rate"])
         text = f"hole rate {np.mean(holes):.4f} ({min(holes):.3f} to {max(holes):.3f})" if holes else "no edges"
         lines.append(f"{name} recovered {r['recovered']}/{r['n_seeds']}, {text}, min cosine {min(r['min_cosine']):.3f}")
     return lines

@@ -12,7 +12,6 @@ With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in e
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,12 +20,15 @@ from experiments.cli import main
 from experiments.study import (
     Progress,
     StudyConfig,
+    check_study,
     evaluate_seeds,
     held_out_features,
+    known,
     make_study,
     summarise,
     train_seeds,
 )
+from toy.metrics import mean_known
 from toy.tree import build_tree
 from toy.tree_json import tree_from_dict
 
@@ -56,6 +58,9 @@ class Config(StudyConfig):
         return ["vanilla", *(f"sampled_{n}" for n in self.n_prefixes), f"expected_{self.n_expected}", "all"]
 
 
+check = check_study
+
+
 def n_steps(cfg: Config) -> int:
     return len(cfg.weightings) * cfg.n_steps
 
@@ -72,8 +77,8 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name, r in record["results"].items():
-        means = ", ".join(f"{kind.replace('_', ' ')} {_mean(_recovered_only(r, kind)):+.3f}" for kind in MIXINGS)
-        hole = _mean(r["hole_rate"])
+        means = ", ".join(f"{kind.replace('_', ' ')} {mean_known(_recovered_only(r, kind)):+.3f}" for kind in MIXINGS)
+        hole = mean_known(known(r["hole_rate"]))
         lines.append(
             f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {hole:.4f}; mixing where recovered: {means}"
         )
@@ -83,11 +88,6 @@ def summary(record: dict[str, Any]) -> list[str]:
 def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
     """Mixing of the recovered seeds: where a feature is lost, its pairs say nothing."""
     return [v for v, ok in zip(result["mixing"][kind], result["recovered_seeds"], strict=True) if ok and v is not None]
-
-
-def _mean(values: list) -> float:
-    kept = [value for value in values if value is not None]
-    return float(np.mean(kept)) if kept else float("nan")
 
 
 def n_trained(name: str, n_latents: int) -> int:

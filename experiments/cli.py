@@ -87,6 +87,7 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]
     """Run, print the result's lines, write figure and record; return the record as it stands on disk."""
     name = module.__name__.rpartition(".")[2]
     check_writable(out)
+    module.check(config)
     start = time.monotonic()
     with tqdm(total=module.n_steps(config), desc=name, unit="step", disable=None, leave=False) as bar:
         results = module.run(config, bar.update)

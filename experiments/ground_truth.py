@@ -32,6 +32,10 @@ class Config(TreeConfig):
     """Rows a seed for the frequencies."""
 
 
+def check(cfg: Config) -> None:
+    make_study(cfg)
+
+
 def n_steps(cfg: Config) -> int:
     return cfg.n_seeds
 

@@ -25,6 +25,7 @@ from experiments.study import (
     StudyConfig,
     evaluate_seeds,
     held_out_features,
+    known,
     load_root,
     make_hypers,
     make_study,
@@ -66,6 +67,8 @@ class Config(StudyConfig):
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"ratios: need at least one, all above 0, got {self.ratios}")
+        if self.n_prefixes < 1:
+            raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {self.n_prefixes}")
 
     def trees(self) -> dict[str, Node]:
         """The trees at ratio 1."""
@@ -84,25 +87,22 @@ class Config(StudyConfig):
         }
 
 
+def check(cfg: Config) -> None:
+    for root in cfg.trees().values():
+        tree = make_study(cfg, root).tree
+        train_config(cfg, tree)
+        if not edges(tree):
+            raise ValueError(f"--tree {cfg.tree}: no feature has a parent feature, so there is no order to get wrong")
+
+
 def n_steps(cfg: Config) -> int:
     return cfg.n_steps * (1 if cfg.tree is not None else 3)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    roots = cfg.trees()
-    for root in roots.values():  # faults first, training after
-        _check(cfg, root)
-    by_tree = {name: _run_tree(cfg, root, progress) for name, root in roots.items()}
+    by_tree = {name: _run_tree(cfg, root, progress) for name, root in cfg.trees().items()}
     first = next(iter(by_tree.values()))
     return {"ratios": cfg.ratios, **{name: first[name] for name in FIELDS}, "trees": by_tree}
-
-
-def _check(cfg: Config, root: Node) -> None:
-    tree = build_tree(root)
-    if not edges(tree):
-        raise ValueError("--tree: no feature has a parent feature, so there is no order to get wrong")
-    train_config(cfg, tree)
-    make_study(cfg, root)
 
 
 def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
     }
     for field, (label, colour, aside) in lines.items():
         x = np.array(ratios) * aside
-        values = [np.array([value for value in row if value is not None], float) for row in tree[field]]
+        values = [np.array(known(row), float) for row in tree[field]]
         ax.plot(x, [row.mean() if len(row) else np.nan for row in values], color=colour, linewidth=1, label=label)
         for at, row in zip(x, values, strict=True):
             if set(row) <= {0.0, 1.0}:

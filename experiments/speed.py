@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from experiments import TOY_SET, plots
 from experiments.cli import main
-from experiments.study import Progress, StudyConfig, make_hypers, make_study, make_weighting, train_config
+from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, make_weighting, train_config
 from toy.source import TreeSource
 from toy.train import train, train_grid
 
@@ -32,13 +32,11 @@ CHUNK = 1_000
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(PairConfig):
     """Options of `speed`."""
 
     n_seeds: int = 64
     """Seeds in one program."""
-    n_prefixes: int = 10
-    """Prefixes a batch, the full one included."""
     whole: bool = True
     """Also time `python -m experiments` as a process of its own."""
 
@@ -46,6 +44,9 @@ class Config(StudyConfig):
         super().__post_init__()
         if self.n_steps < 3 * CHUNK:
             raise ValueError(f"n_steps: needs at least {3 * CHUNK} to time chunks of {CHUNK}, got {self.n_steps}")
+
+
+check = check_study
 
 
 def n_steps(cfg: Config) -> int:

@@ -21,6 +21,7 @@ from toy.tree import Node, Tree, build_tree, mean_l0, sample_features
 from toy.trees import reference_tree
 
 Progress = Callable[[int], Any]
+_HYPERS = Hypers._field_defaults
 EVALUATION_STREAM = 1  # folded into the first seed's key: held-out rows, the same for every SAE
 
 
@@ -60,18 +61,39 @@ class StudyConfig(TreeConfig):
     """Number of latents; default: the number of features."""
     target_l0: float | None = None
     """L0 that the controller aims at; default: the tree's exact mean L0."""
-    n_steps: int = 20_000
-    batch_size: int = 200
-    sparsity: Sparsity = "l1"
-    learning_rate: float = 3e-2
-    sparsity_coef: float = 1.0
+    n_steps: int = TrainConfig.n_steps
+    """Training steps."""
+    batch_size: int = TrainConfig.batch_size
+    """Rows a training step."""
+    sparsity: Sparsity = TrainConfig.sparsity
+    """Penalty of activations weighted by decoder norm: L1, or the post's logarithm."""
+    learning_rate: float = _HYPERS["learning_rate"]
+    """Adam's, between warm-up and cool-down."""
+    sparsity_coef: float = _HYPERS["sparsity_coef"]
     """Sparsity coefficient from which the L0 controller starts."""
-    control_rate: float = 3e-4
+    control_rate: float = _HYPERS["control_rate"]
     """Relative change of the coefficient a step; 0 keeps it fixed."""
-    reinit_below: float = 0.3
+    reinit_below: float = _HYPERS["reinit_below"]
     """Latents that contribute less than this share of the median start anew; 0 turns it off."""
     n_eval_rows: int = 20_000
     """Held-out rows that every SAE is measured on."""
+
+
+@dataclass(frozen=True)
+class PairConfig(StudyConfig):
+    """A vanilla SAE beside a Matryoshka one."""
+
+    n_prefixes: int = 10
+    """Prefixes a batch of the Matryoshka SAE, the full one included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_prefixes < 1:
+            raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {self.n_prefixes}")
+
+    @property
+    def weightings(self) -> dict[str, str]:
+        return {"vanilla": "vanilla", "matryoshka": f"sampled_{self.n_prefixes}"}
 
 
 class Study(NamedTuple):
@@ -151,6 +173,16 @@ def train_seeds(cfg: StudyConfig, study: Study, weighting: str, progress: Progre
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
         _trained[shared, weighting] = jax.device_get(trained_saes(state))
     return _trained[shared, weighting]
+
+
+def check_study(cfg: StudyConfig) -> None:
+    """Raises what is wrong with the options, before any work."""
+    train_config(cfg, make_study(cfg).tree)
+
+
+def known(values: list[float | None]) -> list[float]:
+    """A record's values that are not null."""
+    return [value for value in values if value is not None]
 
 
 def lane(saes: SAE, i: int) -> SAE:

@@ -56,7 +56,7 @@ def hole_rates(on: Firing, present: Firing, tree: Tree) -> Float[np.ndarray, " n
 
     NaN where the child never occurs in the rows. Source: the post's "holes", made exact by the ground truth.
     """
-    return np.array([_mean(~on[present[:, child], parent]) for parent, child in edges(tree)])
+    return np.array([mean_known(~on[present[:, child], parent]) for parent, child in edges(tree)])
 
 
 def parent_activations(
@@ -70,8 +70,8 @@ def parent_activations(
     childless = present.copy()
     for parent, child in pairs:
         childless[:, parent] &= ~present[:, child]
-    alone = [_mean(relative[childless[:, parent], parent]) for parent, _ in pairs]
-    with_child = [_mean(relative[present[:, child], parent]) for parent, child in pairs]
+    alone = [mean_known(relative[childless[:, parent], parent]) for parent, _ in pairs]
+    with_child = [mean_known(relative[present[:, child], parent]) for parent, child in pairs]
     return np.array(alone), np.array(with_child)
 
 
@@ -82,12 +82,12 @@ def firing_accuracy(on: Firing, present: Firing) -> float:
 
 def firing_precision(on: Firing, present: Firing) -> float:
     """P(feature present | its latent on), pooled over features; 1 is best, NaN if no latent is ever on."""
-    return _mean(present[on])
+    return mean_known(present[on])
 
 
 def firing_recall(on: Firing, present: Firing) -> float:
     """P(latent on | its feature present), pooled over features; 1 is best. Holes lower it."""
-    return _mean(on[present])
+    return mean_known(on[present])
 
 
 class Mixing(NamedTuple):
@@ -110,9 +110,9 @@ def mixing(cosines: Float[np.ndarray, "n_features n_features"], tree: Tree) -> M
     siblings = [(a, b) for p, a in pairs for q, b in pairs if p == q and a != b]
     off_diagonal = np.abs(cosines - np.diag(np.diag(cosines)))
     return Mixing(
-        _mean([cosines[p, c] for p, c in pairs]),
-        _mean([cosines[a, b] for a, b in siblings]),
-        _mean([cosines[c, p] for p, c in pairs]),
+        mean_known([cosines[p, c] for p, c in pairs]),
+        mean_known([cosines[a, b] for a, b in siblings]),
+        mean_known([cosines[c, p] for p, c in pairs]),
         float(off_diagonal.max()),
     )
 
@@ -179,12 +179,13 @@ def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
 def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
     """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
     norms = np.linalg.norm(x, axis=1)
-    return _mean(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
+    return mean_known(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
 
 
 def recovered(cosine: Float[np.ndarray, " n_features"], holes: Float[np.ndarray, " n_edges"]) -> bool:
     """Every matched cosine ≥ 0.9 and the mean hole rate < 0.01."""
-    return bool(np.min(cosine) >= MIN_COSINE and (len(holes) == 0 or np.nanmean(holes) < MAX_HOLE_RATE))
+    hole_rate = mean_known(holes)
+    return bool(np.min(cosine) >= MIN_COSINE and (np.isnan(hole_rate) or hole_rate < MAX_HOLE_RATE))
 
 
 class Evaluation(NamedTuple):
@@ -226,7 +227,7 @@ def evaluate(sae: SAE, W_feat: Float[np.ndarray, "n_features d_in"], tree: Tree,
         match=match,
         recovered=recovered(match.cosine, holes),
         hole_rates=holes,
-        hole_rate=_mean(holes[~np.isnan(holes)]),
+        hole_rate=mean_known(holes),
         parent_alone=alone,
         parent_with_child=with_child,
         min_cosine=float(match.cosine.min()),
@@ -250,5 +251,8 @@ def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> F
     return mean * np.linalg.norm(W_feat, axis=1)
 
 
-def _mean(values: np.ndarray | list) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+def mean_known(values: np.ndarray | list) -> float:
+    """The mean of what is not NaN; NaN if nothing is left."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else float("nan")

@@ -37,7 +37,7 @@ class TrainConfig:
     reinit_window: tuple[float, float] = (0.2, 0.6)  # shares of n_steps between which weak latents start anew
 
     def __post_init__(self) -> None:
-        for name in ("n_latents", "n_steps", "batch_size", "reinit_every"):
+        for name in ("n_latents", "n_steps", "batch_size", "n_lr_warmup_steps", "reinit_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         shares = ("lr_cooldown_share", "final_lr_share", "sparsity_warmup_share")
@@ -59,7 +59,7 @@ class Hypers(NamedTuple):
 
     prefixes: Weighting
     target_l0: Number
-    learning_rate: Number = 3e-2
+    learning_rate: Number = 2e-2  # the reference code has 3e-2
     b1: Number = 0.5
     b2: Number = 0.9375
     clip_norm: Number = 1.0  # of the global gradient norm
