@@ -10,6 +10,7 @@ In the post: "Toy Model", the activations of both SAEs beside the ground truth.
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
     """[rows n_features]: a‖d‖ of each feature's latent over the feature's size, for the first seed."""
     W_feat = study.W_feat[0]
     match = match_features(np.asarray(sae.W_dec), W_feat)
-    acts = np.asarray(encode(sae, batch @ W_feat))
+    acts = np.asarray(encode(sae, jnp.asarray(batch @ W_feat)))
     return matched_acts(acts, np.asarray(sae.W_dec), match) / feature_sizes(study.tree, W_feat)
 
 
@@ -120,7 +121,7 @@ def _plot_edges(ax: Axes, results: dict[str, Any], root: Node) -> None:
     ax.set_xticks(range(len(pairs)), [f"{names[p]}→{names[c]}" for p, c in pairs], rotation=90)
     ax.set(title="d  Holes: P(parent's latent off | child on)", ylabel="hole rate", ylim=(-0.05, 1.05))
     if pairs:
-        ax.legend(loc="center right")
+        ax.legend(loc="best")
 
 
 def _plot_recovery(ax: Axes, results: dict[str, Any]) -> None:

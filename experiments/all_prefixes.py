@@ -77,12 +77,15 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name, r in record["results"].items():
-        means = ", ".join(f"{kind.replace('_', ' ')} {mean_known(_recovered_only(r, kind)):+.3f}" for kind in MIXINGS)
-        hole = mean_known(known(r["hole_rate"]))
         lines.append(
-            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {hole:.4f}; mixing where recovered: {means}"
+            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {mean_known(known(r['hole_rate'])):.4f}; "
+            + ", ".join(f"{kind.replace('_', ' ')} {_format_mean(_recovered_only(r, kind))}" for kind in MIXINGS)
         )
     return lines
+
+
+def _format_mean(values: list[float]) -> str:
+    return f"{np.mean(values):+.3f}" if values else "–"
 
 
 def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
@@ -103,7 +106,7 @@ def plot(record: dict[str, Any]) -> Figure:
         "a  Recovered": ("share of seeds", _plot_recovered),
         "b  Holes": ("mean hole rate", _plot_holes),
         **{
-            f"{letter}  Mixing {label}": ("mean cosine, recovered seeds", _plot_mixing(kind))
+            f"{letter}  Mixing {label}": ("mean cosine\n(recovered seeds)", _plot_mixing(kind))
             for letter, (kind, label) in zip("cde", MIXINGS.items(), strict=True)
         },
     }
@@ -119,11 +122,13 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.minorticks_off()
         legend = axes[len(panels)]
         legend.axis("off")
-        for name in results:
+        for label, name in {_label(name): name for name in results}.items():
             _, colour, marker = _position(name, n_latents)
-            legend.plot([], [], marker, color=colour, label=_label(name, n_latents))
+            legend.plot([], [], marker, color=colour, label=label)
         legend.legend(loc="center left", handlelength=1, fontsize=7.5)
-        plots.caption(figure, record, f"{n_latents} latents; dots: seeds; bars: mean or share with 95% interval")
+        every = [f"{n} sampled are every prefix" for n in config["n_prefixes"] if n > n_latents]
+        shown = "; ".join([f"{n_latents} latents", *every])
+        plots.caption(figure, record, f"{shown}; dots: seeds; bars: mean or share with 95% interval")
     return figure
 
 
@@ -139,14 +144,14 @@ def _position(name: str, n_latents: int) -> tuple[float, str, str]:
     return x * 1.16, plots.COLOURS["truth"], "D"
 
 
-def _label(name: str, n_latents: int) -> str:
+def _label(name: str) -> str:
     kind, _, number = name.partition("_")
-    if kind == "sampled":
-        every = " (every prefix)" if int(number) >= n_latents else ""
-        return f"{number} sampled{every}"
-    return {"vanilla": "vanilla (full prefix only)", "all": "all, equal weight"}.get(
-        kind, f"exact expectation of {number} sampled"
-    )
+    return {
+        "vanilla": "vanilla (full prefix only)",
+        "sampled": "sampled each batch",
+        "expected": f"exact expectation of {number} sampled",
+        "all": "all, equal weight",
+    }[kind]
 
 
 def _plot_recovered(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:

@@ -45,7 +45,7 @@ def main(name: str) -> None:
     with clean_exit():
         command = parse(Command[module.Config], prog=f"python -m experiments.{name}", description=module.__doc__)
         if command.redraw:
-            write_figure(module, load_record(command.out / f"{name}.json"), command.out)
+            write_figure(command.out / f"{name}.png", draw(module, load_record(command.out / f"{name}.json")))
         else:
             run_experiment(module, command.config, command.out)
 
@@ -101,8 +101,9 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]
             "results": results,
         }
     )
-    write_figure(module, record, out)
+    image = draw(module, record)  # before anything is written: record and figure come together
     save_json(out / f"{name}.json", record)
+    write_figure(out / f"{name}.png", image)
     for line in module.summary(record):
         print(f"{name}: {line}")
     print(f"{name}: {record['seconds']:.0f} s, {out / name}.json, {out / name}.png", flush=True)
@@ -130,12 +131,17 @@ def load_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: there is no record to draw from; run the experiment first") from None
 
 
-def write_figure(module: ModuleType, record: dict[str, Any], out: Path) -> None:
+def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
+    """The figure of a record as PNG."""
     matplotlib.use("Agg")
-    figure, image = module.plot(record), io.BytesIO()
-    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
-    with writing(out / f"{record['name']}.png") as file:
-        file.write(image.getvalue())
+    image = io.BytesIO()
+    module.plot(record).savefig(image, format="png", dpi=200, metadata={"Software": None})
+    return image.getvalue()
+
+
+def write_figure(path: Path, image: bytes) -> None:
+    with writing(path) as file:
+        file.write(image)
 
 
 def check_writable(out: Path) -> None:

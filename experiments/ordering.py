@@ -202,7 +202,7 @@ def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
         ax.plot(x, [row.mean() if len(row) else np.nan for row in values], color=colour, linewidth=1, label=label)
         for at, row in zip(x, values, strict=True):
             if set(row) <= {0.0, 1.0}:
-                plots.share(ax, at, int(row.sum()), len(row), colour, linewidth=0.8)
+                plots.share(ax, at, int(row.sum()), len(row), colour, width=0.8)
             else:
                 plots.spread(ax, at, list(row), colour, width=0.02 * at)
     ax.set(xscale="log", xlabel="magnitude of child / parent", ylim=(-0.05, 1.05))

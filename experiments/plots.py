@@ -89,12 +89,12 @@ def spread(ax: Axes, x: float, values: list[float | None], colour: str, *, width
     ax.errorbar(x, mean, error, fmt="_", color=colour, markersize=9, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
 
 
-def share(ax: Axes, x: float, count: int, total: int, colour: str, **style: Any) -> None:
+def share(ax: Axes, x: float, count: int, total: int, colour: str, marker: str = "o", width: float = 1.4) -> None:
     """A share of seeds with its 95% Wilson interval."""
     interval = binomtest(count, total).proportion_ci(method="wilson")
     value = count / total
     error = [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
-    ax.errorbar(x, value, error, fmt="o", color=colour, markersize=4, capsize=2, **style)
+    ax.errorbar(x, value, error, fmt=marker, color=colour, markersize=4, capsize=2, elinewidth=width)
 
 
 def draw_tree(ax: Axes, root: Node, names: list[str]) -> None:

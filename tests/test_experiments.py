@@ -1,0 +1,229 @@
+"""The experiments at tiny size: the shape of records, figures from records alone, and the command line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import BENCHMARKS, TOY_SET, __main__, cli, study
+from toy.io import plain
+
+TINY = {"n_seeds": 2, "n_steps": 60}
+REQUIRED = ("n_seeds", "recovered", "hole_rate", "firing_accuracy", "min_cosine")
+TREE = {
+    "active_prob": 1,
+    "is_read_out": False,
+    "children": [
+        {"active_prob": 0.3, "mutually_exclusive_children": True, "children": [{"active_prob": 0.3}] * 2},
+        {"active_prob": 0.2, "id": "lone"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> Path:
+    """Every experiment of the toy set, run once through the command line's own function."""
+    out = tmp_path_factory.mktemp("figures")
+    for name in TOY_SET:
+        module = cli.experiment_module(name)
+        sizes = {} if name == "ground_truth" else TINY
+        cli.run_experiment(module, module.Config(**sizes), out)
+    return out
+
+
+def record_of(figures: Path, name: str) -> dict:
+    return json.loads((figures / f"{name}.json").read_text())
+
+
+def command(monkeypatch, name: str, *arguments: str) -> int:
+    """What `python -m experiments[.NAME] ARGUMENTS` exits with."""
+    monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
+    try:
+        __main__.main() if name == "" else cli.main(name)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("name", TOY_SET)
+def test_every_experiment_leaves_a_record_of_the_common_shape_and_a_figure(figures, name):
+    record = record_of(figures, name)
+    assert list(record) == ["name", "config", "seeds", "versions", "seconds", "results"]
+    assert record["name"] == name
+    assert record["config"]["n_seeds"] == len(record["seeds"])
+    assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in figures.iterdir() if path.name.startswith(".")]
+
+
+def test_absorption_record_has_one_entry_a_seed(figures):
+    results = record_of(figures, "absorption")["results"]
+    for name in ("vanilla", "matryoshka"):
+        assert set(REQUIRED) <= set(results[name])
+        assert isinstance(results[name]["recovered"], int)
+        assert all(len(results[name][field]) == results[name]["n_seeds"] == 2 for field in REQUIRED[2:])
+        assert np.shape(results[name]["example"]) == np.shape(results["features"])
+
+
+def test_all_prefixes_record_maps_each_weighting_to_its_numbers_and_mixing(figures):
+    results = record_of(figures, "all_prefixes")["results"]
+    assert set(results) == {"vanilla", "sampled_3", "sampled_10", "sampled_30", "expected_10", "all"}
+    for result in results.values():
+        assert set(REQUIRED) <= set(result)
+        assert {"parent_to_child", "child_to_sibling", "child_to_parent"} <= set(result["mixing"])
+    matryoshka = record_of(figures, "absorption")["results"]["matryoshka"]
+    assert {key: results["sampled_10"][key] for key in REQUIRED} == {key: matryoshka[key] for key in REQUIRED}
+
+
+def test_ordering_record_has_a_row_a_ratio_and_an_entry_a_seed(figures):
+    results = record_of(figures, "ordering")["results"]
+    shape = (len(results["ratios"]), 2)
+    for field in ("hole_rate", "recovered", "child_first"):
+        assert np.shape(results[field]) == shape
+    assert results["trees"]["comment"]["energy_crossing"] == [pytest.approx(2**0.5, abs=1e-5)]
+    assert {2.0, 5.0} <= set(results["ratios"])  # 5 is the comment's example: magnitudes 2 and 10
+
+
+@pytest.mark.parametrize("name", TOY_SET)
+def test_the_figure_is_drawn_from_the_record_alone(figures, name, monkeypatch, tmp_path):
+    record = figures / f"{name}.json"
+    (tmp_path / record.name).write_bytes(record.read_bytes())
+    module = cli.experiment_module(name)
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("redrawing must not run anything"))
+    assert command(monkeypatch, name, "--redraw", "--out", str(tmp_path)) == 0
+    assert (tmp_path / f"{name}.png").read_bytes() == (figures / f"{name}.png").read_bytes()
+
+
+def test_the_same_seeds_give_the_same_numbers_bit_for_bit(figures, tmp_path):
+    study._trained.clear()
+    module = cli.experiment_module("absorption")
+    again = cli.run_experiment(module, module.Config(**TINY), tmp_path)
+    assert plain(again["results"]) == record_of(figures, "absorption")["results"]
+
+
+def test_a_seed_gives_the_same_features_whatever_the_number_of_seeds():
+    few, many = (study.make_study(study.TreeConfig(seed=3, n_seeds=n)) for n in (1, 4))
+    later = study.make_study(study.TreeConfig(seed=5, n_seeds=1))
+    assert np.array_equal(few.W_feat[0], many.W_feat[0])
+    assert np.array_equal(later.W_feat[0], many.W_feat[2])
+
+
+BAD_TREES = {
+    "probability": ('{"active_prob": 1.5}', "root.active_prob: 1.5 is outside"),
+    "exclusive": (
+        '{"active_prob": 1, "mutually_exclusive_children": true,'
+        '"children": [{"active_prob": 0.7}, {"active_prob": 0.7}]}',
+        "root.children: probabilities of mutually exclusive children sum to 1.4",
+    ),
+    "unknown key": ('{"active_prob": 1, "colour": 3}', "unknown key 'colour'"),
+    "empty": ('{"active_prob": 1, "is_read_out": false}', "no feature"),
+    "type": ('{"active_prob": "high"}', "root.active_prob: expected a number"),
+    "nan": ('{"active_prob": NaN}', "root.active_prob: nan"),
+    "no json": ("a tree", "not JSON"),
+    "endless": ('{"active_prob": 1, "children": [' * 50_000, "nests deeper"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TREES)
+@pytest.mark.parametrize("name", ["", "absorption", "ordering"])
+def test_a_bad_tree_is_one_line_exit_code_2_and_no_file(name, fault, monkeypatch, capsys, tmp_path):
+    text, message = BAD_TREES[fault]
+    path, out = tmp_path / "tree.json", tmp_path / "out"
+    path.write_text(text)
+    assert command(monkeypatch, name, "--tree", str(path), "--out", str(out)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+    assert message in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tree", "nowhere.json"), "nowhere.json: No such file"),
+        (("--d-in", "10"), "superposition"),
+        (("--n-seeds", "0"), "n_seeds"),
+        (("--n-steps", "0"), "n_steps"),
+        (("--n-latents", "0"), "n_latents"),
+        (("--n-prefixes", "0"), "n_prefixes"),
+        (("--batch-size", "-1"), "batch_size"),
+        (("--max-cosine", "2"), "max_cosine"),
+    ],
+)
+def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(study, "train_grid", lambda *_, **__: pytest.fail("trained in spite of a bad option"))
+    assert command(monkeypatch, "absorption", *arguments, "--out", str(tmp_path / "out")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_option_gets_exit_code_2_and_the_right_spelling(monkeypatch, capsys):
+    assert command(monkeypatch, "absorption", "--n-step", "5") == 2
+    assert "--n-steps" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert command(monkeypatch, "absorption", "--out", str(tmp_path / "file")) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (ValueError, 2)])
+@pytest.mark.parametrize("where", ["run", "plot"])
+def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code, where, figures, monkeypatch, tmp_path):
+    for suffix in ("json", "png"):
+        (tmp_path / f"ground_truth.{suffix}").write_bytes(b"old")
+
+    def stopped(*_):
+        raise stop("stopped here")
+
+    monkeypatch.setattr(cli.experiment_module("ground_truth"), where, stopped)
+    assert command(monkeypatch, "ground_truth", "--n-seeds", "1", "--out", str(tmp_path)) == code
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "ground_truth.json": b"old",
+        "ground_truth.png": b"old",
+    }
+
+
+def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_path):
+    (tmp_path / "tree.json").write_text(json.dumps(TREE))
+    out = tmp_path / "out"
+    arguments = ("--tree", str(tmp_path / "tree.json"), "--out", str(out), "--n-seeds", "2", "--n-steps", "40")
+    assert command(monkeypatch, "", *arguments) == 0
+    assert sorted(path.stem for path in out.glob("*.png")) == sorted(TOY_SET)
+    assert json.loads((out / "absorption.json").read_text())["config"]["tree"]["children"][1]["id"] == "lone"
+
+
+def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
+    assert command(monkeypatch, "", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*TOY_SET, *BENCHMARKS]
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    helpers = {"__init__", "__main__", "cli", "plots", "study"}
+    assert modules - helpers == {*TOY_SET, *BENCHMARKS}
+
+
+def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, capsys):
+    assert command(monkeypatch, "absorption", "--help") == 0
+    text = capsys.readouterr().out
+    fields = cli.experiment_module("absorption").Config.__dataclass_fields__
+    assert all("--" + field.replace("_", "-") in text for field in fields)
+    assert "Claim:" in text
+
+
+def test_speed_measures_chunks_and_sampling(monkeypatch, tmp_path):
+    module = cli.experiment_module("speed")
+    monkeypatch.setattr(module, "CHUNK", 10)
+    record = cli.run_experiment(module, module.Config(n_seeds=2, n_steps=3_000, whole=False), tmp_path)
+    for timing in record["results"].values():
+        assert 0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"]
+
+
+def test_the_committed_records_are_of_this_shape_and_their_figures_stand_beside_them():
+    folder = Path(cli.__file__).parent.parent / "figures"
+    for path in folder.glob("*.json"):
+        assert list(json.loads(path.read_text())) == ["name", "config", "seeds", "versions", "seconds", "results"]
+        assert os.path.exists(path.with_suffix(".png"))
