@@ -12,6 +12,7 @@ With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in e
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
