@@ -228,3 +228,14 @@ def test_recovered_needs_every_cosine_and_the_mean_hole_rate(
     cosine: list[float], holes: list[float], expected: bool
 ) -> None:
     assert metrics.recovered(np.array(cosine), np.array(holes)) is expected
+
+
+def test_the_parent_s_activation_is_told_apart_without_children_and_with_each() -> None:
+    present = ROWS > 0
+    matched = np.array([0, 1, 2, 3, 4, 5], float)[:, None] * np.ones(4)  # the row's number, whatever the latent
+    alone, with_child = metrics.parent_activations(matched, present, 2 * np.ones(4), TREE)
+    assert alone.tolist() == [0.5, 0.5]  # row 1 alone has the parent without a child
+    assert with_child.tolist() == [(2 + 4) / 2 / 2, 3 / 2]
+    e = evaluate(absorbed())
+    assert e.parent_alone.tolist() == [1, 1]
+    assert e.parent_with_child.tolist() == [0, 0]
