@@ -23,6 +23,9 @@ TREE = build_tree(reference_tree())
 CFG = TrainConfig(n_latents=20, n_steps=60, batch_size=32, n_lr_warmup_steps=10, reinit_every=10)
 SHARED = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]  # in_axes: no hyperparameter has lanes
 
+one_step = jax.jit(train_step, static_argnames="cfg")
+restart = jax.jit(reinit_weak)
+
 
 def tree_source(key: jax.Array = KEY_W) -> TreeSource:
     return TreeSource(TREE, make_directions(key[None], 20, 20)[0])
@@ -118,7 +121,7 @@ def test_the_learning_rate_warms_up_stays_and_cools_down() -> None:
 @pytest.mark.parametrize("clip_norm", [0.01, 1.0])
 def test_the_global_gradient_norm_is_clipped(clip_norm: float) -> None:
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)
-    state, _ = train_step(start, tree_source(), hypers(clip_norm=clip_norm, b1=0.75), cfg=CFG)
+    state, _ = one_step(start, tree_source(), hypers(clip_norm=clip_norm, b1=0.75), cfg=CFG)
     assert optax.tree.norm(optax.tree.get(state.opt_state, "mu")) == pytest.approx(0.25 * clip_norm, rel=1e-4)
 
 
@@ -156,8 +159,8 @@ def test_the_controller_is_still_in_the_warm_up_and_then_moves_against_l0(target
 def test_the_contribution_is_a_running_mean_and_ranks_sort_it() -> None:
     assert ranks(jnp.array([1.0, 5.0, 0.0, 5.0, 0.0])).tolist() == [2, 0, 3, 1, 4]
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)._replace(contribution=jnp.full(20, 100.0))
-    state, _ = train_step(start, tree_source(), hypers(reinit_below=0.0), cfg=CFG)
-    fresh, _ = train_step(start._replace(contribution=jnp.zeros(20)), tree_source(), hypers(), cfg=CFG)
+    state, _ = one_step(start, tree_source(), hypers(reinit_below=0.0), cfg=CFG)
+    fresh, _ = one_step(start._replace(contribution=jnp.zeros(20)), tree_source(), hypers(), cfg=CFG)
     np.testing.assert_allclose(state.contribution, 95 + np.asarray(fresh.contribution), rtol=1e-6)
     assert fresh.contribution.any()
 
@@ -196,7 +199,7 @@ def weak_state(weak: tuple[int, ...]) -> tuple[TrainState, jax.Array]:
 
 def test_weak_latents_start_anew_on_a_residual_and_the_others_stay_as_they_are() -> None:
     state, x = weak_state((3, 7))
-    new = reinit_weak(KEY, state, x, 0.3)
+    new = restart(KEY, state, x, 0.3)
     weak = np.isin(np.arange(20), (3, 7))
     strong_places, weak_places = jnp.array(np.flatnonzero(~weak)), jnp.array(np.flatnonzero(weak))
     old_mu, mu = (optax.tree.get(s.opt_state, "mu") for s in (state, new))
@@ -220,7 +223,7 @@ def test_weak_latents_start_anew_on_a_residual_and_the_others_stay_as_they_are()
 def test_restarted_latents_take_the_samples_that_are_rebuilt_worst() -> None:
     state, x = weak_state((3, 7))
     x = x.at[jnp.linalg.norm(x, axis=1).argmax()].multiply(100.0)
-    new = reinit_weak(KEY, state, x, 0.3)
+    new = restart(KEY, state, x, 0.3)
     residual = x - decode(state.sae, encode(state.sae, x))
     worst = residual[jnp.linalg.norm(residual, axis=1).argmax()]
     np.testing.assert_allclose(new.sae.W_dec[jnp.array([3, 7])], jnp.stack([worst, worst]), rtol=1e-4, atol=1e-3)
@@ -228,7 +231,7 @@ def test_restarted_latents_take_the_samples_that_are_rebuilt_worst() -> None:
 
 def test_re_initialisation_can_be_turned_off() -> None:
     state, x = weak_state((3, 7))
-    assert equal(reinit_weak(KEY, state, x, 0.0), state)
+    assert equal(restart(KEY, state, x, 0.0), state)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_weak_latents_start_anew_only_when_due_and_inside_the_window(at: int, du
     state, _ = weak_state((3,))
     state = state._replace(step=jnp.int32(at), contribution=jnp.full(20, 1e6).at[3].set(0.0))
     state = state._replace(sae=state.sae._replace(b_enc=state.sae.b_enc.at[3].set(1.0)))  # on, so it has a gradient
-    after, _ = train_step(state, tree_source(), hypers(), cfg=cfg)
+    after, _ = one_step(state, tree_source(), hypers(), cfg=cfg)
     assert (not optax.tree.get(after.opt_state, "mu").W_dec[3].any()) == due
 
 
