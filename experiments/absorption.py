@@ -32,8 +32,9 @@ from experiments.study import (
     train_seeds,
 )
 from toy.metrics import feature_sizes, match_features, matched_acts, mean_known
+from toy.node import Node, feature_names
 from toy.sae import SAE, encode
-from toy.tree import Node, build_tree, edges, feature_names
+from toy.tree import build_tree, edges
 from toy.tree_json import tree_from_dict
 
 SAES = ("vanilla", "matryoshka")

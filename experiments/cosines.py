@@ -32,7 +32,7 @@ from experiments.study import (
     train_seeds,
 )
 from toy.metrics import match_features, matched_cosines, mean_known, mixing
-from toy.tree import feature_names
+from toy.node import feature_names
 from toy.tree_json import tree_from_dict
 
 KINDS = {

@@ -18,7 +18,8 @@ from experiments import plots
 from experiments.cli import main
 from experiments.study import Progress, TreeConfig, make_study
 from toy.dictionary import cosine_matrix
-from toy.tree import feature_names, marginals, mean_l0, sample_features
+from toy.node import feature_names
+from toy.tree import marginals, mean_l0, sample_features
 from toy.tree_json import tree_from_dict
 
 

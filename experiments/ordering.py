@@ -34,10 +34,11 @@ from experiments.study import (
     train_config,
 )
 from toy.metrics import Evaluation
+from toy.node import Node
 from toy.sae import SAE
 from toy.source import TreeSource
 from toy.train import train_grid, trained_saes
-from toy.tree import Node, Tree, build_tree, edges, marginals
+from toy.tree import Tree, build_tree, edges, marginals
 from toy.tree_json import tree_to_dict
 from toy.trees import forest, ordering_tree, scale_children
 

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from toy.tree import Node, features, walk
+from toy.node import Node, features, walk
 
 WIDTH = 7.0  # inches: the text width of a paper
 COLOURS = {"truth": "#444444", "vanilla": "#d1495b", "matryoshka": "#00798c", "other": "#edae49"}

@@ -13,11 +13,12 @@ from toy.dictionary import make_directions
 from toy.io import load_tree
 from toy.loss import Sparsity
 from toy.metrics import Evaluation, Mixing, evaluate
+from toy.node import Node
 from toy.prefixes import Weighting
 from toy.sae import SAE
 from toy.source import TreeSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
-from toy.tree import Node, Tree, build_tree, mean_l0, sample_features
+from toy.tree import Tree, build_tree, mean_l0, sample_features
 from toy.trees import reference_tree
 
 Progress = Callable[[int], Any]

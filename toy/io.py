@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from toy.node import Node, TreeError
 from toy.sae import SAE
-from toy.tree import Node, TreeError
 from toy.tree_json import parse_tree, tree_to_dict
 
 _SAE_LENS_VERSION = "6.54.12"  # the version whose format `save_sae` writes

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-from toy.tree import MAX_DEPTH, Node, TreeError, features, walk
+from toy.node import MAX_DEPTH, Node, TreeError, features, walk
 
 _NODE_KEYS = {
     "active_prob": None,  # None: read by itself

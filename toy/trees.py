@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toy.tree import Node
+from toy.node import Node
 
 
 def forest(*roots: Node) -> Node:
