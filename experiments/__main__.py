@@ -19,7 +19,7 @@ class All:
     out: Path = DEFAULT_OUT
     """Folder for records and figures."""
     tree: Path | None = None
-    """JSON file of your own tree, for every experiment."""
+    """JSON file of your own tree, or the name of one, for every experiment."""
     n_seeds: int | None = None
     """Number of seeds; default: each experiment's own."""
     n_steps: int | None = None

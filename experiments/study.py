@@ -19,7 +19,7 @@ from toy.sae import SAE
 from toy.source import TreeSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 from toy.tree import Tree, build_tree, mean_l0, sample_features
-from toy.trees import reference_tree
+from toy.trees import TREES
 
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
@@ -31,7 +31,7 @@ class TreeConfig:
     """Which features there are."""
 
     tree: Path | None = None
-    """JSON file of your own tree (see the README); default: the reference tree of the post."""
+    """JSON file of your own tree (see the README), or a named one: reference, three_level, ordering."""
     d_in: int = 30
     """Dimension of the activations."""
     max_cosine: float | None = None
@@ -107,7 +107,8 @@ class Study(NamedTuple):
 
 
 def load_root(cfg: TreeConfig) -> Node:
-    return reference_tree() if cfg.tree is None else load_tree(cfg.tree)
+    name = "reference" if cfg.tree is None else str(cfg.tree)
+    return TREES[name]() if name in TREES else load_tree(Path(name))
 
 
 def seed_keys(cfg: TreeConfig) -> tuple[jax.Array, jax.Array]:
