@@ -6,7 +6,7 @@ Command: python -m experiments.all_prefixes (about 3 minutes on 2 cores).
 Expected, seeds 0 to 31: recovered at least 30/32 for each weighting but vanilla (0/32); parent to child +0.15 with 3
 sampled prefixes and +0.18 with more.
 In the post: the first comment's question, and the author's answer from one run.
-With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in every batch and equals `all`.
+With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in every batch, that is, `all`.
 """
 
 from dataclasses import dataclass

@@ -164,11 +164,14 @@ _trained: dict[tuple[StudyConfig, str], SAE] = {}  # several figures show the sa
 
 def train_seeds(cfg: StudyConfig, study: Study, weighting: str, progress: Progress) -> SAE:
     """The trained SAE of every seed, with a leading axis. In one process, each is trained only once."""
+    train_cfg = train_config(cfg, study.tree)
+    kind, _, n_prefixes = weighting.partition("_")
+    if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
+        weighting = "all"  # nothing is left to draw: the same weights in every batch
     shared = StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
     if (shared, weighting) in _trained:
         progress(cfg.n_steps)
     else:
-        train_cfg = train_config(cfg, study.tree)
         hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
