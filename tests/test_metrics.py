@@ -156,6 +156,8 @@ def test_mixing_means_are_over_edges_and_over_ordered_pairs_of_siblings() -> Non
     cosines = np.arange(16.0).reshape(4, 4)
     mixing = metrics.mixing(cosines, TREE)
     assert mixing == ((1 + 2) / 2, (6 + 9) / 2, (4 + 8) / 2, 14)
+    two_families = build_tree(forest(Node(0.5, (Node(0.5),)), Node(0.5, (Node(0.5),))))
+    assert np.isnan(metrics.mixing(cosines, two_families).child_to_sibling)  # cousins are no siblings
     lone = metrics.mixing(-0.5 * np.ones((2, 2)), build_tree(forest(Node(0.5), Node(0.5))))
     assert np.isnan(lone[:3]).all()
     assert lone.max_off_diagonal == 0.5
