@@ -23,7 +23,7 @@ def make_directions(
     """One dictionary a key, each feature's norm drawn once as 1 + N(0, norm_std²).
 
     Without `max_cosine` the directions are random orthogonal ones. With it (superposition) they are random
-    ones pushed apart until no |cosine| exceeds it.
+    ones pushed apart until no |cosine| exceeds it. Give training another key: both start from a Gaussian draw.
 
     Raises: ValueError if orthogonal directions do not fit, or if `max_cosine` cannot be reached.
     """

@@ -158,12 +158,16 @@ def prefix_fvu(
     W_dec: Float[np.ndarray, "n_latents d_in"],
     b_dec: Float[np.ndarray, " d_in"],
 ) -> Float[np.ndarray, " n_latents"]:
-    """`fvu` of the reconstruction from the first k latents alone, k = 1 … n_latents; not monotone in k."""
-    recon, values = np.broadcast_to(b_dec, x.shape).astype(float), []
-    for a, d in zip(np.asarray(acts, float).T, W_dec, strict=True):
-        recon += a[:, None] * d
-        values.append(fvu(x, recon))
-    return np.array(values)
+    """`fvu` of the reconstruction from the first k latents alone, k = 1 … n_latents; not monotone in k.
+
+    Squared errors come from sums over leading blocks of a Gram matrix, as in `toy.loss`.
+    """
+    x, acts, W_dec = (np.asarray(values, float) for values in (x, acts, W_dec))
+    error, total = x - b_dec, np.sum((x - x.mean(axis=0)) ** 2)
+    along = np.sum(acts * (error @ W_dec.T), axis=0)
+    gram = (acts.T @ acts) * (W_dec @ W_dec.T)
+    squared = np.sum(error**2) - 2 * np.cumsum(along) + gram.cumsum(axis=0).cumsum(axis=1).diagonal()
+    return squared / total if total > 0 else np.full(len(W_dec), np.nan)
 
 
 def l0(acts: Float[np.ndarray, "rows n_latents"]) -> float:
