@@ -2,7 +2,7 @@
 
 Claim: vanilla absorbs in every seed (hole rate 1); Matryoshka recovers the tree, without holes. Its parent latents
 fire more strongly when a child is present.
-Command: python -m experiments.absorption (about 1.5 minutes on 2 cores).
+Command: python -m experiments.absorption (about 1 minute on 2 cores).
 Expected, seeds 0 to 31: vanilla recovered 0/32, hole rate 1.00 in each; Matryoshka recovered 32/32, hole rate 0.
 In the post: "Toy Model", the activations of both SAEs beside the ground truth.
 """

@@ -2,8 +2,8 @@
 
 Claim: on 2 cores a step of one run, sampling included, takes at most 0.2 ms; with 64 seeds in one program at most
 0.1 ms a step and seed; `python -m experiments` from cold at most 8 minutes and 3 GB.
-Command: python -m experiments.speed (about 8 minutes on 2 cores; 1.5 with --no-whole).
-Expected: about 0.13 ms, 0.04 ms, and 6 minutes. Machines are shared: minimum, median and maximum are recorded.
+Command: python -m experiments.speed (about 6 minutes on 2 cores; 1.5 with --no-whole).
+Expected: about 0.17 ms, 0.04 ms, and 5 minutes with 1 GB. Machines are shared: minimum, median and maximum are recorded.
 In the post: "trains in only 1.5x the time of a standard SAE"; here the toy's Gram form makes every prefix cost as one.
 """
 
