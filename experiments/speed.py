@@ -3,7 +3,8 @@
 Claim: on 2 cores a step of one run, sampling included, takes at most 0.2 ms; with 64 seeds in one program at most
 0.1 ms a step and seed; `python -m experiments` from cold at most 8 minutes and 3 GB.
 Command: python -m experiments.speed (about 6 minutes on 2 cores; 1.5 with --no-whole).
-Expected: about 0.17 ms, 0.04 ms, and 5 minutes with 1 GB. Machines are shared: minimum, median and maximum are recorded.
+Expected: about 0.17 ms, 0.04 ms, and 5 minutes with 1 GB. Machines are shared: minimum and maximum stand
+beside the median.
 In the post: "trains in only 1.5x the time of a standard SAE"; here the toy's Gram form makes every prefix cost as one.
 """
 
@@ -38,7 +39,7 @@ class Config(PairConfig):
     n_seeds: int = 64
     """Seeds in one program."""
     whole: bool = True
-    """Also time `python -m experiments` as a process of its own."""
+    """Time `python -m experiments` as a process of its own, too (left out with --no-whole)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
