@@ -160,6 +160,16 @@ def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["", "ordering"])
+def test_a_tree_without_edges_has_no_order_and_is_refused_before_any_experiment_runs(
+    name, monkeypatch, capsys, tmp_path
+):
+    (tmp_path / "tree.json").write_text('{"active_prob": 0.5}')
+    assert command(monkeypatch, name, "--tree", str(tmp_path / "tree.json"), "--out", str(tmp_path / "out")) == 2
+    assert "no feature has a parent" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_misspelt_option_gets_exit_code_2_and_the_right_spelling(monkeypatch, capsys):
     assert command(monkeypatch, "absorption", "--n-step", "5") == 2
     assert "--n-steps" in capsys.readouterr().err
