@@ -50,13 +50,9 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     figure.supxlabel("; ".join(parts) + ".", fontsize=6.5, color="#555555")
 
 
-def heatmap(
-    ax: Axes, values: np.ndarray, *, low: float, high: float, colours: str | Colormap, grid_at: list[int] | None = None
-) -> Any:
-    """One cell a value; `grid_at` draws thin lines that set groups of columns apart."""
+def heatmap(ax: Axes, values: np.ndarray, *, low: float, high: float, colours: str | Colormap) -> Any:
+    """One cell a value."""
     image = ax.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="none")
-    for at in grid_at or []:
-        ax.axvline(at - 0.5, color="white", linewidth=0.6)
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
