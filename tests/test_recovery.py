@@ -23,11 +23,8 @@ def evaluations(weighting: Weighting) -> list[Evaluation]:
     in_axes = (TreeSource(None, 0), Hypers(*[None] * len(h)))  # type: ignore[arg-type]
     state, _ = train_grid(keys, source, h, cfg=CFG, in_axes=in_axes)
     saes = trained_saes(state)
-    features = np.asarray(sample_features(jax.random.key(2), tree, 20_000))
-    return [
-        evaluate(jax.tree.map(lambda leaf, i=i: leaf[i], saes), np.asarray(W_feat[i]), tree, features)
-        for i in range(N_SEEDS)
-    ]
+    features = sample_features(jax.random.key(2), tree, 20_000)
+    return [evaluate(jax.tree.map(lambda leaf, i=i: leaf[i], saes), W_feat[i], tree, features) for i in range(N_SEEDS)]
 
 
 def test_a_vanilla_sae_rebuilds_its_inputs_and_has_a_hole_for_every_child_in_every_seed() -> None:

@@ -7,7 +7,7 @@ Latents are matched one to one to features first; every metric says which rows, 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from toy.dictionary import cosine_matrix
@@ -215,7 +215,12 @@ class Evaluation(NamedTuple):
     shrinkage: float
 
 
-def evaluate(sae: SAE, W_feat: Float[np.ndarray, "n_features d_in"], tree: Tree, features: Features) -> Evaluation:
+def evaluate(
+    sae: SAE,
+    W_feat: Float[Array | np.ndarray, "n_features d_in"],
+    tree: Tree,
+    features: Float[Array | np.ndarray, "rows n_features"],
+) -> Evaluation:
     """Measure an SAE on `features`, a batch of the tree such as `sample_features` gives (held out: use a new key)."""
     W_enc, b_enc, W_dec, b_dec = (np.asarray(leaf, float) for leaf in sae)
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
