@@ -40,7 +40,7 @@ KINDS = {
     "child_to_sibling": "child's latent,\nsibling's direction",
     "child_to_parent": "child's latent,\nparent's direction",
 }
-SIDES = {"decoder": "W_dec", "encoder": "W_enc"}
+SIDES = ("decoder", "encoder")
 
 
 @dataclass(frozen=True)
