@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from toy.node import Node, TreeError
-from toy.sae import SAE
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
 from toy.tree_json import parse_tree, tree_to_dict
 
 _SAE_LENS_VERSION = "6.54.12"  # the version whose format `save_sae` writes
@@ -105,16 +105,22 @@ def _one_line_lists(text: str) -> str:
     return "\n".join(lines)
 
 
-def save_sae(folder: Path, sae: SAE, *, metadata: dict[str, Any] | None = None) -> None:
-    """Write an SAE as the folder SAELens loads as `standard`: `sae_weights.safetensors` and `cfg.json`.
+def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata: dict[str, Any] | None = None) -> None:
+    """Write an SAE as the folder SAELens loads: `sae_weights.safetensors` and `cfg.json`.
 
-    `sae` acts on unscaled inputs (`trained_sae` gives such). The order of its latents is kept.
+    As `standard`, as `topk` with `activation` TopK, or as `jumprelu` where the SAE has a threshold (BatchTopK). `sae`
+    acts on unscaled inputs (`trained_sae` gives such). The order of its latents is kept. A TopK SAE is written with
+    decoder norms folded into the encoder, since SAELens compares activations and not their sizes.
     """
+    if isinstance(activation, BatchTopK) and sae.threshold is None:
+        raise ValueError("sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it")
+    if isinstance(activation, TopK):
+        sae = fold_decoder_norm(sae)
     # safetensors writes wrong values for arrays that are not C-contiguous.
-    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in sae._asdict().items()}
+    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in sae._asdict().items() if leaf is not None}
     d_in, n_latents = tensors["W_enc"].shape
-    cfg = {
-        "architecture": "standard",
+    cfg: dict[str, Any] = {
+        "architecture": "standard" if sae.threshold is None else "jumprelu",
         "d_in": d_in,
         "d_sae": n_latents,
         "dtype": "float32",
@@ -124,12 +130,14 @@ def save_sae(folder: Path, sae: SAE, *, metadata: dict[str, Any] | None = None) 
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": _SAE_LENS_VERSION, **(metadata or {})},
     }
+    if isinstance(activation, TopK):
+        cfg |= {"architecture": "topk", "k": activation.k, "rescale_acts_by_decoder_norm": False}
     with writing(folder / "sae_weights.safetensors") as file:
         file.write(save(tensors))
     save_json(folder / "cfg.json", cfg)
 
 
-def load_sae(folder: Path) -> SAE:
+def load_sae(folder: Path) -> tuple[SAE, Activation]:
     """Read what `save_sae` wrote. Raises: ValueError naming the file and what is wrong with it."""
     path = folder / "sae_weights.safetensors"
     try:
@@ -138,8 +146,22 @@ def load_sae(folder: Path) -> SAE:
         raise ValueError(f"{folder}: cannot be read as an SAE: {error}") from None
     if not isinstance(cfg, dict):
         raise ValueError(f"{folder / 'cfg.json'}: expected an object")
-    if cfg.get("architecture") != "standard" or cfg.get("apply_b_dec_to_input", True):
-        raise ValueError(f"{folder / 'cfg.json'}: only architecture 'standard' without apply_b_dec_to_input is read")
-    if set(tensors) != set(SAE._fields):
-        raise ValueError(f"{path}: expected tensors {', '.join(SAE._fields)}, got {', '.join(sorted(tensors))}")
-    return SAE(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    architecture = cfg.get("architecture")
+    if architecture not in ("standard", "jumprelu", "topk") or cfg.get("apply_b_dec_to_input", True):
+        raise ValueError(
+            f"{folder / 'cfg.json'}: only architectures 'standard', 'jumprelu' and 'topk' without "
+            "apply_b_dec_to_input are read"
+        )
+    names = SAE._fields if architecture == "jumprelu" else SAE._fields[:-1]
+    if set(tensors) != set(names):
+        raise ValueError(f"{path}: expected tensors {', '.join(names)}, got {', '.join(sorted(tensors))}")
+    sae = SAE(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    if architecture != "topk":
+        return sae, RELU
+    by_size = cfg.get("rescale_acts_by_decoder_norm") or np.allclose(decoder_norms(sae), 1, atol=1e-3)
+    if not isinstance(cfg.get("k"), int) or not by_size:
+        raise ValueError(
+            f"{folder / 'cfg.json'}: 'topk' is read with an integer k, and with unit decoder norms unless "
+            "rescale_acts_by_decoder_norm is true"
+        )
+    return sae, TopK(cfg["k"])

@@ -1,7 +1,8 @@
 """Which prefixes of the latents are trained, and how much each weighs.
 
-A weighting gives prefix length k (the first k latents) the weight w_k ≥ 0, summing to 1. It is data, a pytree:
-weightings of one kind share a compiled program, and a grid can hold several. Vanilla is `full`.
+A weighting gives prefix length k (the first k latents) the weight w_k ≥ 0, summing to 1. It is data, a pytree: what
+stands in it can be traced and have lanes, while its type and shape say how many prefixes there are, and so which
+algorithm the loss takes. Vanilla is `full`.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.polynomial.legendre import leggauss
 
+MOST_PAIRS = 128  # lengths up to which comparing all pairs of clocks is faster than sorting them
+
 
 class FixedWeights(NamedTuple):
-    """The same weights every batch."""
+    """A weight for every prefix length, the same every batch."""
 
     weights: Float[Array | np.ndarray, "*lanes n_latents"]  # of prefix lengths 1 … n_latents
 
@@ -24,36 +27,65 @@ class FixedWeights(NamedTuple):
         return self.weights.shape[-1]
 
 
+class FixedPrefixes(NamedTuple):
+    """A few prefix lengths, the same every batch."""
+
+    lengths: Int[Array | np.ndarray, "*lanes n_prefixes"]  # ascending; the last is n_latents
+    weights: Float[Array | np.ndarray, "*lanes n_prefixes"]
+
+    @property
+    def n_latents(self) -> int:
+        return int(np.max(self.lengths))
+
+
 class SampledPrefixes(NamedTuple):
-    """`n_prefixes` lengths drawn each batch, the full one always among them, equally weighted."""
+    """A few prefix lengths, drawn each batch, the full one always among them."""
 
     rates: Float[Array | np.ndarray, "*lanes n_latents-1"]  # of lengths 1 … n_latents − 1
-    n_prefixes: Int[Array | np.ndarray, "*lanes"]
+    weights: Float[Array | np.ndarray, "*lanes n_prefixes"]  # of the full prefix, then of the others as drawn
 
     @property
     def n_latents(self) -> int:
         return self.rates.shape[-1] + 1
 
 
-Weighting = FixedWeights | SampledPrefixes
+class HybridWeights(NamedTuple):
+    """A weight for each of the first lengths, then one length a tile of equally many latents, but for the last."""
+
+    head: Float[Array | np.ndarray, "*lanes n_exact"]  # of lengths 1 … n_exact
+    lengths: Int[Array | np.ndarray, "*lanes n_tiles"]  # where the tiles end; the last is n_latents
+    tail: Float[Array | np.ndarray, "*lanes n_tiles"]  # of these lengths
+
+    @property
+    def n_latents(self) -> int:
+        return int(np.max(self.lengths))
 
 
-def full(n_latents: int) -> FixedWeights:
+Prefixes = FixedWeights | FixedPrefixes | HybridWeights  # of one batch
+Weighting = Prefixes | SampledPrefixes
+
+
+def full(n_latents: int) -> FixedPrefixes:
     """The single full prefix: a vanilla SAE."""
     return fixed(n_latents, (n_latents,))
 
 
-def fixed(n_latents: int, widths: Sequence[int]) -> FixedWeights:
+def fixed(n_latents: int, widths: Sequence[int]) -> FixedPrefixes:
     """Equal weight on each of the given prefix lengths; a repeated length counts as often as it stands."""
-    widths_array = np.asarray(widths)
-    if len(widths_array) == 0 or widths_array.min() < 1 or widths_array.max() > n_latents:
+    lengths, counts = np.unique(np.asarray(widths, int), return_counts=True)
+    if len(lengths) == 0 or lengths[0] < 1 or lengths[-1] > n_latents:
         raise ValueError(f"widths: need lengths between 1 and n_latents = {n_latents}, got {tuple(widths)}")
-    return FixedWeights(np.bincount(widths_array - 1, minlength=n_latents) / len(widths_array))
+    weights = counts / counts.sum()
+    if lengths[-1] < n_latents:
+        lengths, weights = np.append(lengths, n_latents), np.append(weights, 0.0)
+    return FixedPrefixes(lengths, weights)
 
 
 def all_prefixes(n_latents: int) -> FixedWeights:
     """Equal weight on every prefix length."""
-    return fixed(n_latents, range(1, n_latents + 1))
+    if n_latents < 1:
+        raise ValueError(f"n_latents: must be at least 1, got {n_latents}")
+    return FixedWeights(np.full(n_latents, 1 / n_latents))
 
 
 def sampled(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> SampledPrefixes:
@@ -63,7 +95,8 @@ def sampled(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> Sampled
     lengths, so n_prefixes ≥ n_latents means every prefix, each batch. Source: the post; reference code.
     """
     _check_n_prefixes(n_prefixes)
-    return SampledPrefixes(pareto_rates(n_latents, power), np.asarray(min(n_prefixes, n_latents)))
+    n_prefixes = min(n_prefixes, n_latents)
+    return SampledPrefixes(pareto_rates(n_latents, power), np.full(n_prefixes, 1 / n_prefixes))
 
 
 def expected(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> FixedWeights:
@@ -81,8 +114,26 @@ def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, powe
     weights = np.array(expected(n_latents, n_prefixes, power).weights)
     shorter = weights[:-1].sum()
     if shorter == 0:
-        return full(n_latents)
+        return FixedWeights(weights)
     return FixedWeights(np.append(weights[:-1] * (1 - full_share) / shorter, full_share))
+
+
+def hybrid(
+    n_latents: int, n_prefixes: int = 10, power: float = 0.5, *, n_exact: int = 512, tile: int = 512
+) -> HybridWeights:
+    """`expected` on the first n_exact lengths; after them the weight of a tile's lengths stands on the tile's end.
+
+    Cheap at width, where the tail's weights are tiny and change slowly: the gradient is close to that of `expected`.
+    """
+    if tile < 1:
+        raise ValueError(f"tile: must be at least 1, got {tile}")
+    if not 1 <= n_exact < n_latents:
+        raise ValueError(f"n_exact: must be from 1 to n_latents - 1 = {n_latents - 1}, got {n_exact}")
+    weights = expected(n_latents, n_prefixes, power).weights
+    n_tail = n_latents - n_exact
+    starts = np.arange(n_exact, n_latents, -(-n_tail // -(-n_tail // tile)))  # equal tiles, so the count says the size
+    ends = np.append(starts[1:], n_latents)
+    return HybridWeights(weights[:n_exact], ends, np.add.reduceat(weights, starts))
 
 
 def _check_n_prefixes(n_prefixes: int) -> None:
@@ -105,7 +156,7 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
 
     Drawing so is taking the n_drawn smallest of independent exponential clocks T_i of the given rates (float64,
     on the host). P(i in) = E[P(fewer than n_drawn others ring before T_i)], an integral over u = exp(−T) of
-    Poisson-binomial probabilities, done by Gauss-Legendre quadrature.
+    Poisson-binomial probabilities, done by Gauss-Legendre quadrature. Time and memory are linear in n.
     """
     n = len(rates)
     if n_drawn >= n:
@@ -114,33 +165,63 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
         return np.zeros(n)
     # Substitute u = v^6: keeps the integrand smooth at u = 0 where it behaves like u^rate with small rates.
     nodes, quadrature = leggauss(400)
-    u = ((nodes + 1) / 2) ** 6
-    measure = quadrature / 2 * 6 * ((nodes + 1) / 2) ** 5
+    v = (nodes + 1) / 2
     c = n_drawn / rates.sum()  # time scale: about n_drawn clocks have rung by T = c
-    log_u = np.log(u) * c
-    rung = -np.expm1(rates[:, None] * log_u)  # (n, points): P(T_j < T)
-    density = rates[:, None] * c * np.exp((rates[:, None] * c - 1) * np.log(u))
-    probabilities = np.empty(n)
-    for i in range(n):
-        count = np.zeros((n_drawn, len(u)))  # P(m others have rung), m < n_drawn
-        count[0] = 1
-        for p in np.delete(rung, i, axis=0):
-            count[1:] = count[1:] * (1 - p) + count[:-1] * p
-            count[0] *= 1 - p
-        probabilities[i] = (count.sum(0) * density[i]) @ measure
+    probabilities = np.zeros(n)
+    for part in np.array_split(np.arange(len(v)), 1 + n * n_drawn * len(v) // 10**7):  # bounds the memory
+        log_u, measure = 6 * np.log(v[part]) * c, quadrature[part] / 2 * 6 * v[part] ** 5
+        rung = -np.expm1(rates[:, None] * log_u)  # (n, points): P(T_j < T)
+        density = rates[:, None] * c * np.exp((rates[:, None] - 1 / c) * log_u)
+        before, after = _rung_counts(rung, n_drawn), _rung_counts(rung[::-1], n_drawn)[::-1]
+        fewer = np.einsum(
+            "imp,imp->ip", before, np.cumsum(after, axis=1)[:, ::-1]
+        )  # P(m before + rest after < n_drawn)
+        probabilities += (fewer * density) @ measure
     return probabilities
 
 
-def draw_weights(key: Key[Array, ""], weighting: Weighting) -> Float[Array, " n_latents"]:
-    """The weights of this batch: for `sampled` by the exponential clocks above; otherwise the key is unused."""
-    if isinstance(weighting, FixedWeights):
-        return jnp.asarray(weighting.weights, jnp.result_type(float))
+def _rung_counts(rung: Float[np.ndarray, "n points"], n_drawn: int) -> Float[np.ndarray, "n n_drawn points"]:
+    """P(m of the items before i have rung), for every i and m < n_drawn."""
+    counts = np.empty((len(rung), n_drawn, rung.shape[1]))
+    count = np.zeros_like(counts[0])
+    count[0] = 1
+    for i, p in enumerate(rung):
+        counts[i] = count
+        count[1:] = count[1:] * (1 - p) + count[:-1] * p
+        count[0] *= 1 - p
+    return counts
+
+
+def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:
+    """The prefixes of this batch: for `sampled` by the exponential clocks above; otherwise the key is unused.
+
+    The few drawn are given as a weight for each length where lengths are few themselves: it is faster there.
+    """
+    if not isinstance(weighting, SampledPrefixes):
+        return jax.tree.map(jnp.asarray, weighting)
+    n_latents, n_shorter = weighting.n_latents, weighting.weights.shape[0] - 1
     clocks = jax.random.exponential(key, weighting.rates.shape) / weighting.rates
-    earlier = jnp.sum(clocks[None, :] < clocks[:, None], axis=1)
-    drawn = jnp.append(earlier < weighting.n_prefixes - 1, True)
-    return drawn / weighting.n_prefixes
+    if n_latents <= MOST_PAIRS:
+        earlier = jnp.sum(clocks[None, :] < clocks[:, None], axis=1)
+        weights = jnp.append(weighting.weights, 0.0)  # of the full prefix, of those drawn in turn, of the others
+        return FixedWeights(jnp.append(weights[jnp.minimum(earlier, n_shorter) + 1], weights[0]))
+    _, drawn = jax.lax.top_k(-clocks, n_shorter)  # the first to ring
+    lengths = jnp.append(n_latents, drawn + 1)
+    return FixedPrefixes(*jax.lax.sort((lengths, jnp.asarray(weighting.weights))))
 
 
-def inclusion(weights: Float[Array, " n_latents"], ranks: Int[Array, " n_latents"]) -> Float[Array, " n_latents"]:
+def inclusion(prefixes: Prefixes, ranks: Int[Array, " n_latents"]) -> Float[Array, " n_latents"]:
     """s_i = Σ_{k > rank(i)} w_k: the weight of the prefixes that hold latent i, whose rank counts from 0."""
-    return jnp.cumsum(weights[::-1])[::-1][ranks]
+    if isinstance(prefixes, FixedWeights):
+        return suffix_sums(prefixes.weights)[ranks]
+    if isinstance(prefixes, HybridWeights):
+        n_exact = prefixes.head.shape[0]
+        tail = FixedPrefixes(prefixes.lengths, prefixes.tail)
+        head = jnp.append(suffix_sums(prefixes.head), 0.0)[jnp.minimum(ranks, n_exact)]
+        return head + inclusion(tail, ranks)
+    return (prefixes.lengths > ranks[:, None]) @ prefixes.weights
+
+
+def suffix_sums(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Σ_{j ≥ i} weights_j."""
+    return jnp.cumsum(weights[::-1])[::-1]

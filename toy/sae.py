@@ -1,19 +1,66 @@
-"""The sparse autoencoder: parameters and the pure functions on them."""
+"""The sparse autoencoder: parameters, activations, and the pure functions on them."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+MOST_PAIRS = 128  # latents up to which comparing all pairs of a row is faster than sorting it
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """Latents with a positive pre-activation are on, or above their threshold where the SAE has one (JumpReLU)."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Of those, the `k` of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k: must be at least 1, got {self.k}")
+
+
+@dataclass(frozen=True)
+class BatchTopK:
+    """The round(k · batch) largest of the whole batch, k a sample on average (Bussmann et al., arXiv 2412.06410)."""
+
+    k: float
+    slots: int | None = None
+    """The most that may be on in one sample at width; default: 2k, and at least 16 more than k."""
+
+    def __post_init__(self) -> None:
+        if not self.k > 0:
+            raise ValueError(f"k: must be above 0, got {self.k}")
+        if self.slots is not None and self.slots < self.k:
+            raise ValueError(f"slots: must be at least k = {self.k}, got {self.slots}")
+
+    @property
+    def n_slots(self) -> int:
+        return round(max(2 * self.k, self.k + 16)) if self.slots is None else self.slots
+
+    def n_on(self, batch_size: int) -> int:
+        """How many activations of a batch are on."""
+        return max(1, round(self.k * batch_size))
+
+
+Activation = ReLU | TopK | BatchTopK
+RELU = ReLU()
+
 
 class SAE(NamedTuple):
-    """ReLU sparse autoencoder. b_dec is added to the reconstruction and not subtracted from the input."""
+    """A sparse autoencoder. b_dec is added to the reconstruction and not subtracted from the input."""
 
     W_enc: Float[Array, "*lanes d_in n_latents"]
     b_enc: Float[Array, "*lanes n_latents"]
     W_dec: Float[Array, "*lanes n_latents d_in"]
     b_dec: Float[Array, "*lanes d_in"]
+    threshold: Float[Array, "*lanes n_latents"] | None = None  # of pre-activations; a trained BatchTopK SAE has one
 
 
 def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
@@ -23,9 +70,45 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
     return SAE(W_enc, jnp.zeros(n_latents), W_dec, jnp.zeros(d_in))
 
 
-def encode(sae: SAE, x: Float[Array, "batch d_in"]) -> Float[Array, "batch n_latents"]:
-    """acts = relu(x W_enc + b_enc)."""
-    return jax.nn.relu(x @ sae.W_enc + sae.b_enc)
+def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:
+    """acts = activation(x W_enc + b_enc).
+
+    A BatchTopK SAE is encoded with its `threshold`, sample by sample, unless `activation` asks for what training does.
+    """
+    acts = jax.nn.relu(x @ sae.W_enc + sae.b_enc)
+    if isinstance(activation, ReLU):
+        return acts if sae.threshold is None else jnp.where(acts > sae.threshold, acts, 0)
+    return keep_largest(acts, decoder_norms(sae), activation)
+
+
+def keep_largest(
+    acts: Float[Array, "batch n_latents"], norms: Float[Array, " n_latents"], activation: TopK | BatchTopK
+) -> Float[Array, "batch n_latents"]:
+    """acts, and 0 where act · norm is not among the largest of its sample (TopK) or of the batch (BatchTopK)."""
+    sizes = jax.lax.stop_gradient(acts * norms)
+    if isinstance(activation, BatchTopK):
+        largest = sizes >= kth_largest(sizes, activation.n_on(len(acts)))
+    elif sizes.shape[1] <= MOST_PAIRS:
+        largest = jnp.sum(sizes[:, None, :] > sizes[:, :, None], axis=2) < activation.k
+    else:
+        largest = sizes >= jax.lax.top_k(sizes, activation.k)[0][:, -1:]
+    return jnp.where(largest, acts, 0)
+
+
+def kth_largest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
+    """The k-th largest of values ≥ 0; the smallest where there are fewer.
+
+    Bit by bit, since floats ≥ 0 have the order of their bits as integers: a tenth of the time of sorting them.
+    """
+    bits = jax.lax.bitcast_convert_type(values, {4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
+    k, n_bits = min(k, values.size), 8 * values.dtype.itemsize
+
+    def settle(i: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
+        candidate = found | (jnp.ones_like(found) << (n_bits - 2 - i).astype(found.dtype))
+        return jnp.where(jnp.sum(bits >= candidate) >= k, candidate, found)
+
+    found = jax.lax.fori_loop(0, n_bits - 1, settle, jnp.zeros((), bits.dtype))
+    return jax.lax.bitcast_convert_type(found, values.dtype)
 
 
 def decode(sae: SAE, acts: Float[Array, "batch n_latents"]) -> Float[Array, "batch d_in"]:
@@ -39,15 +122,19 @@ def decoder_norms(sae: SAE) -> Float[Array, "*lanes n_latents"]:
 
 def reorder(sae: SAE, order: Int[Array, " n_latents"]) -> SAE:
     """The same SAE with latent `order[i]` at place i."""
-    return SAE(sae.W_enc[:, order], sae.b_enc[order], sae.W_dec[order], sae.b_dec)
+    threshold = None if sae.threshold is None else sae.threshold[order]
+    return SAE(sae.W_enc[:, order], sae.b_enc[order], sae.W_dec[order], sae.b_dec, threshold)
 
 
 def fold_input_scale(sae: SAE, scale: Float[Array, ""]) -> SAE:
     """The SAE that does on x what `sae` does on scale · x, in the units of x: acts and recon are 1/scale as large."""
-    return sae._replace(b_enc=sae.b_enc / scale, b_dec=sae.b_dec / scale)
+    threshold = None if sae.threshold is None else sae.threshold / scale
+    return sae._replace(b_enc=sae.b_enc / scale, b_dec=sae.b_dec / scale, threshold=threshold)
 
 
 def fold_decoder_norm(sae: SAE) -> SAE:
     """The same function with unit decoder rows: norms move into the encoder, so acts are in units of x."""
     norms = decoder_norms(sae)
-    return SAE(sae.W_enc * norms, sae.b_enc * norms, sae.W_dec / jnp.maximum(norms, 1e-12)[:, None], sae.b_dec)
+    threshold = None if sae.threshold is None else sae.threshold * norms
+    W_dec = sae.W_dec / jnp.maximum(norms, 1e-12)[:, None]
+    return SAE(sae.W_enc * norms, sae.b_enc * norms, W_dec, sae.b_dec, threshold)

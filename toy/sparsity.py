@@ -1,4 +1,4 @@
-"""The L0 controller: the sparsity coefficient goes up when too many latents fire, and down when too few."""
+"""Controllers of L0: a ReLU SAE's sparsity coefficient, and the threshold a BatchTopK SAE has after training."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -23,3 +23,17 @@ def control(
     """
     factor = jnp.where(l0 < target_l0, 1 - rate, 1 + rate)
     return jnp.where(step >= n_warmup_steps, coef * factor, coef)
+
+
+def control_threshold(
+    threshold: Float[Array, ""],
+    l0_over_threshold: Float[Array, ""],
+    l0: Float[Array, ""],
+    rate: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """The threshold goes up where more latents are above it than training has on, down where fewer: relative steps.
+
+    So both have the same L0 in the mean. A running mean of each batch's smallest activation that is on, as in SAELens
+    and dictionary_learning, misses that where activations have a gap: the mean lies outside of it.
+    """
+    return threshold * (1 + rate * jnp.clip((l0_over_threshold - l0) / jnp.maximum(l0, 1e-12), -1, 1))

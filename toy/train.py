@@ -12,38 +12,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
-from toy.sae import SAE
+from toy.sae import SAE, ReLU
+from toy.shard import check_mesh, replicate, state_shardings
 from toy.source import Source
-from toy.step import Hypers, Metrics, TrainConfig, TrainState, init_state, train_step, trained_sae
+from toy.step import (
+    Hypers,
+    Metrics,
+    TrainConfig,
+    TrainState,
+    init_state,
+    next_upkeep,
+    train_step,
+    trained_sae,
+    upkeep,
+)
 
-__all__ = ["Hypers", "Metrics", "TrainConfig", "TrainState", "advance", "train", "train_grid", "trained_saes"]
+__all__ = [
+    "Hypers",
+    "Metrics",
+    "TrainConfig",
+    "TrainState",
+    "advance",
+    "train",
+    "train_grid",
+    "trained_sae",
+    "trained_saes",
+]
 
 Progress = Callable[[int], Any]  # told how many steps were just done
 
 
 def _advance(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int
+    state: TrainState,
+    source: Source,
+    hypers: Hypers,
+    n_steps: Int[Array, ""] | int,
+    *,
+    cfg: TrainConfig,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        return train_step(state, source, hypers, cfg=cfg)
+    """Steps in a loop, and around it one over the stretches between upkeep; both as long as they happen to be."""
+    end = state.step + n_steps
 
-    state, metrics = jax.lax.scan(step, state, length=n_steps)
-    return state, jax.tree.map(partial(jnp.mean, axis=0), metrics)
+    def step(_: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, total = carry
+        state, metrics = train_step(state, source, hypers, cfg=cfg, mesh=mesh)
+        return state, jax.tree.map(jnp.add, total, metrics)
+
+    def stretch(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, total = carry
+        n = jnp.minimum(next_upkeep(state.step, cfg), end) - state.step
+        return jax.lax.fori_loop(0, n, step, (upkeep(state, source, hypers, cfg=cfg), total))
+
+    zero = jnp.zeros_like(state.sparsity_coef)
+    state, total = jax.lax.while_loop(lambda carry: carry[0].step < end, stretch, (state, Metrics(*[zero] * 4)))
+    return state, jax.tree.map(lambda sum: sum / n_steps, total)
 
 
-@partial(jax.jit, static_argnames=("cfg", "n_steps"))
+@partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
 def advance(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int
+    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int, mesh: Mesh | None = None
 ) -> tuple[TrainState, Metrics]:
-    """`n_steps` further steps of one run, and the means of their metrics. Two of 10K equal one of 20K."""
-    return _advance(state, source, hypers, cfg=cfg, n_steps=n_steps)
+    """`n_steps` further steps of one run, and the means of their metrics. Two of 10K equal one of 20K.
+
+    The given state's memory is taken over by the new one: do not use it again.
+    """
+    state, metrics = _advance(state, source, hypers, n_steps, cfg=cfg, mesh=mesh)
+    return _keep_placed(state, cfg, mesh), metrics
 
 
-@partial(jax.jit, static_argnames=("d_in", "cfg"))
-def _init(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig) -> TrainState:
-    return init_state(key, hypers, d_in=d_in, cfg=cfg)
+def _keep_placed(state: TrainState, cfg: TrainConfig, mesh: Mesh | None) -> TrainState:
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, cfg.n_latents, mesh))
+
+
+@partial(jax.jit, static_argnames=("d_in", "cfg", "mesh"))
+def _init(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig, mesh: Mesh | None = None) -> TrainState:
+    return _keep_placed(init_state(key, hypers, d_in=d_in, cfg=cfg), cfg, mesh)
 
 
 def train(
@@ -54,11 +102,22 @@ def train(
     cfg: TrainConfig,
     chunk: int = 1_000,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One run: the final state and its history, one row a chunk of steps. `trained_sae(state)` is the SAE."""
+    """One run: the final state and its history, one row a chunk of steps. `trained_sae(state)` is the SAE.
+
+    With a `mesh` the run is spread over its devices, by its axes `batch` and `latents` (`toy.shard`), and is the same
+    up to rounding; source and hypers must be the same on every host.
+
+    Raises: ValueError if `cfg`, `hypers` and `mesh` do not fit each other.
+    """
     _check_hypers(hypers, cfg)
-    state = _init(key, hypers, d_in=source.d_in, cfg=cfg)
-    return _run(lambda state, n: advance(state, source, hypers, cfg=cfg, n_steps=n), state, cfg, chunk, progress)
+    if mesh is not None:
+        check_mesh(mesh, cfg.n_latents, cfg.batch_size // cfg.n_microbatches)
+        key, source, hypers = replicate((key, source, hypers), mesh)
+    state = _init(key, hypers, d_in=source.d_in, cfg=cfg, mesh=mesh)
+    move = partial(advance, source=source, hypers=hypers, cfg=cfg, mesh=mesh)
+    return _run(lambda state, n: move(state, n_steps=n), state, cfg, chunk, progress)
 
 
 def _run(
@@ -82,6 +141,8 @@ def _check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
     n_latents = hypers.prefixes.n_latents
     if n_latents != cfg.n_latents:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
+    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is None:
+        raise ValueError("hypers.target_l0: a ReLU SAE needs the L0 that its sparsity coefficient is controlled to")
 
 
 # --- many runs in one program -----------------------------------------------------------------------------
@@ -171,9 +232,9 @@ def _init_grid(
     return _lanewise(init, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
 
 
-@partial(jax.jit, static_argnames=("cfg", "n_steps", "in_axes", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
 def _advance_grid(
     state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int, in_axes: Any, mesh: Mesh
 ) -> tuple[TrainState, Metrics]:
-    move = partial(_advance, cfg=cfg, n_steps=n_steps)
-    return _lanewise(move, mesh, (_STATE_AXES, *in_axes), (_STATE_AXES, 0))(state, source, hypers)
+    move = partial(_advance, cfg=cfg)
+    return _lanewise(move, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)

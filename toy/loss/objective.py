@@ -1,0 +1,96 @@
+"""The Matryoshka objective: reconstruction and sparsity averaged over weighted prefixes. Vanilla is the full one."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from toy.loss.gram import gram_mse
+from toy.loss.penalty import Sparsity, sparsity_penalty
+from toy.loss.products import in_full
+from toy.loss.sparse import sparse_decode, sparse_mse
+from toy.loss.tiled import tiled_mse
+from toy.loss.topk import select
+from toy.prefixes import Prefixes, inclusion
+from toy.sae import RELU, SAE, Activation, ReLU, decode, decoder_norms, encode, keep_largest
+
+Form = Literal["gram", "wide"]
+MOST_GRAM_LATENTS = 128
+
+
+class LossParts(NamedTuple):
+    """What a step reports and feeds back; means over the batch."""
+
+    mse: Float[Array, ""]  # weighted over prefixes, summed over d_in
+    l0: Float[Array, ""]  # latents on a sample
+    contribution: Float[Array, " n_latents"]  # mean squared activation · squared decoder norm
+    l0_over_threshold: Float[Array, ""]  # latents whose activation · decoder norm is above the threshold
+
+
+def choose_form(n_latents: int) -> Form:
+    """`gram` while its n_latents² is small; beyond, `wide`: tiles for ReLU, slots for the TopK family."""
+    return "gram" if n_latents <= MOST_GRAM_LATENTS else "wide"
+
+
+def needs_order(form: Form, activation: Activation) -> bool:
+    """Whether latents must stand in the order of their ranks: tiles hold neighbours, all other forms take ranks."""
+    return form == "wide" and isinstance(activation, ReLU)
+
+
+def sae_loss(
+    sae: SAE,
+    x: Float[Array, "batch d_in"],
+    prefixes: Prefixes,
+    ranks: Int[Array, " n_latents"],
+    sparsity_coef: Float[Array, ""] | float = 0.0,
+    *,
+    sparsity: Sparsity = "l1",
+    activation: Activation = RELU,
+    form: Form | None = None,
+    tile: int | None = None,
+    threshold: Float[Array, ""] | float = 0.0,
+) -> tuple[Float[Array, ""], LossParts]:
+    """Mean over the weighted prefixes of: squared error + sparsity_coef · penalty of the latents in the prefix.
+
+    The TopK family has no penalty. The types of sae's W_enc and W_dec are those of the products (float32 or
+    bfloat16); sums are float32. Where `needs_order`, `ranks` must be 0 … n_latents − 1. `form` defaults to
+    `choose_form`'s, `tile` to `tiled_mse`'s. `threshold` is counted with and does not change the loss.
+    """
+    form = choose_form(sae.W_dec.shape[0]) if form is None else form
+    x = x.astype(sae.W_enc.dtype)
+    error = in_full(x) - in_full(sae.b_dec)
+    norms = decoder_norms(jax.tree.map(in_full, sae))
+    s = inclusion(prefixes, ranks).astype(norms.dtype)
+    if form == "wide" and not isinstance(activation, ReLU):
+        values, latents, sizes = select(x, sae.W_enc, sae.b_enc, norms, activation)
+        mse = sparse_mse(values, sae.W_dec, error, latents, s)
+        squares = jnp.zeros_like(norms).at[latents].add(values**2) / x.shape[0]
+        return mse, _parts(mse, values, squares, norms, sizes > threshold)
+    acts = candidates = encode(sae, x)
+    if not isinstance(activation, ReLU):
+        acts = keep_largest(acts, norms, activation)
+    if form == "wide":
+        mse = tiled_mse(acts.astype(sae.W_dec.dtype), sae.W_dec, error, prefixes, tile=tile)
+    else:
+        mse = gram_mse(in_full(acts), in_full(sae.W_dec), error, s)
+    parts = _parts(mse, acts, jnp.mean(acts**2, axis=0), norms, candidates * norms > threshold)
+    if not isinstance(activation, ReLU):
+        return mse, parts
+    return mse + sparsity_coef * jnp.sum(s * sparsity_penalty(acts, norms, sparsity)), parts
+
+
+def _parts(mse: Array, acts: Array, squares: Array, norms: Array, over: Array) -> LossParts:
+    l0, l0_over = (jnp.mean(jnp.sum(on, axis=1)) for on in (acts > 0, over))
+    return LossParts(*lax.stop_gradient((mse, l0, squares * norms**2, l0_over)))
+
+
+def reconstruct(
+    sae: SAE, x: Float[Array, "batch d_in"], activation: Activation, form: Form
+) -> Float[Array, "batch d_in"]:
+    """recon of all latents as in training: `decode` of `encode`, and at width by slots for the TopK family."""
+    if form == "gram" or isinstance(activation, ReLU):
+        return decode(sae, encode(sae, x, activation))
+    values, latents, _ = select(x, sae.W_enc, sae.b_enc, decoder_norms(sae), activation)
+    return sparse_decode(values, sae.W_dec, latents) + sae.b_dec

@@ -1,0 +1,65 @@
+"""One run over several devices: which axis of which array is cut, by the names of a mesh's axes.
+
+`batch` cuts the rows of a batch (data parallel), `latents` parameters and optimizer state along the latents. XLA then
+places the work and adds the collectives; nothing in the loss or the step knows of devices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from toy.sae import SAE
+
+AXES = ("batch", "latents")
+
+
+def check_mesh(mesh: Mesh, n_latents: int, batch_size: int) -> None:
+    """Raises: ValueError if the mesh has other axes than these, or cuts what it cannot cut evenly."""
+    unknown = set(mesh.axis_names) - set(AXES)
+    if unknown:
+        raise ValueError(f"mesh: axes are named {' or '.join(map(repr, AXES))}, got {', '.join(map(repr, unknown))}")
+    for axis, name, size in (("batch", "batch_size", batch_size), ("latents", "n_latents", n_latents)):
+        if size % mesh.shape.get(axis, 1):
+            raise ValueError(
+                f"{name}: {size} cannot be cut evenly over the {mesh.shape[axis]} devices of mesh axis {axis!r}"
+            )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `batch`."""
+    return NamedSharding(mesh, PartitionSpec(_axis(mesh, "batch")))
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The same values on every device of the mesh; every host gives its own copy of them."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, everywhere, lambda index: values[index])
+
+    return jax.tree.map(place, tree)
+
+
+def state_shardings(state: PyTree, n_latents: int, mesh: Mesh) -> PyTree:
+    """For every leaf: SAEs (parameters, both moments) and vectors of n_latents over `latents`, the rest on all."""
+    latents = _axis(mesh, "latents")
+
+    def of_part(part: Any) -> Any:
+        if isinstance(part, SAE):
+            specs = SAE(PartitionSpec(None, latents), PartitionSpec(latents), PartitionSpec(latents), PartitionSpec())
+            return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return NamedSharding(mesh, PartitionSpec(latents) if part.shape == (n_latents,) else PartitionSpec())
+
+    return jax.tree.map(of_part, state, is_leaf=lambda part: isinstance(part, SAE))
+
+
+def _axis(mesh: Mesh, name: str) -> str | None:
+    return name if name in mesh.axis_names else None
