@@ -7,7 +7,7 @@ Expected, seeds 0 to 31: vanilla recovered 0/32, hole rate 1.00 in each; Matryos
 In the post: "Toy Model", the activations of both SAEs beside the ground truth.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from experiments.study import (
     PairConfig,
     Progress,
     Study,
+    StudyConfig,
     check_study,
     evaluate_seeds,
     held_out_features,
@@ -29,12 +30,13 @@ from experiments.study import (
     lane,
     make_study,
     summarise,
+    train_config,
     train_seeds,
 )
-from toy.metrics import feature_sizes, match_features, matched_acts, mean_known
+from toy.metrics import feature_sizes, inference_gap, match_features, matched_acts, mean_known
 from toy.node import Node, feature_names
-from toy.sae import SAE, encode
-from toy.tree import build_tree, edges
+from toy.sae import RELU, SAE, BatchTopK, TopK, encode
+from toy.tree import Tree, build_tree, edges, mean_l0
 from toy.tree_json import tree_from_dict
 
 SAES = ("vanilla", "matryoshka")
@@ -48,12 +50,44 @@ class Config(PairConfig):
     n_shown: int = 200
     """Rows of the batch that is shown, before all-zero rows are dropped."""
 
+    n_topk_seeds: int = 8
+    """Seeds of each SAE of the TopK family, at most n_seeds; 0 leaves them out."""
+    topk_learning_rate: float = 3e-3
+    """Adam's, of these."""
 
-check = check_study
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_topk_seeds < 0:
+            raise ValueError(f"n_topk_seeds: must not be negative, got {self.n_topk_seeds}")
+
+    @property
+    def topk_study(self) -> StudyConfig:
+        shared = {field.name: getattr(self, field.name) for field in fields(StudyConfig)}
+        n_seeds = min(self.n_topk_seeds, self.n_seeds)
+        return StudyConfig(**shared | {"n_seeds": n_seeds, "learning_rate": self.topk_learning_rate})
+
+
+def check(cfg: Config) -> None:
+    check_study(cfg)
+    tree = make_study(cfg).tree
+    for activation in activations(tree).values():
+        train_config(cfg, tree, activation)
+
+
+def activations(tree: Tree) -> dict[str, TopK | BatchTopK]:
+    """TopK and BatchTopK with k = 2 and with the tree's own mean L0, which TopK rounds, by name."""
+    true_l0 = mean_l0(tree)
+    rounded = max(1, round(true_l0))
+    return {
+        f"topk_{rounded}": TopK(rounded),
+        "topk_2": TopK(2),
+        f"batchtopk_{true_l0:.3g}": BatchTopK(true_l0),
+        "batchtopk_2": BatchTopK(2),
+    }
 
 
 def n_steps(cfg: Config) -> int:
-    return 2 * cfg.n_steps
+    return (2 + (8 if cfg.n_topk_seeds else 0)) * cfg.n_steps
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
@@ -68,7 +102,32 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
             "parent_with_child": [mean_known(e.parent_with_child) for e in evaluations],
             "example": relative_acts(lane(saes, 0), study, batch),
         }
+    if cfg.n_topk_seeds:
+        results |= run_topk(cfg, study, features, progress)
     return results | {"features": batch}
+
+
+def run_topk(cfg: Config, study: Study, features: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """`NAME_vanilla` and `NAME_matryoshka` for each of `activations`, on the first seeds of the study."""
+    n_seeds = cfg.topk_study.n_seeds
+    part = study._replace(keys=study.keys[:n_seeds], W_feat=study.W_feat[:n_seeds])
+    results = {}
+    for kind, activation in activations(study.tree).items():
+        for name, weighting in cfg.weightings.items():
+            saes = train_seeds(cfg.topk_study, part, weighting, progress, activation)
+            measured = summarise(
+                evaluate_seeds(
+                    saes, part.W_feat, study.tree, features, activation if isinstance(activation, TopK) else RELU
+                )
+            )
+            if isinstance(activation, BatchTopK):
+                gaps = [
+                    inference_gap(lane(saes, i), features @ W_feat, activation, cfg.batch_size)
+                    for i, W_feat in enumerate(part.W_feat)
+                ]
+                measured["inference_gap"] = {"l0": [gap.l0 for gap in gaps], "fvu": [gap.fvu for gap in gaps]}
+            results[f"{kind}_{name}"] = measured
+    return results
 
 
 def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
@@ -81,12 +140,20 @@ def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
 
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
-    for name in SAES:
+    for name in (*SAES, *(f"{kind}_{name}" for kind in topk_names(record) for name in SAES)):
         r = record["results"][name]
         holes = known(r["hole_rate"])
         text = f"hole rate {np.mean(holes):.4f} ({min(holes):.3f} to {max(holes):.3f})" if holes else "no edges"
         lines.append(f"{name} recovered {r['recovered']}/{r['n_seeds']}, {text}, min cosine {min(r['min_cosine']):.3f}")
+        for gap, values in r.get("inference_gap", {}).items():
+            low, high = (f"{100 * value:+.1f}%" for value in (min(values), max(values)))
+            lines.append(f"{name} {gap} with its threshold against training: {low} to {high}")
     return lines
+
+
+def topk_names(record: dict[str, Any]) -> list[str]:
+    """Of the TopK family, without the weighting."""
+    return [name.removesuffix("_vanilla") for name in record["results"] if name.endswith("_vanilla")]
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -94,22 +161,24 @@ def plot(record: dict[str, Any]) -> Figure:
     names = feature_names(root)
     shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
     high = max(float(values.max(initial=1.0)) for values in shown.values())
-    with plots.styled(5.4) as figure:
-        grid = figure.add_gridspec(2, 6, height_ratios=[1.5, 1])
+    with plots.styled(6.0) as figure:
+        grid = figure.add_gridspec(2, 12, height_ratios=[1.5, 1])
         axes = []
         for i, (title, values) in enumerate(shown.items()):
-            ax = figure.add_subplot(grid[0, 2 * i : 2 * i + 2])
+            ax = figure.add_subplot(grid[0, 4 * i : 4 * i + 4])
             plots.heatmap(ax, values, low=0, high=high, colours="Greys")
             plots.label_columns(ax, names, size=5)
             ax.set(title=f"{'abc'[i]}  {title}", xlabel="feature" if i == 0 else "latent of feature")
             ax.set_ylabel("row of the batch" if i == 0 else "")
             axes.append(ax)
         figure.colorbar(axes[0].images[0], ax=axes, label="activation / size of feature", shrink=0.7)
-        _plot_edges(figure.add_subplot(grid[1, 0:3]), results, root)
-        _plot_recovery(figure.add_subplot(grid[1, 3:4]), results)
-        _plot_parent(figure.add_subplot(grid[1, 4:6]), results)
-        matryoshka = f"Matryoshka: {record['config']['n_prefixes']} sampled prefixes; a to c: seed {record['seeds'][0]}"
-        plots.caption(figure, record, f"{matryoshka}; dots: seeds; bars: mean or share with 95% interval")
+        _plot_edges(figure.add_subplot(grid[1, 0:5]), results, root)
+        _plot_recovery(figure.add_subplot(grid[1, 5:9]), record)
+        _plot_parent(figure.add_subplot(grid[1, 9:12]), results)
+        text = f"Matryoshka: {record['config']['n_prefixes']} sampled prefixes; a to c: seed {record['seeds'][0]}"
+        if topk_names(record):
+            text += f"; e: {results[topk_names(record)[0] + '_vanilla']['n_seeds']} seeds of the TopK family"
+        plots.caption(figure, record, f"{text}; dots: seeds; bars: mean or share, 95% interval")
     return figure
 
 
@@ -125,11 +194,18 @@ def _plot_edges(ax: Axes, results: dict[str, Any], root: Node) -> None:
         ax.legend(loc="best")
 
 
-def _plot_recovery(ax: Axes, results: dict[str, Any]) -> None:
-    for i, name in enumerate(SAES):
-        plots.share(ax, i, results[name]["recovered"], results[name]["n_seeds"], plots.COLOURS[name])
-    ax.set_xticks(range(2), ["vanilla", "Matryoshka"], rotation=30, ha="right")
-    ax.set(title="e  Recovered", ylabel="share of seeds", xlim=(-0.5, 1.5), ylim=(-0.05, 1.05))
+def _plot_recovery(ax: Axes, record: dict[str, Any]) -> None:
+    results, kinds = record["results"], ["", *(f"{kind}_" for kind in topk_names(record))]
+    for x, kind in enumerate(kinds):
+        for i, name in enumerate(SAES):
+            r = results[kind + name]
+            plots.share(ax, x + 0.3 * i - 0.15, r["recovered"], r["n_seeds"], plots.COLOURS[name])
+    labels = [
+        "ReLU",
+        *(kind[:-1].replace("batchtopk_", "BatchTopK ").replace("topk_", "TopK ") for kind in kinds[1:]),
+    ]
+    ax.set_xticks(range(len(kinds)), labels, rotation=90)
+    ax.set(title="e  Recovered", ylabel="share of seeds", xlim=(-0.5, len(kinds) - 0.5), ylim=(-0.05, 1.05))
 
 
 def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:

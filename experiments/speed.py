@@ -1,11 +1,15 @@
-"""How fast the trainer is: one run, many seeds in one program, sampling alone, and the whole toy set from cold.
+"""How fast the trainer is, at toy and at language-model width, and beside SAELens.
 
-Claim: on 2 cores a step of one run, sampling included, takes at most 0.2 ms; with 64 seeds in one program at most
-0.1 ms a step and seed; `python -m experiments` from cold at most 8 minutes and 3 GB.
-Command: python -m experiments.speed (about 6 minutes on 2 cores; 1.5 with --no-whole).
-Expected: about 0.17 ms, 0.04 ms, and 5 minutes with 1 GB. Machines are shared: minimum and maximum stand
-beside the median.
-In the post: "trains in only 1.5x the time of a standard SAE"; here the toy's Gram form makes every prefix cost as one.
+Claim: at toy width a step of one run, sampling included, takes about 0.2 ms and every prefix costs as much as one; at
+(25000 latents, 768 inputs, batch 512) 10 sampled prefixes cost at most 1.15 times a vanilla SAE's loss and gradient,
+the hybrid 1.2, every prefix of a ReLU SAE 2.1, every prefix of a TopK SAE 1.1 times plain TopK; a full training step of
+a BatchTopK SAE with every prefix is at least 4 times faster than SAELens' Matryoshka one. `python -m experiments` from
+cold takes at most 8 minutes and 3 GB.
+Command: python -m experiments.speed (about 20 minutes on 2 cores; 4 with --no-whole --no-width). SAELens is measured,
+too, where the extra `peers` is installed; --device gpu adds the table of a GPU.
+Expected: the numbers in the README. Machines are shared: minimum and maximum stand beside each median, and what is
+compared is interleaved call by call.
+In the post: "trains in only 1.5x the time of a standard SAE".
 """
 
 import os
@@ -16,20 +20,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import TOY_SET, plots
+from experiments.bench import DENSE, SPARSE, Job, has_peers, run_job
 from experiments.cli import main
 from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, make_weighting, train_config
+from toy.node import Node
+from toy.sae import RELU, Activation, BatchTopK, TopK
 from toy.source import TreeSource
-from toy.train import train, train_grid
+from toy.train import Hypers, TrainConfig, train, train_grid
+from toy.tree import build_tree, sample_features
+from toy.trees import forest
 
 CHUNK = 1_000
+WIDTHS = ((4_096, 256, 1_024), (25_000, 768, 512))  # n_latents, d_in, batch
+GPU_WIDTHS = ((25_000, 768, 4_096), (25_000, 768, 16_384))
+GPU_TYPES = ("tf32", "bfloat16")
+N_FEATURES = (20, 200, 2_000, 20_000)
 
 
 @dataclass(frozen=True)
@@ -38,13 +52,23 @@ class Config(PairConfig):
 
     n_seeds: int = 64
     """Seeds in one program."""
+    n_rounds: int = 5
+    """Interleaved rounds of the tables."""
     whole: bool = True
     """Time `python -m experiments` as a process of its own, too (left out with --no-whole)."""
+    width: bool = True
+    """Measure at language-model width, too (left out with --no-width)."""
+    peers: bool = True
+    """Measure SAELens beside it where it is installed (left out with --no-peers)."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """gpu: add the table of this machine's GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_steps < 3 * CHUNK:
             raise ValueError(f"n_steps: needs at least {3 * CHUNK} to time chunks of {CHUNK}, got {self.n_steps}")
+        if self.n_rounds < 1:
+            raise ValueError(f"n_rounds: must be at least 1, got {self.n_rounds}")
 
 
 check = check_study
@@ -55,6 +79,14 @@ def n_steps(cfg: Config) -> int:
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    peers = cfg.peers and has_peers()
+    gpu = None
+    if cfg.device == "gpu":  # first: where there is none, nothing else is done before saying so
+        gpu = [
+            run_job(Job(*shape, n_rounds=cfg.n_rounds, device="gpu", dtype=dtype))
+            for shape in GPU_WIDTHS
+            for dtype in GPU_TYPES
+        ]
     study = make_study(cfg)
     train_cfg = train_config(cfg, study.tree)
     hypers = make_hypers(cfg, study.tree, make_weighting(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
@@ -64,8 +96,76 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         "one_run": time_chunks(partial(train, study.keys[0], one, hypers, cfg=train_cfg), progress),
         "grid": time_chunks(partial(grid, cfg=train_cfg), progress, n_lanes=cfg.n_seeds),
         "sampling": time_sampling(one, cfg.batch_size),
+        "generator": time_generator(cfg),
+        "toy": time_toy(cfg, study.keys[0], one, study.root if peers else None),
+        "width": [],
+        "gpu": gpu,
+        "peers": peers,
     }
+    if cfg.width:
+        results["width"] = [
+            run_job(Job(*shape, n_prefixes=cfg.n_prefixes, n_rounds=cfg.n_rounds, threads=threads, peers=peers))
+            for shape in WIDTHS
+            for threads in (1, None)
+        ]
     return results | ({"whole": time_whole()} if cfg.whole else {})
+
+
+def time_toy(cfg: Config, key: jax.Array, source: TreeSource, root: Node | None) -> dict[str, Any]:
+    """µs a training step of weightings and activations, batches included, call by call; with `root` also SAELens'."""
+    n_latents, n_steps = source.tree.n_features, 500
+
+    def run_of(weighting: str, activation: Activation) -> Callable[[], None]:
+        train_cfg = TrainConfig(n_latents, n_steps=n_steps, batch_size=cfg.batch_size, activation=activation)
+        hypers = Hypers(make_weighting(weighting, n_latents), target_l0=1.0)
+        return lambda: train(key, source, hypers, cfg=train_cfg, chunk=n_steps) and None
+
+    sampled = f"sampled_{cfg.n_prefixes}"
+    cases = {name: run_of(name, RELU) for name in ("vanilla", sampled, f"expected_{cfg.n_prefixes}", "all")}
+    cases |= {f"topk_{name}": run_of(name, TopK(2)) for name in ("vanilla", "all")}
+    cases |= {f"batchtopk_{name}": run_of(name, BatchTopK(2)) for name in ("vanilla", "all")}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for call in cases.values():
+        call()  # compile
+    peer_runs = {} if root is None else peer_toy_runs(cfg, root)
+    seconds |= {name: [] for name in peer_runs}
+    for _ in range(cfg.n_rounds):
+        for name, call in cases.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append((time.perf_counter() - start) / n_steps)
+        for name, seconds_a_step in peer_runs.items():
+            seconds[name].append(seconds_a_step())
+    return {name: _spread(np.array(times) * 1e6) for name, times in seconds.items()}
+
+
+def peer_toy_runs(cfg: Config, root: Node) -> dict[str, Callable[[], float]]:
+    """Seconds a step of SAELens' `train_toy_sae` on the same tree, by architecture."""
+    from experiments import peers  # an optional extra, slow to import
+
+    n_steps, shape = 100, {"d_in": cfg.d_in, "batch_size": cfg.batch_size}
+    return {
+        f"sae_lens_{name}": lambda name=name: peers.toy_run(name, tree=root, n_steps=n_steps, **shape) / n_steps
+        for name in peers.ARCHITECTURES
+    }
+
+
+def time_generator(cfg: Config) -> dict[str, Any]:
+    """Million rows of tree features a second, by their number: groups of a parent and 3 exclusive children."""
+    rates = {}
+    for n_features in N_FEATURES:
+        groups = (Node(0.15, tuple(Node(0.2) for _ in range(3)), exclusive=True) for _ in range(n_features // 4))
+        tree = build_tree(forest(*groups))
+        n_rows = min(10_000, 20_000_000 // n_features)
+        sample = jax.jit(partial(sample_features, batch_size=n_rows))
+        times = []
+        for i in range(1 + cfg.n_rounds):
+            start = time.perf_counter()
+            sample(jax.random.key(i), tree).block_until_ready()
+            times.append(time.perf_counter() - start)
+        rows = n_rows / np.array(times[1:]) / 1e6  # the first compiled
+        rates[n_features] = {"median": float(np.median(rows)), "min": float(rows.min()), "max": float(rows.max())}
+    return rates
 
 
 def time_chunks(run: Callable[..., Any], progress: Progress, n_lanes: int = 1) -> dict[str, Any]:
@@ -120,13 +220,58 @@ def time_whole() -> dict[str, float]:
     return {"seconds": seconds, "peak_memory_gb": usage.ru_maxrss * kilobyte / 1e9}
 
 
+def ratios(table: dict[str, Any], name: str, to: str) -> np.ndarray:
+    """Of a case's time to another's, round by round."""
+    return np.array(table["cases"][name]["ms"]) / np.array(table["cases"][to]["ms"])
+
+
+def baseline(name: str) -> str:
+    """What a case's ratio is to: the vanilla loss of its activation; the fastest plain TopK for BatchTopK, too."""
+    return "full" if name in DENSE else "topk_full"
+
+
+def share_of_matmul(table: dict[str, Any], name: str) -> float:
+    """FLOP/s of the dense products that a case needs, over FLOP/s of one such product alone, by medians."""
+    case, matmul = table["cases"][name], table["cases"]["matmul"]
+    return case["products"] * matmul["median_ms"] / case["median_ms"]
+
+
+def describe_table(table: dict[str, Any]) -> list[str]:
+    job, cases = table["job"], table["cases"]
+    shape = f"({job['n_latents']}, {job['d_in']}, {job['batch_size']})"
+    flops = 2 * job["n_latents"] * job["d_in"] * job["batch_size"] / cases["matmul"]["median_ms"] / 1e9
+    cores = "one thread" if job["threads"] == 1 else f"{table['cores']} threads"
+    lines = [f"{shape}, {table['device']}, {cores}, {job['dtype']}: one product runs at {flops:.3g} TFLOP/s"]
+    for name, case in cases.items():
+        line = f"  {name:29s} {case['median_ms']:9.1f} ms ({case['min_ms']:.1f} to {case['max_ms']:.1f})"
+        if name in (*DENSE, *SPARSE):
+            ratio = ratios(table, name, baseline(name))
+            line += f", {np.median(ratio):.2f} of {baseline(name)} ({ratio.min():.2f} to {ratio.max():.2f})"
+            line += f", {share_of_matmul(table, name):.0%} of a product's rate"
+            line += f", {case['memory_mb']:.0f} MB, compiled in {case['compile_s']:.1f} s"
+        elif "sae_lens_matryoshka_batchtopk" in cases and name.startswith("step"):
+            times = 1 / ratios(table, name, "sae_lens_matryoshka_batchtopk")
+            line += f", SAELens' Matryoshka takes {np.median(times):.1f} times as long"
+        lines.append(line)
+    return lines
+
+
 def summary(record: dict[str, Any]) -> list[str]:
     results, n_seeds = record["results"], record["config"]["n_seeds"]
     names = {"one_run": "one run, a step", "grid": f"{n_seeds} seeds, a step and seed", "sampling": "sampling, a batch"}
-    lines = [
-        "{}: median {median_us:.0f} µs ({min_us:.0f} to {max_us:.0f})".format(label, **results[name])
-        for name, label in names.items()
-    ]
+    named = {label: results[name] for name, label in names.items()}
+    named |= {f"toy width, {name}, a step": timing for name, timing in results["toy"].items()}
+    lines = []
+    for label, timing in named.items():
+        lines.append(f"{label}: median {timing['median_us']:.0f} µs ({timing['min_us']:.0f} to {timing['max_us']:.0f})")
+    for n_features, rate in results["generator"].items():
+        lines.append(f"generator, {int(n_features):,} features: {rate['median']:.3g} million rows a second")
+    for table in (*results["width"], *(results["gpu"] or ())):
+        lines += describe_table(table)
+    if not results["gpu"]:
+        lines.append("GPU: not measured (python -m experiments.speed --device gpu)")
+    if not results["peers"]:
+        lines.append("SAELens: not measured (install the extra peers)")
     if "whole" in results:
         whole = results["whole"]
         lines.append(f"python -m experiments: {whole['seconds']:.0f} s, peak {whole['peak_memory_gb']:.2f} GB")
@@ -134,24 +279,109 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def plot(record: dict[str, Any]) -> Figure:
-    results, n_seeds = record["results"], record["config"]["n_seeds"]
-    bars = {
-        "sampling": "sampling alone,\na batch",
-        "one_run": "one run,\na step",
-        "grid": f"{n_seeds} seeds,\na step and seed",
-    }
-    with plots.styled(1.9) as figure:
-        ax = figure.subplots()
-        for y, name in enumerate(bars):
-            timing = results[name]
-            error = [[timing["median_us"] - timing["min_us"]], [timing["max_us"] - timing["median_us"]]]
-            ax.barh(y, timing["median_us"], xerr=error, color=plots.COLOURS["matryoshka"], height=0.55, capsize=2)
-            ax.text(1, y, f"{timing['median_us']:.0f}", color="white", va="center", fontsize=7.5)
-        ax.set_yticks(range(len(bars)), list(bars.values()))
-        ax.set(xlabel="µs (median; bars from minimum to maximum)", title="Time after compilation")
-        devices = record["versions"]["devices"]
-        plots.caption(figure, record, f"Reference set-up, {record['config']['n_prefixes']} sampled prefixes, {devices}")
+    results = record["results"]
+    one_thread = [table for table in results["width"] if table["job"]["threads"] == 1]
+    with plots.styled(6.6 if one_thread else 3.0) as figure:
+        grid = figure.add_gridspec(
+            2 if one_thread else 1, 2, width_ratios=[1.25, 1], height_ratios=[1.2, 1][: 1 + bool(one_thread)]
+        )
+        _plot_toy(figure.add_subplot(grid[0, 0]), record)
+        _plot_generator(figure.add_subplot(grid[-1, 1] if one_thread else grid[0, 1]), results["generator"])
+        if one_thread:
+            _plot_ratios(figure.add_subplot(grid[0, 1]), one_thread)
+            _plot_steps(figure.add_subplot(grid[1, 0]), one_thread[-1])
+        gpu = "GPU: see the record" if results["gpu"] else "GPU: not measured"
+        text = f"medians, bars from minimum to maximum; {gpu}; CPU {record['versions']['devices']}"
+        plots.caption(figure, record, text)
     return figure
+
+
+OURS, THEIRS = plots.COLOURS["matryoshka"], plots.COLOURS["other"]
+
+
+def _plot_toy(ax: Axes, record: dict[str, Any]) -> None:
+    results, n_seeds = record["results"], record["config"]["n_seeds"]
+    rows = {_label(name): results["toy"][name] for name in results["toy"]}
+    rows = {f"{n_seeds} seeds at once, a seed": results["grid"], **rows}
+    _bars(ax, rows, "us", "µs a training step, batch included")
+    ax.set_title("a  Toy width (20 latents, 30 inputs, batch 200)")
+
+
+def _label(name: str) -> str:
+    """`batchtopk_all` and the like as a reader says it."""
+    kinds = {
+        "topk": "TopK",
+        "batchtopk": "BatchTopK",
+        "relu": "ReLU",
+        "standard": "standard",
+        "matryoshka": "Matryoshka",
+    }
+    if name.startswith("sae_lens_"):
+        kind = name.removeprefix("sae_lens_").replace("matryoshka_batchtopk", "Matryoshka BatchTopK")
+        return f"SAELens {kinds.get(kind, kind)}"
+    name = name.removeprefix("step_")
+    first, _, rest = name.partition("_")
+    kind, prefix = (kinds[first], rest) if first in kinds else ("ReLU", name)
+    prefix = {"full": "full prefix", "vanilla": "full prefix", "all": "every prefix", "plain": "as first written"}.get(
+        prefix, prefix
+    )
+    head, _, number = prefix.partition("_")
+    return f"{kind}, {number + ' ' if number else ''}{head}"
+
+
+def _bars(ax: Axes, rows: dict[str, Any], unit: str, xlabel: str) -> None:
+    for y, (label, timing) in enumerate(rows.items()):
+        median, low, high = (timing[f"{kind}_{unit}"] for kind in ("median", "min", "max"))
+        colour = THEIRS if label.startswith("SAELens") else OURS
+        ax.barh(
+            y, median, xerr=[[median - low], [high - median]], color=colour, height=0.65, error_kw={"elinewidth": 0.8}
+        )
+        text = f" {median / 1e3:.1f} s" if unit == "ms" and median >= 1e4 else f" {median:,.0f}"
+        ax.text(high, y, text, va="center", fontsize=6.5)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.margins(x=0.15)
+    ax.set_xlabel(xlabel)
+
+
+def _plot_ratios(ax: Axes, tables: list[dict[str, Any]]) -> None:
+    names = [name for name in (*DENSE, *SPARSE) if name not in ("full", "topk_full", "topk_plain")]
+    for i, table in enumerate(tables):
+        job = table["job"]
+        for y, name in enumerate(names):
+            ratio = ratios(table, name, baseline(name))
+            median = float(np.median(ratio))
+            error = [[median - ratio.min()], [ratio.max() - median]]
+            ax.errorbar(
+                median,
+                y + 0.24 * i - 0.12,
+                xerr=error,
+                fmt="os"[i],
+                markersize=3.5,
+                elinewidth=0.8,
+                color=(THEIRS, OURS)[i],
+                label=f"({job['n_latents']:,}, {job['d_in']}, {job['batch_size']:,})" if y == 0 else None,
+            )
+    ax.axvline(1, color="#999999", linewidth=0.7, linestyle=":")
+    ax.set_yticks(range(len(names)), [_label(name) for name in names])
+    ax.invert_yaxis()
+    ax.set(title="b  Loss and gradient, one thread", xlabel="time / full prefix of ReLU, of TopK")
+    ax.legend(title="latents, inputs, batch", title_fontsize=7)
+
+
+def _plot_steps(ax: Axes, table: dict[str, Any]) -> None:
+    job = table["job"]
+    rows = {_label(name): case for name, case in table["cases"].items() if name.startswith(("step", "sae_lens"))}
+    _bars(ax, rows, "ms", "ms a training step")
+    ax.set_title(f"c  Whole steps at ({job['n_latents']:,}, {job['d_in']}, {job['batch_size']}), one thread")
+
+
+def _plot_generator(ax: Axes, rates: dict[str, Any]) -> None:
+    n_features = [int(n) for n in rates]
+    median, low, high = (np.array([rate[kind] for rate in rates.values()]) for kind in ("median", "min", "max"))
+    ax.errorbar(n_features, median, [median - low, high - median], fmt="o-", color=OURS, markersize=3.5, elinewidth=0.8)
+    ax.set(xscale="log", yscale="log", title="d  Generator", xlabel="features", ylabel="million rows a second")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from toy.loss import Sparsity
 from toy.metrics import Evaluation, Mixing, evaluate
 from toy.node import Node
 from toy.prefixes import Weighting
-from toy.sae import SAE
+from toy.sae import RELU, SAE, Activation
 from toy.source import TreeSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 from toy.tree import Tree, build_tree, mean_l0, sample_features
@@ -143,9 +143,15 @@ def make_weighting(name: str, n_latents: int) -> Weighting:
     return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(n_prefixes))
 
 
-def train_config(cfg: StudyConfig, tree: Tree) -> TrainConfig:
-    n_latents = tree.n_features if cfg.n_latents is None else cfg.n_latents
-    return TrainConfig(n_latents=n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
+def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> TrainConfig:
+    return TrainConfig(
+        n_latents=tree.n_features if cfg.n_latents is None else cfg.n_latents,
+        n_steps=cfg.n_steps,
+        batch_size=cfg.batch_size,
+        activation=activation,
+        sparsity=cfg.sparsity,
+        aux_k=0,  # at toy width weak latents start anew, which does the same for less
+    )
 
 
 def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting) -> Hypers:
@@ -159,25 +165,29 @@ def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting) -> Hypers:
     )
 
 
-_trained: dict[tuple[StudyConfig, str], SAE] = {}  # several figures show the same SAEs; `python -m experiments`
+_trained: dict[
+    tuple[StudyConfig, str, Activation], SAE
+] = {}  # several figures show the same SAEs; `python -m experiments`
 
 
-def train_seeds(cfg: StudyConfig, study: Study, weighting: str, progress: Progress) -> SAE:
+def train_seeds(
+    cfg: StudyConfig, study: Study, weighting: str, progress: Progress, activation: Activation = RELU
+) -> SAE:
     """The trained SAE of every seed, with a leading axis. In one process, each is trained only once."""
-    train_cfg = train_config(cfg, study.tree)
+    train_cfg = train_config(cfg, study.tree, activation)
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
     shared = StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
-    if (shared, weighting) in _trained:
+    if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
         hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
-        _trained[shared, weighting] = jax.device_get(trained_saes(state))
-    return _trained[shared, weighting]
+        _trained[shared, weighting, activation] = jax.device_get(trained_saes(state))
+    return _trained[shared, weighting, activation]
 
 
 def check_study(cfg: StudyConfig) -> None:
@@ -191,11 +201,13 @@ def known(values: list[float | None]) -> list[float]:
 
 
 def lane(saes: SAE, i: int) -> SAE:
-    return SAE(*(leaf[i] for leaf in saes))
+    return jax.tree.map(lambda leaf: leaf[i], saes)
 
 
-def evaluate_seeds(saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray) -> list[Evaluation]:
-    return [evaluate(lane(saes, i), W_feat[i], tree, features) for i in range(len(W_feat))]
+def evaluate_seeds(
+    saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray, activation: Activation = RELU
+) -> list[Evaluation]:
+    return [evaluate(lane(saes, i), W_feat[i], tree, features, activation) for i in range(len(W_feat))]
 
 
 def summarise(evaluations: list[Evaluation]) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from itertools import permutations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from toy.prefixes import FixedWeights, HybridWeights, Prefixes
+from toy.sae import SAE, Activation, BatchTopK, ReLU
 from toy.tree import Node, features
 
+QUICK = {"xla_backend_optimization_level": 0}  # of what runs for milliseconds, most time is in compiling
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 PROBABILITIES = st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1)
 
 
@@ -145,3 +151,52 @@ def slow_inclusion(rates: np.ndarray, n_drawn: int) -> np.ndarray:
             p, left = p * rates[item] / left, left - rates[item]
         probability[list(order)] += p
     return probability
+
+
+def as_sae(arrays: dict[str, np.ndarray]) -> SAE:
+    return SAE(**{name: jnp.asarray(arrays[name]) for name in PARAMETERS})
+
+
+def dense_weights(prefixes: Prefixes, n_latents: int) -> np.ndarray:
+    """The weight of each prefix length 1 … n_latents, whatever the type; repeated lengths add up."""
+    if isinstance(prefixes, FixedWeights):
+        return np.array(prefixes.weights)
+    weights = np.zeros(n_latents)
+    few = prefixes.tail if isinstance(prefixes, HybridWeights) else prefixes.weights
+    if isinstance(prefixes, HybridWeights):
+        weights[: len(prefixes.head)] = prefixes.head
+    for length, weight in zip(np.asarray(prefixes.lengths), np.asarray(few), strict=True):
+        weights[length - 1] += weight
+    return weights
+
+
+def naive_acts(sae: SAE, x: jax.Array, activation: Activation) -> jax.Array:
+    """Activations in training, the largest found by sorting; differentiable."""
+    acts = jnp.maximum(x @ sae.W_enc + sae.b_enc, 0)
+    if isinstance(activation, ReLU):
+        return acts
+    sizes = jax.lax.stop_gradient(acts * jnp.sqrt(jnp.sum(sae.W_dec**2, axis=1)))
+    if isinstance(activation, BatchTopK):
+        least = jnp.sort(sizes, axis=None)[::-1][round(activation.k * len(x)) - 1]
+    else:
+        least = jnp.sort(sizes, axis=1)[:, ::-1][:, activation.k - 1 : activation.k]
+    return acts * (sizes >= least)
+
+
+def naive_mse(acts: jax.Array, W_dec: jax.Array, error: jax.Array, weights: jax.Array) -> jax.Array:
+    """Σ_k w_k ‖error − Σ_{i < k} a_i d_i‖² by a cumulative sum over (batch, n_latents, d_in)."""
+    residuals = error[:, None, :] - jnp.cumsum(acts[:, :, None] * W_dec, axis=1)
+    return jnp.mean(jnp.sum(residuals**2, axis=2) @ weights)
+
+
+def naive_loss(
+    sae: SAE, x: jax.Array, weights: jax.Array, order: jax.Array, coef: jax.Array, sparsity: str, activation: Activation
+) -> jax.Array:
+    """The objective with a weight for each length; `order` is the latent at each rank. No penalty for TopK's family."""
+    acts, W_dec = naive_acts(sae, x, activation)[:, order], sae.W_dec[order]
+    mse = naive_mse(acts, W_dec, x - sae.b_dec, weights)
+    if not isinstance(activation, ReLU):
+        return mse
+    size = acts * jnp.sqrt(jnp.sum(W_dec**2, axis=1))
+    penalty = size if sparsity == "l1" else jnp.log(size + 0.1) - jnp.log(0.1)
+    return mse + coef * jnp.mean(jnp.cumsum(penalty, axis=1) @ weights)

@@ -13,8 +13,9 @@ Exit code 0: all agree; 1: some do not; 2: a file cannot be compared.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from zipfile import BadZipFile
 
 import jax
@@ -23,10 +24,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from toy.loss import sae_loss
-from toy.prefixes import draw_weights, expected, fixed, inclusion, sampled
+from toy.loss import Form, sae_loss
+from toy.prefixes import draw, expected, fixed, inclusion, sampled
 from toy.sae import SAE
 
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 Arrays = dict[str, Any]  # what a file holds, by key
 Errors = dict[str, float]  # of each compared quantity
 
@@ -38,15 +40,20 @@ class Kind(NamedTuple):
 
 
 def loss_errors(data: Arrays) -> Errors:
-    """Relative errors of loss and gradients, the weights of the prefixes being equal."""
-    sae = SAE(**{name: jnp.asarray(data[name]) for name in SAE._fields})
-    n_latents = data["W_enc"].shape[1]
-    weights = jnp.asarray(fixed(n_latents, data["prefix_lengths"].tolist()).weights)
-    s, coef, kind = inclusion(weights, jnp.arange(n_latents)), float(data["sparsity_scale"]), str(data["sparsity_type"])
-    of_sae = jax.value_and_grad(lambda sae: sae_loss(sae, jnp.asarray(data["x"]), s, coef, kind)[0])  # type: ignore
-    loss, grads = of_sae(sae)
-    pairs = {"loss": loss} | {f"grad_{name}": grad for name, grad in grads._asdict().items()}
-    return {name: _relative_error(np.asarray(ours), data[name]) for name, ours in pairs.items()}
+    """Relative errors of loss and gradients, the weights of the prefixes being equal; the worst of all forms."""
+    sae = SAE(**{name: jnp.asarray(data[name]) for name in PARAMETERS})
+    n_latents, x, kind = data["W_enc"].shape[1], jnp.asarray(data["x"]), str(data["sparsity_type"])
+    prefixes = jax.tree.map(jnp.asarray, fixed(n_latents, data["prefix_lengths"].tolist()))
+    errors: Errors = {}
+    for form in get_args(Form):
+        of_sae = partial(sae_loss, sparsity=kind, form=form)  # type: ignore[arg-type]
+        (loss, _), grads = jax.value_and_grad(of_sae, has_aux=True)(
+            sae, x, prefixes, jnp.arange(n_latents), float(data["sparsity_scale"])
+        )
+        pairs = {"loss": loss} | {f"grad_{name}": getattr(grads, name) for name in PARAMETERS}
+        for name, ours in pairs.items():
+            errors[name] = np.maximum(errors.get(name, 0.0), _relative_error(np.asarray(ours), data[name]))
+    return errors
 
 
 def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -67,10 +74,16 @@ def inclusion_errors(data: Arrays) -> Errors:
     args = n_latents, n_prefixes, float(data["pareto_power"])
     exact = np.asarray(expected(*args).weights) * min(n_prefixes, n_latents)
 
-    n_own = min(n_draws, max(1_000, 10**8 // n_latents**2))  # the sampler compares all pairs of lengths
+    n_own = min(n_draws, max(1_000, 10**9 // n_latents))
     weighting = jax.tree.map(jnp.asarray, sampled(*args))
-    count = jax.jit(lambda keys: (jax.vmap(draw_weights, in_axes=(0, None))(keys, weighting) > 0).sum(axis=0))
-    chunks = np.array_split(jax.random.split(jax.random.key(0), n_own), -(-n_own * n_latents**2 // 10**7))
+    steps = jnp.arange(n_latents)  # inclusion falls after rank k − 1 where length k is among the prefixes
+
+    @jax.jit
+    def count(keys: jax.Array) -> jax.Array:
+        s = jax.vmap(lambda key: inclusion(draw(key, weighting), steps))(keys)
+        return (jnp.diff(s, append=0) < -1e-9).sum(axis=0)
+
+    chunks = np.array_split(jax.random.split(jax.random.key(0), n_own), -(-n_own * n_latents // 10**7))
     ours = sum(np.asarray(count(keys)) for keys in chunks) / n_own
 
     variance = np.clip(exact * (1 - exact), 0, None)
@@ -86,7 +99,7 @@ def _standard_errors(difference: np.ndarray, variance: np.ndarray) -> float:
 
 
 LOSS_KEYS = {"x", "prefix_lengths", "sparsity_type", "sparsity_scale", "loss"}
-SAE_KEYS = {prefix + name for name in SAE._fields for prefix in ("", "grad_")}
+SAE_KEYS = {prefix + name for name in PARAMETERS for prefix in ("", "grad_")}
 INCLUSION_KEYS = {"n_latents", "n_prefixes", "min_prefix_length", "pareto_power", "draws", "inclusion_frequency"}
 KINDS = {
     "loss": Kind(frozenset(LOSS_KEYS | SAE_KEYS), loss_errors, 1e-10),

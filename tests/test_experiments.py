@@ -2,13 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import BENCHMARKS, TOY_SET, __main__, cli, study
+from experiments import BENCHMARKS, TOY_SET, __main__, bench, cli, study
 from toy.io import plain
 
 TINY = {"n_seeds": 2, "n_steps": 60}
@@ -212,7 +213,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*TOY_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "cli", "plots", "study"}
+    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "study"}
     assert modules - helpers == {*TOY_SET, *BENCHMARKS}
 
 
@@ -224,12 +225,46 @@ def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, 
     assert "Claim:" in text
 
 
-def test_speed_measures_chunks_and_sampling(monkeypatch, tmp_path):
+def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(monkeypatch, tmp_path, capsys):
     module = cli.experiment_module("speed")
     monkeypatch.setattr(module, "CHUNK", 10)
-    record = cli.run_experiment(module, module.Config(n_seeds=2, n_steps=3_000, whole=False), tmp_path)
-    for timing in record["results"].values():
-        assert 0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"]
+    monkeypatch.setattr(module, "WIDTHS", ((640, 16, 32),))
+    monkeypatch.setattr(module, "N_FEATURES", (20, 40))
+    config = module.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
+    results = cli.run_experiment(module, config, tmp_path)["results"]
+    timings = [results["one_run"], results["grid"], results["sampling"], *results["toy"].values()]
+    assert all(0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"] for timing in timings)
+    assert [table["job"]["threads"] for table in results["width"]] == [1, None]
+    for table in results["width"]:
+        assert {*bench.DENSE, *bench.SPARSE, *bench.STEPS, "matmul"} == set(table["cases"])
+        for case in table["cases"].values():
+            assert len(case["ms"]) == 2
+            assert case["min_ms"] == pytest.approx(min(case["ms"]), rel=1e-4)
+    said = capsys.readouterr().out
+    assert "GPU: not measured (python -m experiments.speed --device gpu)" in said
+    assert "SAELens: not measured" in said
+
+
+def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.speed", "--device", "gpu", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "on gpu failed" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresholds(figures):
+    results = record_of(figures, "absorption")["results"]
+    kinds = ("topk_1", "topk_2", "batchtopk_1.12", "batchtopk_2")
+    for name in [f"{kind}_{weighting}" for kind in kinds for weighting in ("vanilla", "matryoshka")]:
+        assert results[name]["n_seeds"] == len(results[name]["hole_rate"]) == TINY["n_seeds"]
+        assert ("inference_gap" in results[name]) == name.startswith("batchtopk")
+    assert results["topk_1_vanilla"]["l0"] != results["topk_2_vanilla"]["l0"]
 
 
 def test_the_committed_records_are_of_this_shape_and_their_figures_stand_beside_them():

@@ -6,17 +6,26 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import random_arrays
+from oracles import PARAMETERS, as_sae, random_arrays
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from toy.io import load_json, load_sae, save_json, save_sae, writing
-from toy.sae import SAE, decode, encode
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, decoder_norms, encode
+
+X = jnp.asarray(random_arrays(1, 40, 5, 3)["x"], jnp.float32)
+TRAINED_AS: list[Activation] = [RELU, TopK(2), BatchTopK(1.5)]
 
 
-def random_sae() -> SAE:
-    arrays = random_arrays(0, 1, 5, 3)
-    return SAE(*(jnp.asarray(arrays[name], jnp.float32) for name in SAE._fields))
+def random_sae(activation: Activation = RELU) -> SAE:
+    arrays = {name: array.astype(np.float32) for name, array in random_arrays(0, 1, 5, 3).items()}
+    threshold = jnp.array([0.5, 1.5, 2.5]) if isinstance(activation, BatchTopK) else None
+    return as_sae(arrays)._replace(threshold=threshold)
+
+
+def inference(activation: Activation) -> Activation:
+    """How an SAE that was trained so is encoded with later: of BatchTopK by its threshold."""
+    return RELU if isinstance(activation, BatchTopK) else activation
 
 
 def files(folder: Path) -> list[str]:
@@ -93,14 +102,60 @@ def test_a_list_of_numbers_stands_on_one_line(tmp_path: Path) -> None:
     assert text.count("\n") == 7
 
 
-def test_a_saved_sae_is_loaded_equal_and_computes_the_same(tmp_path: Path) -> None:
-    sae, x = random_sae(), jnp.ones((2, 5))
-    save_sae(tmp_path / "sae", sae)
-    loaded = load_sae(tmp_path / "sae")
-    for name in SAE._fields:
-        assert (getattr(loaded, name) == getattr(sae, name)).all()
-    np.testing.assert_allclose(decode(loaded, encode(loaded, x)), decode(sae, encode(sae, x)))
+@pytest.mark.parametrize("activation", [RELU, BatchTopK(1.5)], ids=["relu", "jumprelu"])
+def test_a_saved_sae_is_loaded_equal_and_computes_the_same(activation: Activation, tmp_path: Path) -> None:
+    sae = random_sae(activation)
+    save_sae(tmp_path / "sae", sae, activation)
+    loaded, how = load_sae(tmp_path / "sae")
+    assert how == RELU
+    assert (loaded.threshold is None) == (sae.threshold is None)
+    for name, leaf in sae._asdict().items():
+        np.testing.assert_array_equal(getattr(loaded, name), leaf)
+    acts = encode(sae, X)
+    assert 0 < jnp.sum(acts > 0) < jnp.sum(encode(sae._replace(threshold=None), X) > 0) or sae.threshold is None
+    np.testing.assert_array_equal(decode(loaded, encode(loaded, X)), decode(sae, acts))
     assert files(tmp_path / "sae") == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_a_topk_sae_is_saved_with_unit_decoder_rows_and_keeps_the_same_latents_and_output(tmp_path: Path) -> None:
+    sae, activation = random_sae(), TopK(2)
+    save_sae(tmp_path, sae, activation)
+    loaded, how = load_sae(tmp_path)
+    assert how == activation
+    np.testing.assert_allclose(decoder_norms(loaded), 1, rtol=1e-6)
+    assert np.ptp(decoder_norms(sae)) > 0.1  # so that activations alone would choose others
+    acts, of_loaded = encode(sae, X, activation), encode(loaded, X, how)
+    np.testing.assert_allclose(of_loaded, acts * decoder_norms(sae), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(decode(loaded, of_loaded), decode(sae, acts), rtol=1e-5, atol=1e-5)
+    folded, _ = load_sae(tmp_path)
+    save_sae(tmp_path / "again", folded, how)
+    again, _ = load_sae(tmp_path / "again")
+    np.testing.assert_allclose(again.W_enc, loaded.W_enc, rtol=1e-5)
+
+
+def test_a_batchtopk_sae_without_its_threshold_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it"):
+        save_sae(tmp_path / "sae", random_sae(), BatchTopK(1.5))
+    assert files(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # of what SAELens imports
+@pytest.mark.parametrize("activation", TRAINED_AS, ids=["standard", "topk", "jumprelu"])
+def test_saelens_loads_what_is_saved_and_rebuilds_the_same(activation: Activation, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    sae_lens = pytest.importorskip("sae_lens")
+    sae = random_sae(activation)
+    save_sae(tmp_path, sae, activation)
+    theirs = sae_lens.SAE.load_from_disk(tmp_path)
+    expected = {"ReLU": "standard", "TopK": "topk", "BatchTopK": "jumprelu"}[type(activation).__name__]
+    assert theirs.cfg.architecture() == expected
+    acts = encode(sae, X, inference(activation))
+    with torch.no_grad():
+        their_acts = theirs.encode(torch.tensor(np.asarray(X)))
+        recon = theirs.decode(their_acts).numpy()
+    np.testing.assert_array_equal(their_acts.to_dense().numpy() > 0, acts > 0)
+    assert 0 < (acts > 0).mean() < 1
+    np.testing.assert_allclose(recon, decode(sae, acts), rtol=1e-5, atol=1e-5)
 
 
 def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_path: Path) -> None:
@@ -115,25 +170,36 @@ def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_pat
     save_sae(tmp_path, odd)
     with safe_open(tmp_path / "sae_weights.safetensors", "numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert tensors.keys() == set(SAE._fields)
+    assert tensors.keys() == set(PARAMETERS)
     for name, tensor in tensors.items():
         assert tensor.dtype == np.float32
         np.testing.assert_array_equal(tensor, getattr(sae, name))
 
 
-def test_the_config_is_that_of_a_standard_sae_in_saelens(tmp_path: Path) -> None:
-    save_sae(tmp_path, random_sae(), metadata={"seed": 3})
-    assert json.loads((tmp_path / "cfg.json").read_text()) == {
-        "architecture": "standard",
-        "d_in": 5,
-        "d_sae": 3,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.54.12", "seed": 3},
-    }
+@pytest.mark.parametrize(
+    ("activation", "fields"),
+    [
+        (RELU, {"architecture": "standard"}),
+        (TopK(2), {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": False}),
+        (BatchTopK(1.5), {"architecture": "jumprelu"}),
+    ],
+)
+def test_the_config_is_that_of_such_an_sae_in_saelens(activation: Activation, fields: dict, tmp_path: Path) -> None:
+    save_sae(tmp_path, random_sae(activation), activation, metadata={"seed": 3})
+    assert (
+        json.loads((tmp_path / "cfg.json").read_text())
+        == {
+            "d_in": 5,
+            "d_sae": 3,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {"sae_lens_version": "6.54.12", "seed": 3},
+        }
+        | fields
+    )
 
 
 def spoil(folder: Path, fault: str) -> None:
@@ -153,7 +219,7 @@ def spoil(folder: Path, fault: str) -> None:
     elif fault == "config a list":
         cfg.write_text("[]")
     elif fault == "another architecture":
-        save_json(cfg, load_json(cfg) | {"architecture": "topk"})
+        save_json(cfg, load_json(cfg) | {"architecture": "gated"})
     elif fault == "bias on the input":
         save_json(cfg, {key: value for key, value in load_json(cfg).items() if key != "apply_b_dec_to_input"})
 
@@ -177,6 +243,40 @@ def test_a_folder_that_is_no_sae_is_refused_by_name(fault: str, tmp_path: Path) 
     spoil(folder, fault)
     with pytest.raises(ValueError, match="my_sae"):
         load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [({"k": None}, 1.0), ({"k": 1.5}, 1.0), ({}, 2.0), ({"rescale_acts_by_decoder_norm": None}, 2.0)],
+)
+def test_a_topk_sae_is_refused_without_a_whole_k_or_where_activations_are_compared_by_less_than_their_size(
+    fields: dict, scale: float, tmp_path: Path
+) -> None:
+    save_sae(tmp_path, random_sae(), TopK(2))
+    save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | fields)
+    tensors = load_file(weights := tmp_path / "sae_weights.safetensors")
+    save_file(tensors | {"W_dec": scale * tensors["W_dec"]}, weights)
+    with pytest.raises(ValueError, match=r"cfg\.json: 'topk' is read with an integer k, and with unit decoder norms"):
+        load_sae(tmp_path)
+
+
+def test_a_topk_sae_with_other_decoder_norms_is_read_where_activations_are_rescaled_by_them(tmp_path: Path) -> None:
+    save_sae(tmp_path, random_sae(), TopK(2))
+    save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | {"rescale_acts_by_decoder_norm": True})
+    tensors = load_file(weights := tmp_path / "sae_weights.safetensors")
+    save_file(tensors | {"W_dec": 2 * tensors["W_dec"]}, weights)
+    sae, activation = load_sae(tmp_path)
+    assert activation == TopK(2)
+    np.testing.assert_allclose(decoder_norms(sae), 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+def test_an_architecture_has_just_the_tensors_it_needs(architecture: str, tmp_path: Path) -> None:
+    other: Activation = BatchTopK(1.5) if architecture == "standard" else RELU
+    save_sae(tmp_path, random_sae(other), other)
+    save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | {"architecture": architecture})
+    with pytest.raises(ValueError, match=r"sae_weights\.safetensors: expected tensors W_enc, b_enc, W_dec, b_dec"):
+        load_sae(tmp_path)
 
 
 def test_weights_with_other_tensors_are_refused_by_their_names(tmp_path: Path) -> None:

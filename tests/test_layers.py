@@ -1,6 +1,7 @@
 """Who may import whom, and what the library's core must not do, read from the source."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,15 @@ import pytest
 TOY = Path(__file__).resolve().parents[1] / "toy"
 FILES = {str(path.relative_to(TOY.parent)): path for path in sorted(TOY.rglob("*.py"))}
 FOREIGN = {"experiments", "tests", "matplotlib", "tyro", "tqdm"}
+LOSS = {file for file in FILES if file.startswith("toy/loss/")}
 WORLD = {"toy.tree", "toy.trees", "toy.tree_json", "toy.metrics", "toy.dictionary", "toy.io", "toy.lm"}
+TRAINER = {"toy.train", "toy.step", "toy.upkeep", "toy.state", "toy.config", "toy.source", "toy.loss"}
 MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
-    **{f"toy/{name}.py": WORLD for name in ("step", "train", "loss", "prefixes", "sae", "sparsity")},
+    "toy/train.py": WORLD,
+    **dict.fromkeys(("toy/config.py", "toy/state.py"), WORLD | {"toy.train", "toy.step", "toy.upkeep"}),
+    **dict.fromkeys(("toy/step.py", "toy/upkeep.py"), WORLD | {"toy.train"}),
+    **dict.fromkeys(sorted(LOSS), WORLD | {"toy.train", "toy.step", "toy.source", "toy.sparsity"}),
+    **{f"toy/{name}.py": WORLD | TRAINER for name in ("prefixes", "sae", "sparsity")},
     "toy/source.py": {"toy.train", "toy.step", "toy.loss", "toy.metrics", "toy.io", "toy.lm"},
     "toy/tree.py": {"toy.train", "toy.step", "toy.loss", "toy.sae", "toy.metrics", "toy.io", "toy.lm"},
     "toy/metrics.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
@@ -48,8 +55,25 @@ def parsed(file: str) -> ast.Module:
 
 
 def test_the_rules_are_about_files_that_exist() -> None:
-    assert len(FILES) >= 13
+    assert len(FILES) >= 21
     assert MAY_NOT_IMPORT.keys() <= FILES.keys()
+    assert {"toy/loss/__init__.py", "toy/loss/objective.py", "toy/loss/tiled.py"} <= LOSS <= MAY_NOT_IMPORT.keys()
+
+
+def test_every_folder_of_the_library_is_installed_and_under_the_rules() -> None:
+    packages = tomllib.loads((TOY.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
+    folders = {path.parent for path in FILES.values()}
+    assert {folder.relative_to(TOY.parent).as_posix().replace("/", ".") for folder in folders} <= set(packages)
+
+
+def test_the_rules_see_what_a_file_of_a_subfolder_does() -> None:
+    tree = ast.parse("import toy.train\nfrom toy import step\nfrom toy.loss import gram\nopen('a')")
+    assert within(imports(tree), MAY_NOT_IMPORT["toy/loss/tiled.py"]) == {"toy.train", "toy.step"}
+    assert calls(tree) & OPENERS == {"open"}
+    assert "toy.loss.gram" in imports(parsed("toy/loss/objective.py"))
+    assert within(imports(parsed("toy/step.py")), {"toy.loss"})
 
 
 @pytest.mark.parametrize("file", FILES)

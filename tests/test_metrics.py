@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toy import metrics
-from toy.sae import SAE
+from toy.sae import SAE, BatchTopK, TopK
 from toy.tree import Node, build_tree
 from toy.trees import forest
 
@@ -206,6 +206,48 @@ def test_prefix_fvu_is_the_fvu_of_each_truncated_sae() -> None:
     x, acts, W_dec, b_dec = rng.normal(size=(9, 3)), rng.random((9, 4)), rng.normal(size=(4, 3)), rng.normal(size=3)
     slow = [metrics.fvu(x, acts[:, :k] @ W_dec[:k] + b_dec) for k in (1, 2, 3, 4)]
     np.testing.assert_allclose(metrics.prefix_fvu(x, acts, W_dec, b_dec), slow)
+
+
+def thresholded(threshold: float) -> SAE:
+    rng = np.random.default_rng(0)
+    W_enc, W_dec = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    return SAE(W_enc, np.zeros(6, np.float32), W_dec.T, np.ones(4, np.float32), np.full(6, threshold, np.float32))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 1.0])
+def test_the_inference_gap_is_the_threshold_s_l0_and_fvu_over_those_of_the_training_batches_less_one(
+    threshold: float,
+) -> None:
+    some, x = thresholded(threshold), np.random.default_rng(1).normal(size=(23, 4)).astype(np.float32)
+    gap = metrics.inference_gap(some, x, BatchTopK(1.5), batch_size=5)
+
+    x = x[:20]  # 4 whole batches
+    pre_acts = x @ some.W_enc
+    sizes = np.maximum(pre_acts, 0) * np.linalg.norm(some.W_dec, axis=1)
+    least = np.sort(sizes.reshape(4, 30), axis=1)[:, -8]  # round(1.5 · 5) = 8 are on
+    inference = np.where(pre_acts > threshold, pre_acts, 0)
+    training = np.where(sizes >= np.repeat(least, 5)[:, None], np.maximum(pre_acts, 0), 0)
+    assert (training > 0).sum() == 32
+
+    def fvu(acts: np.ndarray) -> float:
+        return ((x - acts @ some.W_dec - 1) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum()
+
+    assert gap.l0 == pytest.approx((inference > 0).sum() / 32 - 1)
+    assert gap.fvu == pytest.approx(fvu(inference) / fvu(training) - 1, rel=1e-3)
+    assert min(abs(gap.l0), abs(gap.fvu)) > 0.01
+
+
+def test_an_inference_gap_needs_a_whole_batch_of_rows() -> None:
+    with pytest.raises(ValueError, match="x: needs at least batch_size = 5 rows, got 4"):
+        metrics.inference_gap(thresholded(1.0), np.ones((4, 4), np.float32), BatchTopK(1.5), batch_size=5)
+
+
+def test_a_topk_sae_is_evaluated_with_its_activation() -> None:
+    x = ROWS * SIZES
+    e = metrics.evaluate(sae(EYE, EYE), W_FEAT, TREE, ROWS, TopK(1))
+    assert e.l0 == pytest.approx(5 / 6)  # one a row, and none where nothing is present
+    left_out = np.sort(x, axis=1)[:, :-1]
+    assert e.fvu == pytest.approx((left_out**2).sum() / ((x - x.mean(axis=0)) ** 2).sum())
 
 
 def test_l0_dead_latents_and_shrinkage_are_what_they_say() -> None:

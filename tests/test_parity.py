@@ -10,6 +10,7 @@ import parity
 import pytest
 from oracles import random_arrays, slow_inclusion, slow_loss
 
+from toy.loss import objective
 from toy.prefixes import pareto_rates
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +36,8 @@ def loss_file(
 
 
 def inclusion_file(path: Path, *, n_latents: int = 6, n_prefixes: int = 3, power: float = 0.5, **changes: Any) -> Path:
-    """A file of the inclusion kind: frequencies of a million draws, from the list of all orders of drawing."""
-    n_draws, n_drawn = 1_000_000, min(n_prefixes, n_latents) - 1
+    """A file of the inclusion kind: frequencies of 200,000 draws, from the list of all orders of drawing."""
+    n_draws, n_drawn = 200_000, min(n_prefixes, n_latents) - 1
     exact = np.concatenate([[0.0], slow_inclusion(pareto_rates(n_latents, power), n_drawn), [1.0]])
     data = {
         "n_latents": n_latents,
@@ -81,6 +82,8 @@ def test_the_slow_oracle_itself_agrees_with_the_reference_files() -> None:
         ((7, 3, 12), tuple(range(1, 13))),  # every prefix, more latents than inputs
         ((8, 9, 5), (1, 3, 3, 3, 5, 5)),  # lengths repeated
         ((8, 4, 6), (2, 3)),  # none of full length
+        ((6, 4, 70), (5, 70)),  # so few that tiles end at bounds
+        ((6, 4, 150), tuple(range(1, 151))),  # every prefix, in more than one tile
     ],
 )
 def test_files_of_the_slow_oracle_agree_in_any_size(
@@ -109,6 +112,15 @@ def test_a_loss_file_that_is_off_by_a_billionth_exits_1(key: str, tmp_path: Path
     assert parity.main([str(loss_file(tmp_path / "bad.npz", **changes))]) == 1
 
 
+@pytest.mark.parametrize(("form", "n_latents"), [("gram_mse", 7), ("tiled_mse", 8)])  # sizes of no other test:
+def test_a_form_that_is_off_by_a_billionth_alone_exits_1(  # none is compiled already
+    form: str, n_latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(objective, form)
+    monkeypatch.setattr(objective, form, lambda *args, **options: (1 + 1e-9) * right(*args, **options))
+    assert parity.main([str(loss_file(tmp_path / "a.npz", size=(5, 2, n_latents), lengths=(1, 3, n_latents)))]) == 1
+
+
 @pytest.mark.parametrize(
     "changes", [{"sparsity_scale": 0.31}, {"sparsity_type": "log"}, {"prefix_lengths": (1, 2, 3)}], ids=str
 )
@@ -119,7 +131,7 @@ def test_a_loss_file_of_another_objective_exits_1(changes: dict[str, Any], tmp_p
 @pytest.mark.parametrize("length", range(7))
 def test_an_inclusion_file_that_is_off_at_one_length_exits_1(length: int, tmp_path: Path) -> None:
     frequency = np.load(inclusion_file(tmp_path / "a.npz"))["inclusion_frequency"].copy()
-    frequency[length] += 0.005 if frequency[length] < 0.9 else -0.005
+    frequency[length] += 0.01 if frequency[length] < 0.9 else -0.01
     assert parity.main([str(inclusion_file(tmp_path / "a.npz", inclusion_frequency=frequency))]) == 1
 
 

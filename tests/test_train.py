@@ -1,5 +1,6 @@
 """The trainer: steps are laws of the state alone, chunks and lanes change nothing, permuting latents neither."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,15 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from toy import step as step_module
+from toy import state as state_module
 from toy.dictionary import make_directions
 from toy.prefixes import FixedWeights, Weighting, all_prefixes, full, sampled
-from toy.sae import decode, encode, reorder
+from toy.sae import BatchTopK, TopK, decode, encode, reorder
 from toy.source import ArraySource, TreeSource
-from toy.step import TrainState, init_state, input_scale, ranks, reinit_weak, train_step, trained_sae
+from toy.state import TrainState, init_state, input_scale, ranks, trained_sae
+from toy.step import train_step
 from toy.train import Hypers, Metrics, TrainConfig, advance, train, train_grid, trained_saes
 from toy.tree import Tree, build_tree
 from toy.trees import reference_tree
+from toy.upkeep import moved, reinit_weak, upkeep
 
 KEY, KEY_W = jax.random.key(0), jax.random.key(100)  # the same key would tie the first encoder to the directions
 TREE = build_tree(reference_tree())
@@ -24,7 +27,8 @@ CFG = TrainConfig(n_latents=20, n_steps=60, batch_size=32, n_lr_warmup_steps=10,
 SHARED = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]  # in_axes: no hyperparameter has lanes
 
 one_step = jax.jit(train_step, static_argnames="cfg")
-restart = jax.jit(reinit_weak)
+restart = jax.jit(partial(reinit_weak, cfg=CFG))
+keep_up = jax.jit(upkeep, static_argnames="cfg")
 
 
 def tree_source(key: jax.Array = KEY_W) -> TreeSource:
@@ -52,6 +56,11 @@ def assert_close(a: Any, b: Any, tolerance: float) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1e-30, np.abs(y).max()))
 
 
+def copied(state: TrainState) -> TrainState:
+    """A state to give to `advance`, which takes its memory, while the first is kept."""
+    return jax.tree.map(jnp.copy, state)
+
+
 def lane(grid: Any, i: int) -> Any:
     """One lane of a final state or history; the step is common to all."""
     if isinstance(grid, TrainState):
@@ -65,9 +74,9 @@ def lane(grid: Any, i: int) -> Any:
 def test_two_halves_are_the_whole_bit_for_bit() -> None:
     source, h = tree_source(), jax.tree.map(jnp.asarray, hypers())
     start = init_state(KEY, h, d_in=20, cfg=CFG)
-    whole, _ = advance(start, source, h, cfg=CFG, n_steps=40)
+    whole, _ = advance(copied(start), source, h, cfg=CFG, n_steps=40)
     half, first = advance(start, source, h, cfg=CFG, n_steps=20)
-    both, second = advance(half, source, h, cfg=CFG, n_steps=20)
+    both, second = advance(copied(half), source, h, cfg=CFG, n_steps=20)
     assert equal(both, whole)
     assert int(both.step) == 40
     assert not equal(half.sae, both.sae)
@@ -105,7 +114,7 @@ def test_chunks_and_other_numbers_of_the_same_kind_compile_nothing_new(caplog: p
     cfg = TrainConfig(20, n_steps=40, batch_size=8)
     with jax.log_compiles(), caplog.at_level("WARNING"):
         train(KEY, tree_source(), hypers(), cfg=cfg, chunk=10)
-        train(KEY_W, tree_source(KEY), hypers(sampled(20, 4), learning_rate=1e-2), cfg=cfg, chunk=10)
+        train(KEY_W, tree_source(KEY), hypers(sampled(20, power=0.9), learning_rate=1e-2), cfg=cfg, chunk=13)
         for seed in (0, 5):
             keys = jax.random.split(jax.random.key(seed), 3)
             train_grid(keys, tree_source(), hypers(target_l0=1.0 + seed), cfg=cfg, in_axes=(None, SHARED), chunk=10)
@@ -116,7 +125,7 @@ def test_chunks_and_other_numbers_of_the_same_kind_compile_nothing_new(caplog: p
 
 def test_the_learning_rate_warms_up_stays_and_cools_down() -> None:
     cfg = TrainConfig(1, n_steps=100, n_lr_warmup_steps=10, lr_cooldown_share=0.2, final_lr_share=0.1)
-    optimizer = step_module._optimizer(hypers(full(1), learning_rate=0.5, clip_norm=1e9), cfg)
+    optimizer = state_module.optimizer(hypers(full(1), learning_rate=0.5, clip_norm=1e9), cfg)
     steady = jnp.ones(1)
 
     def one(opt_state: optax.OptState, _: None) -> tuple[optax.OptState, optax.Updates]:
@@ -176,12 +185,13 @@ def test_the_contribution_is_a_running_mean_and_ranks_sort_it() -> None:
 
 
 def permuted(state: TrainState, order: jax.Array) -> TrainState:
-    """The same run with its latents in other places: parameters, both Adam moments, contribution."""
+    """The same run with its latents in other places: parameters, both Adam moments, contribution, silence."""
     moments = {name: reorder(optax.tree.get(state.opt_state, name), order) for name in ("mu", "nu")}
     return state._replace(
         sae=reorder(state.sae, order),
         opt_state=optax.tree.set(state.opt_state, **moments),
         contribution=state.contribution[order],
+        silent=None if state.silent is None else state.silent[order],
     )
 
 
@@ -191,10 +201,11 @@ def test_permuting_the_latents_changes_neither_the_output_nor_the_next_updates(w
     h, source, order = hypers(weighting), tree_source(), jax.random.permutation(KEY, 20)
     start = init_state(KEY, h, d_in=20, cfg=CFG)
     state, _ = advance(start, source, h, cfg=CFG, n_steps=5)
-    moved = permuted(state, order)
-    assert_close(trained_sae(moved), trained_sae(state), 1e-9)
-    after, metrics = advance(state, source, h, cfg=CFG, n_steps=4)
-    after_moved, metrics_moved = advance(moved, source, h, cfg=CFG, n_steps=4)
+    other = moved(state, order)
+    assert equal(other, permuted(state, order))
+    assert_close(trained_sae(other), trained_sae(state), 1e-9)
+    after, metrics = advance(copied(state), source, h, cfg=CFG, n_steps=4)
+    after_moved, metrics_moved = advance(copied(other), source, h, cfg=CFG, n_steps=4)
     assert_close(metrics_moved, metrics, 1e-9)
     assert_close(after_moved, permuted(after, order), 1e-9)
 
@@ -252,8 +263,10 @@ def test_weak_latents_start_anew_only_when_due_and_inside_the_window(at: int, du
     state, _ = weak_state((3,))
     state = state._replace(step=jnp.int32(at), contribution=jnp.full(20, 1e6).at[3].set(0.0))
     state = state._replace(sae=state.sae._replace(b_enc=state.sae.b_enc.at[3].set(1.0)))  # on, so it has a gradient
-    after, _ = one_step(state, tree_source(), hypers(), cfg=cfg)
+    assert optax.tree.get(state.opt_state, "mu").W_dec[3].any()
+    after = keep_up(state, tree_source(), hypers(), cfg=cfg)
     assert (not optax.tree.get(after.opt_state, "mu").W_dec[3].any()) == due
+    assert equal(after, state) != due
 
 
 # --- many runs ----------------------------------------------------------------------------------------------
@@ -319,7 +332,7 @@ def test_a_lane_does_not_depend_on_the_number_of_lanes_or_devices() -> None:
 
 def test_lanes_are_spread_over_the_devices() -> None:
     calls = []
-    original = step_module.jax.device_put
+    original = state_module.jax.device_put
 
     def spy(leaf: Any, target: Any) -> Any:
         placed = original(leaf, target)
@@ -338,8 +351,9 @@ def test_lanes_are_spread_over_the_devices() -> None:
 def test_any_hyperparameter_weighting_and_tree_can_have_lanes() -> None:
     cfg, keys = TrainConfig(20, n_steps=40, batch_size=16), jax.random.split(KEY, 2)
     magnitudes = jnp.stack([jnp.asarray(TREE.magnitude_mean), 2.0 * jnp.asarray(TREE.magnitude_mean)])
-    weights = jnp.stack([jnp.asarray(w.weights) for w in (full(20), all_prefixes(20))])
-    lanes = Hypers(FixedWeights(weights), *(jnp.array([v, 1.5 * v]) for v in (1.12, 1e-2, 0.5, 0.6, 1, 1, 3e-4, 0.3)))
+    weights = jnp.stack([jnp.eye(20)[-1], jnp.full(20, 1 / 20)])  # the full prefix, all prefixes
+    numbers = (1.12, 1e-2, 0.5, 0.6, 1, 1, 3e-4, 0.3, 1 / 32)
+    lanes = Hypers(FixedWeights(weights), *(jnp.array([v, 1.5 * v]) for v in numbers))
     source = tree_source()._replace(tree=TREE._replace(magnitude_mean=magnitudes))
     axes = TreeSource(Tree(*[None] * len(Tree._fields))._replace(magnitude_mean=0), None)  # type: ignore[arg-type]
     state, _ = train_grid(keys, source, lanes, cfg=cfg, in_axes=(axes, 0))
@@ -387,8 +401,40 @@ def test_leaves_without_the_lane_axis_they_should_have_are_refused(fields: dict,
         ({"sparsity_warmup_share": float("nan")}, "sparsity_warmup_share: nan is outside"),
         ({"reinit_window": (0.2, 1.2)}, "reinit_window: 1.2 is outside"),
         ({"n_lr_warmup_steps": 0}, "n_lr_warmup_steps: must be at least 1"),
+        ({"reorder_every": 0}, "reorder_every: must be at least 1, got 0"),
+        ({"dead_after": 0}, "dead_after: must be at least 1, got 0"),
+        ({"aux_k": -1}, "aux_k: must not be negative, got -1"),
+        ({"n_microbatches": 0}, "n_microbatches: must be at least 1, got 0"),
+        ({"n_microbatches": 3}, "n_microbatches: 3 does not divide batch_size = 200"),
+        ({"activation": TopK(5)}, "activation: k = 5 is more than n_latents = 4"),
+        ({"activation": BatchTopK(4.5)}, "activation: k = 4.5 is more than n_latents = 4"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_by_name(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         TrainConfig(**{"n_latents": 4, **fields})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sparsity", "l2", "sparsity: expected 'l1' or 'log', got 'l2'"),
+        ("form", "dense", "form: expected None or 'gram' or 'wide', got 'dense'"),
+        ("dtype", "float16", "dtype: expected 'float32' or 'bfloat16', got 'float16'"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused_also_where_types_are_not_checked(name: str, value: str, message: str) -> None:
+    cfg = TrainConfig(4)
+    object.__setattr__(cfg, name, value)  # past the type checks of the tests
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        cfg.__post_init__()
+
+
+def test_a_relu_sae_without_a_target_l0_is_refused_and_one_of_the_topk_family_needs_none() -> None:
+    with pytest.raises(ValueError, match=r"^hypers\.target_l0: a ReLU SAE needs the L0"):
+        train(KEY, tree_source(), Hypers(sampled(20)), cfg=CFG)
+    with pytest.raises(ValueError, match=r"^hypers\.target_l0: a ReLU SAE needs the L0"):
+        train_grid(KEY[None], tree_source(), Hypers(sampled(20)), cfg=CFG, in_axes=(None, SHARED))
+    cfg = TrainConfig(20, n_steps=2, batch_size=8, activation=TopK(2))
+    state, history = train(KEY, tree_source(), Hypers(sampled(20)), cfg=cfg)
+    assert history.sparsity_coef == state.sparsity_coef == 1

@@ -213,13 +213,13 @@ def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:
 def inclusion(prefixes: Prefixes, ranks: Int[Array, " n_latents"]) -> Float[Array, " n_latents"]:
     """s_i = Σ_{k > rank(i)} w_k: the weight of the prefixes that hold latent i, whose rank counts from 0."""
     if isinstance(prefixes, FixedWeights):
-        return suffix_sums(prefixes.weights)[ranks]
+        return suffix_sums(jnp.asarray(prefixes.weights))[ranks]
     if isinstance(prefixes, HybridWeights):
         n_exact = prefixes.head.shape[0]
         tail = FixedPrefixes(prefixes.lengths, prefixes.tail)
-        head = jnp.append(suffix_sums(prefixes.head), 0.0)[jnp.minimum(ranks, n_exact)]
+        head = jnp.append(suffix_sums(jnp.asarray(prefixes.head)), 0.0)[jnp.minimum(ranks, n_exact)]
         return head + inclusion(tail, ranks)
-    return (prefixes.lengths > ranks[:, None]) @ prefixes.weights
+    return (jnp.asarray(prefixes.lengths) > ranks[:, None]) @ jnp.asarray(prefixes.weights)
 
 
 def suffix_sums(weights: Float[Array, " n"]) -> Float[Array, " n"]:

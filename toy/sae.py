@@ -91,7 +91,7 @@ def keep_largest(
     elif sizes.shape[1] <= MOST_PAIRS:
         largest = jnp.sum(sizes[:, None, :] > sizes[:, :, None], axis=2) < activation.k
     else:
-        largest = sizes >= jax.lax.top_k(sizes, activation.k)[0][:, -1:]
+        largest = sizes >= jax.lax.top_k(sizes, min(activation.k, sizes.shape[1]))[0][:, -1:]
     return jnp.where(largest, acts, 0)
 
 
@@ -100,7 +100,7 @@ def kth_largest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
 
     Bit by bit, since floats ≥ 0 have the order of their bits as integers: a tenth of the time of sorting them.
     """
-    bits = jax.lax.bitcast_convert_type(values, {4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
+    bits = jax.lax.bitcast_convert_type(values, {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
     k, n_bits = min(k, values.size), 8 * values.dtype.itemsize
 
     def settle(i: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:

@@ -54,8 +54,8 @@ def state_shardings(state: PyTree, n_latents: int, mesh: Mesh) -> PyTree:
 
     def of_part(part: Any) -> Any:
         if isinstance(part, SAE):
-            specs = SAE(PartitionSpec(None, latents), PartitionSpec(latents), PartitionSpec(latents), PartitionSpec())
-            return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+            specs = PartitionSpec(None, latents), PartitionSpec(latents), PartitionSpec(latents), PartitionSpec()
+            return SAE(*(NamedSharding(mesh, spec) for spec in specs))  # type: ignore[arg-type]
         return NamedSharding(mesh, PartitionSpec(latents) if part.shape == (n_latents,) else PartitionSpec())
 
     return jax.tree.map(of_part, state, is_leaf=lambda part: isinstance(part, SAE))

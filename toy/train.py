@@ -14,20 +14,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
+from toy.config import Hypers, TrainConfig
 from toy.sae import SAE, ReLU
 from toy.shard import check_mesh, replicate, state_shardings
 from toy.source import Source
-from toy.step import (
-    Hypers,
-    Metrics,
-    TrainConfig,
-    TrainState,
-    init_state,
-    next_upkeep,
-    train_step,
-    trained_sae,
-    upkeep,
-)
+from toy.state import Metrics, TrainState, init_state, trained_sae
+from toy.step import train_step
+from toy.upkeep import next_upkeep, upkeep
 
 __all__ = [
     "Hypers",
@@ -73,7 +66,13 @@ def _advance(
 
 @partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
 def advance(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int, mesh: Mesh | None = None
+    state: TrainState,
+    source: Source,
+    hypers: Hypers,
+    *,
+    cfg: TrainConfig,
+    n_steps: Int[Array, ""] | int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`n_steps` further steps of one run, and the means of their metrics. Two of 10K equal one of 20K.
 
@@ -234,7 +233,14 @@ def _init_grid(
 
 @partial(jax.jit, static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
 def _advance_grid(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, n_steps: int, in_axes: Any, mesh: Mesh
+    state: TrainState,
+    source: Source,
+    hypers: Hypers,
+    *,
+    cfg: TrainConfig,
+    n_steps: Int[Array, ""] | int,
+    in_axes: Any,
+    mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     move = partial(_advance, cfg=cfg)
     return _lanewise(move, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)

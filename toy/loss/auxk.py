@@ -37,4 +37,5 @@ def auxk_mse(
             mse = sparse_mse(values, sae.W_dec, residual, latents, jnp.ones(dead.shape, residual.dtype))
         return jnp.minimum(jnp.sum(dead) / k, 1.0) * mse
 
-    return lax.cond(dead.any(), of_dead, lambda sae: jnp.zeros((), sae.W_dec.dtype), sae)
+    sums = jnp.promote_types(sae.W_dec.dtype, jnp.float32)
+    return lax.cond(dead.any(), of_dead, lambda sae: jnp.zeros((), sums), sae)

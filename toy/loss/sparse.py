@@ -50,7 +50,7 @@ def _by_slot(
     """
     latents, inclusion = at
 
-    def back(carry: tuple[Array, Array, Array], slot: tuple[Array, Array, Array]) -> tuple[tuple, tuple]:
+    def back(carry: tuple[Array, Array, Array], slot: tuple[Array, Array, Array]) -> tuple[tuple, Array]:
         residual, later, d_W_dec = carry
         rows, a, s = slot
         d, a, s = W_dec[rows].astype(residual.dtype), a.astype(residual.dtype)[:, None], s[:, None]

@@ -40,8 +40,8 @@ def tiled_mse(acts: Acts, W_dec: Decoder, error: Residual, prefixes: Prefixes, *
             return prefixes.weights[0] * full_mse(acts, W_dec, error)
         if n_prefixes <= min(n_latents // 32, MOST_FEW):
             least, most = COARSE_TILES
-            tile = tile or min(max(n_latents // (8 * n_prefixes) // least * least, least), most)
-            return scalar_loss(partial(_few, tile=min(tile, n_latents)))(acts, W_dec, error, prefixes)
+            coarse = min(max(n_latents // (8 * n_prefixes) // least * least, least), most)
+            return scalar_loss(partial(_few, tile=min(tile or coarse, n_latents)))(acts, W_dec, error, prefixes)
         prefixes = FixedWeights(jnp.zeros(n_latents).at[prefixes.lengths - 1].add(prefixes.weights))
     if isinstance(prefixes, HybridWeights):
         return scalar_loss(partial(_hybrid, tile=tile or EXACT_TILE))(acts, W_dec, error, prefixes)
@@ -105,7 +105,7 @@ def _few(
     acts: Acts, W_dec: Decoder, error: Residual, prefixes: FixedPrefixes, *, tile: int
 ) -> tuple[Loss, tuple[Acts, Decoder, Residual]]:
     """The latents between two bounds share a residual, so only as many are held as there are prefixes."""
-    lengths, weights = prefixes.lengths, prefixes.weights.astype(error.dtype)
+    lengths, weights = jnp.asarray(prefixes.lengths), jnp.asarray(prefixes.weights, error.dtype)
     n_prefixes, n_rows = lengths.shape[0], error.shape[0]
     tiles, segment, n_tiles = _cut(lengths, W_dec.shape[0], tile)
 
@@ -166,7 +166,7 @@ def _every(
     tiles = _grid(0, W_dec.shape[0], tile)
     last, entries = _entries(acts, W_dec, error, tiles, tile)
     start = jnp.zeros_like(last), jnp.zeros((), error.dtype), _no_grads(acts, W_dec)
-    return _finish(error, _back_through_all(acts, W_dec, prefixes.weights, start, tiles, entries, tile))
+    return _finish(error, _back_through_all(acts, W_dec, jnp.asarray(prefixes.weights), start, tiles, entries, tile))
 
 
 def _hybrid(
@@ -190,7 +190,9 @@ def _hybrid(
     later = tail[-1] * last, jnp.zeros((), error.dtype), _no_grads(acts, W_dec)
     of_entries = jnp.append(0.0, tail[:-1]).astype(error.dtype)  # an entry ends the tile before it; the first, the head
     later, _ = lax.scan(push_back, later, (tail_tiles, tail_entries, of_entries), reverse=True)
-    return _finish(error, _back_through_all(acts, W_dec, prefixes.head, later, head_tiles, head_entries, tile))
+    return _finish(
+        error, _back_through_all(acts, W_dec, jnp.asarray(prefixes.head), later, head_tiles, head_entries, tile)
+    )
 
 
 def _entries(
