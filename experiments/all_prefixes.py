@@ -4,7 +4,7 @@ Claim: no. Sampled prefixes, their exact expectation and every prefix with equal
 and mix parents and children alike. Fewer prefixes, and so more weight on the full one, mix a parent's latent less with
 its children and siblings less with each other, but a child's latent more with its parent.
 Command: python -m experiments.all_prefixes (about 2 minutes on 2 cores).
-Expected, seeds 0 to 31: recovered 32/32 for each weighting but vanilla (0/32); parent to child +0.15 with 3 sampled
+Expected, seeds 0 to 31: recovered 30 to 32 of 32 but for vanilla (0/32); parent to child +0.15 with 3 sampled
 prefixes and +0.18 with more, child to parent +0.07 and +0.04.
 In the post: the first comment's question, and the author's answer from one run.
 With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in every batch, that is, `all`.

@@ -35,7 +35,6 @@ from experiments.study import (
 )
 from toy.metrics import Evaluation
 from toy.node import Node
-from toy.sae import SAE
 from toy.source import TreeSource
 from toy.train import train_grid, trained_saes
 from toy.tree import Tree, build_tree, edges, marginals
@@ -125,7 +124,7 @@ def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
     rows = []
     for i, tree in enumerate(trees):
         seeds = slice(i * cfg.n_seeds, (i + 1) * cfg.n_seeds)
-        saes_at_ratio = SAE(*(leaf[seeds] for leaf in saes))
+        saes_at_ratio = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds], saes)
         evaluations = evaluate_seeds(saes_at_ratio, study.W_feat, tree, held_out_features(cfg, tree))
         rows.append([_outcome(evaluation, tree) for evaluation in evaluations])
     return {
