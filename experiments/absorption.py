@@ -9,7 +9,7 @@ Matryoshka BatchTopK 4/8 with k = 1.12 and 0/8 with k = 2, seeds 0 to 7.
 In the post: "Toy Model", the activations of both SAEs beside the ground truth.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from experiments.study import (
     lane,
     make_study,
     summarise,
-    train_config,
     train_seeds,
 )
 from toy.metrics import feature_sizes, inference_gap, match_features, matched_acts, mean_known
@@ -65,31 +64,33 @@ class Config(PairConfig):
     @property
     def topk_study(self) -> StudyConfig:
         shared = {field.name: getattr(self, field.name) for field in fields(StudyConfig)}
-        own = {"n_seeds": min(self.n_topk_seeds, self.n_seeds), "n_steps": max(1, self.n_steps // 2)}
-        return StudyConfig(**shared | own | {"learning_rate": self.topk_learning_rate})
+        return replace(
+            StudyConfig(**shared),
+            n_seeds=min(self.n_topk_seeds, self.n_seeds),
+            n_steps=max(1, self.n_steps // 2),
+            learning_rate=self.topk_learning_rate,
+        )
 
 
-def check(cfg: Config) -> None:
-    check_study(cfg)
-    tree = make_study(cfg).tree
-    for activation in activations(tree).values():
-        train_config(cfg, tree, activation)
+check = check_study
 
 
-def activations(tree: Tree) -> dict[str, TopK | BatchTopK]:
-    """TopK and BatchTopK with k = 2 and with the tree's own mean L0, which TopK rounds, by name."""
-    true_l0 = mean_l0(tree)
+def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
+    """TopK and BatchTopK with k = 2 and with the tree's own mean L0, which TopK rounds, by name; those there can be."""
+    true_l0, n_latents = mean_l0(tree), cfg.n_latents or tree.n_features
     rounded = max(1, round(true_l0))
-    return {
-        f"topk_{rounded}": TopK(rounded),
-        "topk_2": TopK(2),
-        f"batchtopk_{true_l0:.3g}": BatchTopK(true_l0),
-        "batchtopk_2": BatchTopK(2),
+    kinds: dict[str, tuple[type[TopK] | type[BatchTopK], float]] = {
+        f"topk_{rounded}": (TopK, rounded),
+        "topk_2": (TopK, 2),
+        f"batchtopk_{true_l0:.3g}": (BatchTopK, true_l0),
+        "batchtopk_2": (BatchTopK, 2),
     }
+    return {name: kind(k) for name, (kind, k) in kinds.items() if 0 < k <= n_latents}  # type: ignore[arg-type]
 
 
 def n_steps(cfg: Config) -> int:
-    return 2 * cfg.n_steps + (8 * cfg.topk_study.n_steps if cfg.n_topk_seeds else 0)
+    n_topk = 2 * len(activations(cfg, make_study(cfg).tree)) if cfg.n_topk_seeds else 0
+    return 2 * cfg.n_steps + n_topk * (cfg.n_steps // 2)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def run_topk(cfg: Config, study: Study, features: np.ndarray, progress: Progress
     n_seeds = cfg.topk_study.n_seeds
     part = study._replace(keys=study.keys[:n_seeds], W_feat=study.W_feat[:n_seeds])
     results = {}
-    for kind, activation in activations(study.tree).items():
+    for kind, activation in activations(cfg, study.tree).items():
         for name, weighting in cfg.weightings.items():
             saes = train_seeds(cfg.topk_study, part, weighting, progress, activation)
             measured = summarise(
@@ -163,7 +164,7 @@ def plot(record: dict[str, Any]) -> Figure:
     names = feature_names(root)
     shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
     high = max(float(values.max(initial=1.0)) for values in shown.values())
-    with plots.styled(6.0) as figure:
+    with plots.styled(6.8) as figure:
         grid = figure.add_gridspec(2, 12, height_ratios=[1.5, 1])
         axes = []
         for i, (title, values) in enumerate(shown.items()):
@@ -207,7 +208,7 @@ def _plot_recovery(ax: Axes, record: dict[str, Any]) -> None:
         "ReLU",
         *(kind[:-1].replace("batchtopk_", "BatchTopK ").replace("topk_", "TopK ") for kind in kinds[1:]),
     ]
-    ax.set_xticks(range(len(kinds)), labels, rotation=90)
+    ax.set_xticks(range(len(kinds)), labels, rotation=90, fontsize=5.5)
     ax.set(title="e  Recovered", ylabel="share of seeds", xlim=(-0.5, len(kinds) - 0.5), ylim=(-0.05, 1.05))
 
 
