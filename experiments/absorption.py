@@ -9,7 +9,7 @@ Matryoshka BatchTopK 4/8 with k = 1.12 and 0/8 with k = 2, seeds 0 to 7.
 In the post: "Toy Model", the activations of both SAEs beside the ground truth.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from experiments.study import (
     known,
     lane,
     make_study,
+    study_options,
     summarise,
     train_seeds,
 )
@@ -63,9 +64,8 @@ class Config(PairConfig):
 
     @property
     def topk_study(self) -> StudyConfig:
-        shared = {field.name: getattr(self, field.name) for field in fields(StudyConfig)}
         return replace(
-            StudyConfig(**shared),
+            study_options(self),
             n_seeds=min(self.n_topk_seeds, self.n_seeds),
             n_steps=max(1, self.n_steps // 2),
             learning_rate=self.topk_learning_rate,
@@ -165,19 +165,18 @@ def plot(record: dict[str, Any]) -> Figure:
     shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
     high = max(float(values.max(initial=1.0)) for values in shown.values())
     with plots.styled(6.8) as figure:
-        grid = figure.add_gridspec(2, 12, height_ratios=[1.5, 1])
-        axes = []
-        for i, (title, values) in enumerate(shown.items()):
-            ax = figure.add_subplot(grid[0, 4 * i : 4 * i + 4])
-            plots.heatmap(ax, values, low=0, high=high, colours="Greys")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.4, 1])
+        activations = top.subplots(1, 3)
+        for ax, letter, (title, values) in zip(activations, "abc", shown.items(), strict=True):
+            image = plots.heatmap(ax, values, low=0, high=high, colours="Greys")
             plots.label_columns(ax, names, size=5)
-            ax.set(title=f"{'abc'[i]}  {title}", xlabel="feature" if i == 0 else "latent of feature")
-            ax.set_ylabel("row of the batch" if i == 0 else "")
-            axes.append(ax)
-        figure.colorbar(axes[0].images[0], ax=axes, label="activation / size of feature", shrink=0.7)
-        _plot_edges(figure.add_subplot(grid[1, 0:5]), results, root)
-        _plot_recovery(figure.add_subplot(grid[1, 5:9]), record)
-        _plot_parent(figure.add_subplot(grid[1, 9:12]), results)
+            ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
+        activations[0].set(xlabel="feature", ylabel="row of the batch")
+        top.colorbar(image, ax=activations, label="activation / size of feature", shrink=0.7)
+        holes, recovery, parent = bottom.subplots(1, 3, width_ratios=[5, 4, 3])
+        _plot_edges(holes, results, root)
+        _plot_recovery(recovery, record)
+        _plot_parent(parent, results)
         text = f"Matryoshka: {record['config']['n_prefixes']} sampled prefixes; a to c: seed {record['seeds'][0]}"
         if topk_names(record):
             n_seeds = results[topk_names(record)[0] + "_vanilla"]["n_seeds"]
@@ -218,7 +217,7 @@ def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
             plots.spread(ax, 2.5 * i + j, results[name][key], plots.COLOURS[name])
     ax.axhline(1, color="#999999", linewidth=0.7, linestyle=":")
     ax.set_xticks([0, 1, 2.5, 3.5], ["alone", "with\nchild"] * 2)
-    ax.set(title="f  The parent's activation", ylabel="activation / size of feature", ylim=(-0.05, None))
+    ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pieces of figures: style, heatmaps, the drawn tree, intervals, the caption line."""
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,14 +41,14 @@ def styled(height: float, **layout: Any) -> Iterator[Figure]:
 
 
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
-    """One line under the figure: what is shown, seeds and configuration."""
+    """Under the figure: what is shown, seeds and configuration."""
     config, seeds = record["config"], record["seeds"]
     parts = [text, f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"]
     if "n_steps" in config:
         sparsity = {"l1": "L1", "log": "log"}[config["sparsity"]]
         parts.append(f"{config['n_steps']:,} steps, {sparsity} sparsity")
     parts.append(f"d_in {config['d_in']}")
-    figure.supxlabel("; ".join(parts) + ".", fontsize=6.5, color="#555555")
+    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 140), fontsize=6.5, color="#555555")
 
 
 def heatmap(ax: Axes, values: np.ndarray, *, low: float, high: float, colours: str | Colormap) -> Any:

@@ -178,7 +178,7 @@ def train_seeds(
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
-    shared = StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
+    shared = study_options(cfg)
     if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
@@ -188,6 +188,11 @@ def train_seeds(
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
         _trained[shared, weighting, activation] = jax.device_get(trained_saes(state))
     return _trained[shared, weighting, activation]
+
+
+def study_options(cfg: StudyConfig) -> StudyConfig:
+    """What of an experiment's options is a study's."""
+    return StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
 
 
 def check_study(cfg: StudyConfig) -> None:

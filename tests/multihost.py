@@ -19,9 +19,9 @@ from toy.sae import BatchTopK  # noqa: E402
 from toy.source import ArraySource  # noqa: E402
 from toy.train import Hypers, TrainConfig, train, trained_sae  # noqa: E402
 
-cfg = TrainConfig(256, n_steps=25, batch_size=32, activation=BatchTopK(4), reinit_every=10, reinit_window=(0, 1))
+cfg = TrainConfig(256, n_steps=40, batch_size=32, activation=BatchTopK(4), reinit_every=1_000)
 rows = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
-hypers = Hypers(prefixes.sampled(256, 5), learning_rate=1e-3)
+hypers = Hypers(prefixes.sampled(256, 5), learning_rate=1e-2)
 axes = ("batch", "latents")
 mesh = jax.make_mesh((N_PROCESSES, 2), axes, axis_types=(AxisType.Auto,) * 2)
 state, history = train(jax.random.key(0), ArraySource(rows), hypers, cfg=cfg, mesh=mesh, chunk=10)  # type: ignore

@@ -213,7 +213,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*TOY_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "study"}
+    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study"}
     assert modules - helpers == {*TOY_SET, *BENCHMARKS}
 
 

@@ -113,6 +113,7 @@ def test_two_processes_over_the_network_agree_with_one(tmp_path: Path) -> None:
     one, two = read(alone), read(together)
     assert (one.pop("n_devices"), two.pop("n_devices")) == (2, 4)
     assert one.keys() == two.keys() >= {"loss", "W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+    assert one["loss"][-1] < one["loss"][0]
     for name, array in one.items():
         assert_close(two[name], array)
 

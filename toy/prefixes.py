@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.polynomial.legendre import leggauss
 
-MOST_PAIRS = 128  # lengths up to which comparing all pairs of clocks is faster than sorting them
+from toy.sae import MOST_PAIRS
 
 
 class FixedWeights(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-MOST_PAIRS = 128  # latents up to which comparing all pairs of a row is faster than sorting it
+MOST_PAIRS = 128  # values up to which comparing all pairs is faster than sorting them
 
 
 @dataclass(frozen=True)
