@@ -259,4 +259,6 @@ def peer_cases(job: Job) -> dict[str, Case]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m experiments.bench JOB.json (experiments.speed writes it and reads the answer)")
     main(sys.argv[1])

@@ -42,6 +42,7 @@ __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 CHUNK = 1_000
 WIDTHS = ((4_096, 256, 1_024), (25_000, 768, 512))  # n_latents, d_in, batch
+THREADS = (1, None)  # None: all
 GPU_WIDTHS = ((25_000, 768, 4_096), (25_000, 768, 16_384))
 GPU_TYPES = ("tf32", "bfloat16")
 N_FEATURES = (20, 200, 2_000, 20_000)
@@ -107,7 +108,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         results["width"] = [
             run_job(Job(*shape, n_prefixes=cfg.n_prefixes, n_rounds=cfg.n_rounds, threads=threads, peers=peers))
             for shape in WIDTHS
-            for threads in (1, None)
+            for threads in THREADS
         ]
     return results | ({"whole": time_whole()} if cfg.whole else {})
 

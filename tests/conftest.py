@@ -1,5 +1,6 @@
 """Before anything imports the library: shapes and types are checked, and there are two devices for lanes."""
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# Most of the suite's time is compiling programs that then run for a few steps; processes it starts inherit this.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 2)
 
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # as for pyright, an int is a float, too
