@@ -165,14 +165,15 @@ def plot(record: dict[str, Any]) -> Figure:
     shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
     high = max(float(values.max(initial=1.0)) for values in shown.values())
     with plots.styled(6.8) as figure:
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.4, 1])
+        rows = figure.add_gridspec(2, 1, height_ratios=[1.4, 1])
+        top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
         activations = top.subplots(1, 3)
         for ax, letter, (title, values) in zip(activations, "abc", shown.items(), strict=True):
-            image = plots.heatmap(ax, values, low=0, high=high, colours="Greys")
+            plots.heatmap(ax, values, low=0, high=high, colours="Greys")
             plots.label_columns(ax, names, size=5)
             ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
         activations[0].set(xlabel="feature", ylabel="row of the batch")
-        top.colorbar(image, ax=activations, label="activation / size of feature", shrink=0.7)
+        top.colorbar(activations[0].images[0], ax=activations, label="activation / size of feature", shrink=0.7)
         holes, recovery, parent = bottom.subplots(1, 3, width_ratios=[5, 4, 3])
         _plot_edges(holes, results, root)
         _plot_recovery(recovery, record)

@@ -1,7 +1,7 @@
 """Timed work at width for `experiments.speed`: `python -m experiments.bench JOB.json` prints one line of JSON.
 
 A process of its own for each job, because the number of threads and the device are settled when a process starts.
-Within a job everything is interleaved: a round calls each case once, so that a machine's slow minute falls on all.
+Within a job everything is interleaved: a round calls every case, so that a machine's slow minute falls on all.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from toy.train import Hypers, TrainConfig, advance
 
 DENSE = ("full", "fixed", "sampled", "hybrid", "expected", "all")  # prefixes of ReLU SAEs
 SPARSE = ("topk_plain", "topk_full", "topk_sampled", "topk_all", "batchtopk_full", "batchtopk_all")
+LOSS_CALLS = 2  # a round: their ratios are close to 1, and calls on a shared machine differ by a tenth
 STEPS = ("step_relu_sampled", "step_topk_all", "step_batchtopk_all")
 PRODUCTS = {
     **dict.fromkeys(DENSE, 5),
@@ -117,13 +118,14 @@ def main(path: str) -> None:
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     if job.dtype == "tf32":
         jax.config.update("jax_default_matmul_precision", "tensorfloat32")
-    cases = {**matmul_case(job), **loss_cases(job), **step_cases(job), **(peer_cases(job) if job.peers else {})}
+    losses = {**matmul_case(job), **loss_cases(job)}
+    steps = {**step_cases(job), **(peer_cases(job) if job.peers else {})}
     for _ in range(job.n_rounds):
-        for case in cases.values():
+        for case in (*(LOSS_CALLS * list(losses.values())), *steps.values()):
             case.time()
     device = jax.devices()[0]
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    reports = {name: case.report() for name, case in cases.items()}
+    reports = {name: case.report() for name, case in (losses | steps).items()}
     print(
         json.dumps({"job": dataclasses.asdict(job), "device": device.device_kind, "cores": n_cores, "cases": reports})
     )

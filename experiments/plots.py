@@ -48,7 +48,7 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
         sparsity = {"l1": "L1", "log": "log"}[config["sparsity"]]
         parts.append(f"{config['n_steps']:,} steps, {sparsity} sparsity")
     parts.append(f"d_in {config['d_in']}")
-    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 140), fontsize=6.5, color="#555555")
+    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6.5, color="#555555")
 
 
 def heatmap(ax: Axes, values: np.ndarray, *, low: float, high: float, colours: str | Colormap) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments import plots
 from experiments.bench import DENSE, SPARSE
@@ -92,7 +93,7 @@ def _plot_toy(ax: Axes, record: dict[str, Any]) -> None:
     results, n_seeds = record["results"], record["config"]["n_seeds"]
     rows = {_label(name): results["toy"][name] for name in results["toy"]}
     rows = {f"{n_seeds} seeds at once, a seed": results["grid"], **rows}
-    _bars(ax, rows, "us", "µs a training step, batch included")
+    _plot_times(ax, rows, "us", "µs a training step, batch included")
     ax.set_title("a  Toy width (20 latents, 30 inputs, batch 200)")
 
 
@@ -103,7 +104,6 @@ def _label(name: str) -> str:
         "batchtopk": "BatchTopK",
         "relu": "ReLU",
         "standard": "standard",
-        "matryoshka": "Matryoshka",
     }
     if name.startswith("sae_lens_"):
         kind = name.removeprefix("sae_lens_").replace("matryoshka_batchtopk", "Matryoshka BatchTopK")
@@ -118,19 +118,19 @@ def _label(name: str) -> str:
     return f"{kind}, {number + ' ' if number else ''}{head}"
 
 
-def _bars(ax: Axes, rows: dict[str, Any], unit: str, xlabel: str) -> None:
+def _plot_times(ax: Axes, rows: dict[str, Any], unit: str, xlabel: str) -> None:
     for y, (label, timing) in enumerate(rows.items()):
         median, low, high = (timing[f"{kind}_{unit}"] for kind in ("median", "min", "max"))
         colour = THEIRS if label.startswith("SAELens") else OURS
-        ax.barh(
-            y, median, xerr=[[median - low], [high - median]], color=colour, height=0.65, error_kw={"elinewidth": 0.8}
-        )
-        text = f" {median / 1e3:.1f} s" if unit == "ms" and median >= 1e4 else f" {median:,.0f}"
-        ax.text(high, y, text, va="center", fontsize=6.5)
+        error = [[median - low], [high - median]]
+        ax.errorbar(median, y, xerr=error, fmt="o", color=colour, markersize=4.5, elinewidth=1)
+        ax.text(high, y, f"  {median:,.0f}", va="center", fontsize=6.5)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.margins(x=0.15)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="y", color="#eeeeee", linewidth=0.6)
+    ax.margins(x=0.17)
     ax.set_xlabel(xlabel)
 
 
@@ -155,14 +155,14 @@ def _plot_ratios(ax: Axes, tables: list[dict[str, Any]]) -> None:
     ax.axvline(1, color="#999999", linewidth=0.7, linestyle=":")
     ax.set_yticks(range(len(names)), [_label(name) for name in names])
     ax.invert_yaxis()
-    ax.set(title="b  Loss and gradient, one thread", xlabel="time / full prefix of ReLU, of TopK")
-    ax.legend(title="latents, inputs, batch", title_fontsize=7)
+    ax.set(title="b  Loss and gradient", xlabel="time / full prefix's, one thread")
+    ax.legend(title="latents, inputs, batch", title_fontsize=7, bbox_to_anchor=(1.02, 0.43), loc="upper right")
 
 
 def _plot_steps(ax: Axes, table: dict[str, Any]) -> None:
     job = table["job"]
     rows = {_label(name): case for name, case in table["cases"].items() if name.startswith(("step", "sae_lens"))}
-    _bars(ax, rows, "ms", "ms a training step")
+    _plot_times(ax, rows, "ms", "ms a training step")
     ax.set_title(f"c  Whole steps at ({job['n_latents']:,}, {job['d_in']}, {job['batch_size']}), one thread")
 
 

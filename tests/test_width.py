@@ -11,9 +11,10 @@ import optax
 import pytest
 from test_train import KEY, SHARED, assert_close, copied, equal, keep_up, lane, leaves, one_step, permuted
 
+from toy.loss import sae_loss
 from toy.metrics import inference_gap
-from toy.prefixes import Weighting, all_prefixes, sampled
-from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode
+from toy.prefixes import Weighting, all_prefixes, draw, expected, hybrid, sampled
+from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode, init_sae
 from toy.source import ArraySource
 from toy.state import TrainState, init_state, input_scale, n_aux, trained_sae
 from toy.step import THRESHOLD_RATE
@@ -316,3 +317,20 @@ def test_the_threshold_goes_up_where_more_is_above_it_than_training_has_on_and_d
         state = start_of(h, cfg)._replace(threshold=jnp.float32(start), step=jnp.int32(20))
         after, _ = advance(state, source(), h, cfg=cfg, n_steps=1)
         assert after.threshold == pytest.approx(start * (1 + direction * THRESHOLD_RATE), rel=1e-5)
+
+
+def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller_tiles() -> None:
+    n = 1_024
+    x, sae = jnp.asarray(sparse_rows(64)), init_sae(KEY, D_IN, n)
+
+    @jax.jit
+    def gradient(weighting: Weighting, key: jax.Array) -> jax.Array:
+        grads = jax.grad(lambda sae: sae_loss(sae, x, draw(key, weighting), jnp.arange(n), form="wide")[0])(sae)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+
+    exact = gradient(expected(n), KEY)
+    errors = [jnp.linalg.norm(gradient(hybrid(n, n_exact=128, tile=tile), KEY) - exact) for tile in (32, 128)]
+    keys = jax.random.split(KEY, 20)
+    draws = [jnp.linalg.norm(gradient(sampled(n), key) - exact) for key in keys]
+    assert errors[0] < 0.5 * errors[1]
+    assert errors[1] < 0.8 * jnp.mean(jnp.stack(draws))

@@ -123,7 +123,8 @@ def hybrid(
 ) -> HybridWeights:
     """`expected` on the first n_exact lengths; after them the weight of a tile's lengths stands on the tile's end.
 
-    Cheap at width, where the tail's weights are tiny and change slowly: the gradient is close to that of `expected`.
+    Cheap at width, where the tail's weights are tiny and change slowly. The gradient is closer to that of `expected`
+    than draws of `sampled` are on average, and the closer the smaller the tile.
     """
     if tile < 1:
         raise ValueError(f"tile: must be at least 1, got {tile}")
