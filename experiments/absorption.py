@@ -89,8 +89,9 @@ def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
 
 
 def n_steps(cfg: Config) -> int:
-    n_topk = 2 * len(activations(cfg, make_study(cfg).tree)) if cfg.n_topk_seeds else 0
-    return 2 * cfg.n_steps + n_topk * (cfg.n_steps // 2)
+    if not cfg.n_topk_seeds:
+        return 2 * cfg.n_steps
+    return 2 * (cfg.n_steps + len(activations(cfg, make_study(cfg).tree)) * cfg.topk_study.n_steps)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
@@ -167,13 +168,13 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(6.8) as figure:
         rows = figure.add_gridspec(2, 1, height_ratios=[1.4, 1])
         top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-        activations = top.subplots(1, 3)
-        for ax, letter, (title, values) in zip(activations, "abc", shown.items(), strict=True):
+        panels = top.subplots(1, 3)
+        for ax, letter, (title, values) in zip(panels, "abc", shown.items(), strict=True):
             plots.heatmap(ax, values, low=0, high=high, colours="Greys")
             plots.label_columns(ax, names, size=5)
             ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
-        activations[0].set(xlabel="feature", ylabel="row of the batch")
-        top.colorbar(activations[0].images[0], ax=activations, label="activation / size of feature", shrink=0.7)
+        panels[0].set(xlabel="feature", ylabel="row of the batch")
+        top.colorbar(panels[0].images[0], ax=panels, label="activation / size of feature", shrink=0.7)
         holes, recovery, parent = bottom.subplots(1, 3, width_ratios=[5, 4, 3])
         _plot_edges(holes, results, root)
         _plot_recovery(recovery, record)

@@ -3,13 +3,12 @@
 Claim: at toy width a step of one run, sampling included, takes 0.2 to 0.3 ms and every prefix costs as much as one; at
 (25000 latents, 768 inputs, batch 512) 10 sampled prefixes cost at most 1.15 times a vanilla SAE's loss and gradient,
 the hybrid 1.2, every prefix of a ReLU SAE 2.1, every prefix of a TopK SAE 1.1 times plain TopK; a full training step of
-a BatchTopK SAE with every prefix is at least 4 times faster than SAELens' Matryoshka one. `python -m experiments` from
-cold takes 5 to 10 minutes and 2 GB (left out of the committed record).
-Command: python -m experiments.speed (about 35 minutes on 2 cores; 23 with --no-whole, and 4 without --width, too).
+a BatchTopK SAE with every prefix is at least 4 times faster than SAELens' Matryoshka one.
+Command: python -m experiments.speed (about 35 minutes on 2 cores; 23 with --no-whole, as the committed record is).
 SAELens is measured, too, where the extra `peers` is installed; --device gpu adds the table of a GPU.
 Expected, one thread, (25000, 768, 512), medians: sampled 1.14, hybrid 1.09, every prefix 2.08, of TopK 0.95; BatchTopK
-step 0.93 s, SAELens' Matryoshka 5.5 s. A step at toy width took 0.27 ms that day, 0.17 ms on a faster one. Machines are
-shared: minimum and maximum stand beside each median, and what is compared is interleaved call by call.
+step 0.93 s, SAELens' Matryoshka 5.5 s; a step at toy width 0.27 ms. Machines are shared: minimum and maximum stand
+beside each median, and what is compared is interleaved call by call.
 In the post: "trains in only 1.5x the time of a standard SAE".
 """
 

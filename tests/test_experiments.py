@@ -262,6 +262,13 @@ def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_absorption_counts_the_steps_of_what_it_trains():
+    module = cli.experiment_module("absorption")
+    assert module.n_steps(module.Config(n_steps=100)) == 2 * 100 + 8 * 50
+    assert module.n_steps(module.Config(n_steps=100, n_topk_seeds=0)) == 2 * 100
+    assert module.n_steps(module.Config(n_steps=1)) == 2 + 8
+
+
 def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresholds(figures):
     results = record_of(figures, "absorption")["results"]
     kinds = ("topk_1", "topk_2", "batchtopk_1.12", "batchtopk_2")
