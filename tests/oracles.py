@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import permutations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,3 +201,54 @@ def naive_loss(
     size = acts * jnp.sqrt(jnp.sum(W_dec**2, axis=1))
     penalty = size if sparsity == "l1" else jnp.log(size + 0.1) - jnp.log(0.1)
     return mse + coef * jnp.mean(jnp.cumsum(penalty, axis=1) @ weights)
+
+
+def tiny_model_state(rng: np.random.Generator, n_layers: int, d: int, *, vocab: int, context: int) -> dict[str, Any]:
+    """Random weights under the names of noanabeshima/tiny_model; Linear weights are (out, in)."""
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (vocab, d), "pos_embed": (1, context, d)}
+    for i in range(n_layers):
+        shapes |= {f"torso.{i}.attn.{name}.weight": (d, d) for name in "QKVO"}
+        shapes |= {f"torso.{i}.attn.O.bias": (d,), f"torso.{i}.mlp.read_in.weight": (3 * d, d)}
+        shapes |= {f"torso.{i}.mlp.read_in.bias": (3 * d,), f"torso.{i}.mlp.write_out.weight": (d, 3 * d)}
+        shapes[f"torso.{i}.mlp.write_out.bias"] = (d,)
+    shapes |= {"lm_head.weight": (vocab, d), "lm_head.bias": (vocab,)}
+    return {name: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32) for name, shape in shapes.items()}
+
+
+def slow_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, n_heads: int, scale: float, window: int) -> np.ndarray:
+    """One sequence, a head and a position at a time; `window` counts the positions seen, their own the last."""
+    out, d_head = np.zeros_like(v), v.shape[1] // n_heads
+    for part in (slice(h * d_head, (h + 1) * d_head) for h in range(n_heads)):
+        for i in range(len(q)):
+            seen = range(max(0, i - window + 1), i + 1)
+            weights = np.exp([scale * float(q[i, part] @ k[j, part]) for j in seen])
+            out[i, part] = sum(w * v[j, part] for w, j in zip(weights / weights.sum(), seen, strict=True))
+    return out
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def slow_tiny_model(state: dict[str, Any], tokens: np.ndarray, n_heads: int) -> dict[str, np.ndarray]:
+    """What a tiny_model gives at every location, one sequence at a time, in float64."""
+    w = {name: np.asarray(values, np.float64) for name, values in state.items()}
+    d, n_layers = w["embed.weight"].shape[1], sum(name.endswith("attn.Q.weight") for name in w)
+    out: dict[str, list[np.ndarray]] = {}
+    for sequence in tokens:
+        x = w["embed.weight"][sequence] + w["pos_embed"][0, : len(sequence)]
+        for i in range(n_layers):
+            attn, mlp = f"torso.{i}.attn", f"torso.{i}.mlp"
+            q, k, v = (x @ w[f"{attn}.{name}.weight"].T for name in "QKV")
+            heads = slow_attention(q, k, v, n_heads, (d // n_heads) ** -0.5, len(x))
+            attn_out = heads @ w[f"{attn}.O.weight"].T + w[f"{attn}.O.bias"]
+            mid = x + attn_out
+            hidden = np.maximum(mid @ w[f"{mlp}.read_in.weight"].T + w[f"{mlp}.read_in.bias"], 0)
+            mlp_out = hidden @ w[f"{mlp}.write_out.weight"].T + w[f"{mlp}.write_out.bias"]
+            here = {"resid_pre": x, "attn_out": attn_out, "resid_mid": mid, "mlp_out": mlp_out}
+            x = mid + mlp_out
+            for name, values in (here | ({"resid_post": x} if i == n_layers - 1 else {})).items():
+                out.setdefault(f"{name}.{i}", []).append(values)
+        out.setdefault("logprobs", []).append(_log_softmax(x @ w["lm_head.weight"].T + w["lm_head.bias"]))
+    return {f"out.{name}": np.stack(values) for name, values in out.items()}

@@ -6,6 +6,10 @@ The keys of a file say its kind:
   Errors are relative, in float64 (gradients: largest error over largest entry); at most 1e-10.
 - prefix inclusion: n_latents, n_prefixes, min_prefix_length, pareto_power, draws, inclusion_frequency (of lengths
   0 … n_latents). Errors are in standard errors, of the exact expectation and of this project's sampler; at most 4.
+- tiny_model: tok_ids, the state dict of noanabeshima/tiny_model (embed.weight, pos_embed, torso.…, lm_head.…) ->
+  out.logprobs, and any of out.resid_pre.0, out.attn_out.0, out.resid_mid.0, out.mlp_out.0, out.resid_post.0 … by
+  layer. Errors are absolute, in float32; at most 1e-4. The number of heads is n_heads, or else the divisor of d_model
+  with which the file agrees best.
 
 Exit code 0: all agree; 1: some do not; 2: a file cannot be compared.
 """
@@ -24,6 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
+from toy.lm.model import LM, Site
+from toy.lm.weights import tiny_model_from
 from toy.loss import Form, sae_loss
 from toy.prefixes import draw, expected, fixed, inclusion, sampled
 from toy.sae import SAE
@@ -98,12 +104,46 @@ def _standard_errors(difference: np.ndarray, variance: np.ndarray) -> float:
     return float(np.max(np.abs(difference) / np.sqrt(variance + 1e-18)))  # a sure length differs by rounding alone
 
 
+def tiny_model_errors(data: Arrays) -> Errors:
+    """The largest absolute error of a location over all layers, and of the log-probabilities."""
+    outputs = {key.removeprefix("out."): value for key, value in data.items() if key.startswith("out.")}
+    state = {key: value for key, value in data.items() if key not in {"tok_ids", "n_heads"} and key[:4] != "out."}
+    d_model = data["embed.weight"].shape[-1]
+    given = [int(data["n_heads"])] if "n_heads" in data else [n for n in range(1, d_model + 1) if d_model % n == 0]
+    tries = [_lm_errors(tiny_model_from(state, n_heads), data["tok_ids"], outputs) for n_heads in given]
+    return min(tries, key=lambda errors: max(errors.values()))
+
+
+def _lm_errors(lm: LM, tok_ids: np.ndarray, outputs: Arrays) -> Errors:
+    tokens, n_layers, found = jnp.asarray(tok_ids), lm.cfg.n_layers, {}
+
+    def note(site: Site, acts: jax.Array) -> jax.Array:
+        found[str(site)] = acts
+        return acts
+
+    with jax.default_matmul_precision("float32"):
+        found["logprobs"] = jax.nn.log_softmax(lm(tokens, note))
+        posts = {f"resid_post.{i}": i + 1 for i in range(n_layers)}
+        found |= {name: lm.resid_at(tokens, layer) for name, layer in posts.items() if name in outputs}
+    if unknown := outputs.keys() - found.keys():
+        raise ValueError(f"no location of a model of {n_layers} layers: {', '.join(sorted(unknown))}")
+    errors: Errors = {}
+    for name, theirs in outputs.items():
+        ours, location = np.asarray(found[name]), name.split(".")[0]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"out.{name}, of shape {theirs.shape}, should have shape {ours.shape}")
+        errors[location] = np.maximum(errors.get(location, 0.0), np.abs(ours - theirs).max())
+    return errors
+
+
 LOSS_KEYS = {"x", "prefix_lengths", "sparsity_type", "sparsity_scale", "loss"}
 SAE_KEYS = {prefix + name for name in PARAMETERS for prefix in ("", "grad_")}
 INCLUSION_KEYS = {"n_latents", "n_prefixes", "min_prefix_length", "pareto_power", "draws", "inclusion_frequency"}
+LM_KEYS = {"tok_ids", "embed.weight", "pos_embed", "lm_head.weight", "lm_head.bias", "out.logprobs"}
 KINDS = {
     "loss": Kind(frozenset(LOSS_KEYS | SAE_KEYS), loss_errors, 1e-10),
     "prefix inclusion": Kind(frozenset(INCLUSION_KEYS), inclusion_errors, 4.0),
+    "tiny_model": Kind(frozenset(LM_KEYS), tiny_model_errors, 1e-4),
 }
 
 

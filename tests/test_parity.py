@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import parity
 import pytest
-from oracles import random_arrays, slow_inclusion, slow_loss
+from oracles import random_arrays, slow_inclusion, slow_loss, slow_tiny_model, tiny_model_state
 
 from toy.loss import objective
 from toy.prefixes import pareto_rates
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE_FILES = sorted((ROOT.parent / "shared" / "parity").glob("*.npz"))
+REFERENCE_FILES = sorted(
+    path for folder in ("parity", "tinystories") for path in (ROOT.parent / "shared" / folder).glob("*.npz")
+)
 
 
 def loss_file(
@@ -48,6 +50,15 @@ def inclusion_file(path: Path, *, n_latents: int = 6, n_prefixes: int = 3, power
         "inclusion_frequency": np.random.default_rng(0).binomial(n_draws, np.clip(exact, 0, 1)) / n_draws,
     }
     np.savez(path, **(data | changes))
+    return path
+
+
+def tiny_model_file(path: Path, *, n_layers: int = 2, d: int = 12, n_heads: int = 3, **changes: Any) -> Path:
+    """A file of the tiny_model kind whose values are the slow oracle's; `changes` replace or, if None, drop keys."""
+    rng = np.random.default_rng(0)
+    state, tokens = tiny_model_state(rng, n_layers, d, vocab=11, context=6), rng.integers(0, 11, (2, 5))
+    data: dict[str, Any] = state | slow_tiny_model(state, tokens, n_heads) | {"tok_ids": tokens}
+    np.savez(path, **{key: value for key, value in (data | changes).items() if value is not None})
     return path
 
 
@@ -139,9 +150,42 @@ def test_an_inclusion_file_of_another_power_exits_1(tmp_path: Path) -> None:
     assert parity.main([str(inclusion_file(tmp_path / "a.npz", pareto_power=0.6))]) == 1
 
 
+@pytest.mark.parametrize(("n_layers", "d", "n_heads"), [(1, 6, 6), (3, 8, 2), (2, 5, 1)])
+def test_tiny_model_files_of_the_slow_oracle_agree_in_any_size(
+    n_layers: int, d: int, n_heads: int, tmp_path: Path
+) -> None:
+    file = tiny_model_file(tmp_path / "a.npz", n_layers=n_layers, d=d, n_heads=n_heads)
+    assert parity.main([str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["out.resid_pre.0", "out.attn_out.1", "out.resid_mid.0", "out.mlp_out.1", "out.resid_post.1", "out.logprobs"],
+)
+def test_a_tiny_model_file_that_is_off_at_one_place_exits_1(key: str, tmp_path: Path) -> None:
+    value = np.load(tiny_model_file(tmp_path / "good.npz"))[key].copy()
+    value.flat[7] += 2e-4
+    changes: dict[str, Any] = {key: value}
+    assert parity.main([str(tiny_model_file(tmp_path / "bad.npz", **changes))]) == 1
+    value.flat[7] = np.nan
+    assert parity.main([str(tiny_model_file(tmp_path / "bad.npz", **changes))]) == 1
+
+
+def test_a_tiny_model_file_may_say_its_number_of_heads(tmp_path: Path) -> None:
+    assert parity.main([str(tiny_model_file(tmp_path / "right.npz", n_heads=4, d=8))]) == 0
+    right = dict(np.load(tmp_path / "right.npz"))
+    for n_heads, code in ((4, 0), (2, 1), (3, 2)):
+        np.savez(tmp_path / "a.npz", **right, n_heads=n_heads)
+        assert parity.main([str(tmp_path / "a.npz")]) == code
+
+
 def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def changed(name: str, key: str, value: np.ndarray | None) -> Path:
+        changes: dict[str, Any] = {key: value}
+        return tiny_model_file(tmp_path / name, **changes)
+
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "foreign.npz", y=1)
@@ -151,12 +195,16 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
         tmp_path / "text.npz": "not an .npz file",
         tmp_path / "empty.npz": "not an .npz file",
         tmp_path / "array.npy": "not an .npz file",
-        tmp_path / "foreign.npz": "none of the kinds loss, prefix inclusion has just the keys y",
+        tmp_path / "foreign.npz": "none of the kinds loss, prefix inclusion, tiny_model has just the keys y",
         loss_file(tmp_path / "few.npz", grad_b_dec=None): "none of the kinds",
         loss_file(tmp_path / "wide.npz", grad_b_dec=np.ones(9)): "should have shape",
         loss_file(tmp_path / "long.npz", prefix_lengths=(1, 5)): "need lengths between 1 and n_latents = 4",
         inclusion_file(tmp_path / "min.npz", min_prefix_length=2): "min_prefix_length is 2",
         inclusion_file(tmp_path / "short.npz", inclusion_frequency=np.ones(6)): "should have 7 entries",
+        changed("more.npz", "out.resid_pre.2", np.ones(3)): "no location of a model of 2 layers: resid_pre.2",
+        changed("less.npz", "out.logprobs", np.ones(3)): "should have shape (2, 5, 11)",
+        changed("lost.npz", "torso.0.attn.Q.weight", None): "missing torso.0.attn.Q.weight",
+        tiny_model_file(tmp_path / "odd.npz", y=np.ones(3)): "unknown y",
     }
     for path, message in bad.items():
         assert parity.main([str(path), str(loss_file(tmp_path / "good.npz"))]) == 2

@@ -1,0 +1,58 @@
+"""Files of the Hugging Face hub, asked for by name: `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`. An extra: `hub`."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+PREFIX = "hub:"
+
+
+def is_hub_name(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`OWNER/NAME` and the file, if one is named. Raises: ValueError if it is not such a name."""
+    parts = name.removeprefix(PREFIX).split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise ValueError(f"{name}: expected hub:OWNER/NAME or hub:OWNER/NAME/FILE")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
+def fetch(name: str, file: str, kind: Literal["model", "dataset"] = "model") -> Path:
+    """The local copy of one file of a repository `OWNER/NAME`, downloaded where there is none yet.
+
+    Raises: ValueError in one line if the extra is missing, or the file cannot be had.
+    """
+    hub = extra("huggingface_hub", f"{PREFIX}{name}")
+    try:
+        return Path(hub.hf_hub_download(name, file, repo_type=kind))
+    except Exception as error:  # of many kinds: no network, no such repository, no such file, no permission
+        raise ValueError(f"{PREFIX}{name}/{file}: cannot be fetched: {_first_line(error)}") from None
+
+
+def fetch_stories(name: str) -> Path | list[str]:
+    """Of a dataset: the named text file, or else the column `text` of its training split."""
+    repository, file = split_name(name)
+    if file is not None:
+        return fetch(repository, file, "dataset")
+    datasets = extra("datasets", name)
+    try:
+        return list(datasets.load_dataset(repository, split="train")["text"])
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be fetched: {_first_line(error)}") from None
+
+
+def extra(module: str, wanted_for: str) -> ModuleType:
+    """An optional package. Raises: ValueError naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"{wanted_for}: needs the package {module}; install the extra: pip install -e '.[hub]'"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,213 @@
+"""Weights of language models on disk: our own folders, tiny_model's state dicts, GPT-Neo folders of Transformers."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from toy.io import load_json, plain, save_json, writing
+from toy.lm.hub import fetch, is_hub_name, split_name
+from toy.lm.model import LM, LMConfig
+from toy.lm.torch_file import read_torch_file
+
+_CONFIG, _TENSORS, _TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
+_TINY_MODEL = {"blocks.": "torso.", "embed.embedding": "embed.weight", ".kernel": ".weight"}
+_GPT_NEO = {
+    "blocks.": "transformer.h.",
+    "pos_embed": "transformer.wpe.weight",
+    "embed.embedding": "transformer.wte.weight",
+    "ln_f.": "transformer.ln_f.",
+    **{f"attn.{letter}.": f"attn.attention.{letter.lower()}_proj." for letter in "QKV"},
+    "attn.O.": "attn.attention.out_proj.",
+    "mlp.read_in.": "mlp.c_fc.",
+    "mlp.write_out.": "mlp.c_proj.",
+    ".scale": ".weight",
+    ".kernel": ".weight",
+}
+_NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")
+
+
+def load_model(path: Path | str, *, n_heads: int | None = None) -> LM:
+    """A model from disk, or from the hub for `hub:OWNER/NAME` and `hub:OWNER/NAME/FILE`; parameters in float32.
+
+    A folder holds what `save_model` wrote or a GPT-Neo of Transformers; a file is a state dict of tiny_model, whose
+    number of heads is 16 at d_model 768 and else `n_heads`. Raises: ValueError in one line naming what is wrong.
+    """
+    path = _from_hub(path) if isinstance(path, str) and is_hub_name(path) else Path(path)
+    build = _of_folder(path) if path.is_dir() else partial(tiny_model_from, _read_tensors(path), n_heads)
+    try:
+        return build()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_model(folder: Path, lm: LM) -> None:
+    """Write a model as a folder: `config.json` and `model.safetensors`, a tensor's name being its path in the model."""
+    with writing(folder / _TENSORS) as file:
+        file.write(save(_parameters(lm)))
+    save_json(folder / _CONFIG, asdict(lm.cfg))
+
+
+def model_digest(lm: LM) -> str:
+    """SHA-256 over what makes the model: its configuration, defaults filled in, and its parameters by name."""
+    config = asdict(lm.cfg) | {"d_mlp": lm.cfg.n_hidden, "attention": lm.cfg.windows}
+    digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode())
+    for name, values in sorted(_parameters(lm).items()):
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None) -> LM:
+    """The model of a state dict of noanabeshima/tiny_model. Raises: ValueError naming every tensor that is wrong."""
+    layers = {name.split(".")[1] for name in state if name.startswith("torso.") and name.count(".") > 1}
+    sizes: dict[str, Any] = {"vocab_size": 1, "context": 1, "d_model": 1, "d_mlp": 1, "n_layers": max(1, len(layers))}
+    _check_names(_shapes(LMConfig(n_heads=1, **sizes), _TINY_MODEL), state)
+    if state["embed.weight"].ndim == 2:
+        sizes["vocab_size"], sizes["d_model"] = state["embed.weight"].shape
+    if state["pos_embed"].ndim == 3:
+        sizes["context"] = state["pos_embed"].shape[1]
+    if state["torso.0.mlp.read_in.weight"].ndim == 2:
+        sizes["d_mlp"] = state["torso.0.mlp.read_in.weight"].shape[0]
+    if n_heads is None and sizes["d_model"] != 768:
+        raise ValueError(f"the number of heads is not in it: pass n_heads (d_model is {sizes['d_model']})")
+    return _model_from(LMConfig(n_heads=16 if n_heads is None else n_heads, **sizes), state, _TINY_MODEL)
+
+
+def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> LM:
+    """The model of Transformers' GPTNeoForCausalLM. Raises: ValueError naming every tensor that is wrong."""
+    if config.get("activation_function", "gelu_new") != "gelu_new":
+        raise ValueError(f"activation_function: only gelu_new is known, got {config['activation_function']!r}")
+    if not config.get("tie_word_embeddings", True):
+        raise ValueError("tie_word_embeddings: only true is known")
+    try:
+        kinds = config.get("attention_layers") or [
+            kind for pattern, times in config["attention_types"] for kind in list(pattern) * times
+        ]
+        cfg = LMConfig(
+            family="gpt_neo",
+            vocab_size=config["vocab_size"],
+            context=config["max_position_embeddings"],
+            n_layers=config["num_layers"],
+            d_model=config["hidden_size"],
+            n_heads=config["num_heads"],
+            d_mlp=config.get("intermediate_size"),
+            window=config.get("window_size", 256),
+            attention=tuple(kinds),
+            norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        )
+    except KeyError as error:
+        raise ValueError(f"config: {error.args[0]} is missing") from None
+    except TypeError as error:
+        raise ValueError(f"config: a value of a wrong type: {str(error).splitlines()[0]}") from None
+    weights = {k: v for k, v in state.items() if k != "lm_head.weight" and not k.endswith(_NOT_WEIGHTS)}
+    return _model_from(cfg, weights, _GPT_NEO)
+
+
+def _from_hub(name: str) -> Path:
+    repository, file = split_name(name)
+    if file is not None:
+        return fetch(repository, file)
+    folder = fetch(repository, _CONFIG).parent
+    try:
+        fetch(repository, _TENSORS)
+    except ValueError:  # models of before safetensors have the other file alone
+        fetch(repository, _TORCH)
+    return folder
+
+
+def _of_folder(folder: Path) -> Callable[[], LM]:
+    """What makes a model of the files of a folder."""
+    try:
+        config = load_json(folder / _CONFIG)
+    except (OSError, ValueError) as error:  # ValueError: no text, or no JSON
+        raise ValueError(f"{folder / _CONFIG}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / _CONFIG}: expected an object")
+    state = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
+    if config.get("model_type") == "gpt_neo":
+        return partial(gpt_neo_from, state, config)
+    return lambda: _model_from(_own_config(config), state, {})
+
+
+def _read_tensors(path: Path) -> Mapping[str, np.ndarray]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: cannot be read as tensors: {error}") from None
+    tensors = read_torch_file(path)
+    if isinstance(tensors, np.ndarray):
+        raise ValueError(f"{path}: a single tensor, and not those of a model by name")
+    return tensors
+
+
+def _own_config(config: dict[str, Any]) -> LMConfig:
+    names = {field.name for field in fields(LMConfig)}
+    if config.keys() != names:
+        raise ValueError(f"{_CONFIG}: expected just the keys {', '.join(sorted(names))}, got {', '.join(config)}")
+    attention = config["attention"]
+    values: dict[str, Any] = config | {"attention": attention and tuple(attention)}
+    try:
+        return LMConfig(**values)
+    except TypeError as error:
+        raise ValueError(f"{_CONFIG}: a value of a wrong type: {str(error).splitlines()[0]}") from None
+
+
+def _parameters(lm: LM) -> dict[str, np.ndarray]:
+    # safetensors writes wrong values for arrays that are not C-contiguous.
+    flat = nnx.to_flat_state(nnx.state(lm, nnx.Param))
+    return {".".join(map(str, path)): np.ascontiguousarray(leaf[...], np.float32) for path, leaf in flat}
+
+
+def _abstract(cfg: LMConfig) -> tuple[Any, Any]:
+    """The model without its arrays: the graph, and shapes by path."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: LM(cfg, rngs=nnx.Rngs(0))))
+    return graph, nnx.to_flat_state(state)
+
+
+def _renamed(path: tuple[Any, ...], names: Mapping[str, str]) -> str:
+    name = ".".join(map(str, path))
+    for ours, theirs in names.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _shapes(cfg: LMConfig, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that the file of such a model has; a Linear of PyTorch is (out, in)."""
+    shapes = {}
+    for path, leaf in _abstract(cfg)[1]:
+        shape = leaf.shape[::-1] if names and path[-1] == "kernel" else leaf.shape
+        shapes[_renamed(path, names)] = (1, *shape) if names is _TINY_MODEL and path == ("pos_embed",) else shape
+    return shapes
+
+
+def _check_names(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, np.ndarray]) -> None:
+    missing, extra = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
+    parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(extra)}"] * bool(extra)
+    if parts:
+        raise ValueError(f"tensors: {'; '.join(parts)}")
+
+
+def _model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LM:
+    shapes = _shapes(cfg, names)
+    _check_names(shapes, state)
+    wrong = [f"{k} has shape {v.shape}, not {shapes[k]}" for k, v in state.items() if v.shape != shapes[k]]
+    wrong += [f"{k} has {v.dtype} values" for k, v in state.items() if not jnp.issubdtype(v.dtype, jnp.floating)]
+    if wrong:
+        raise ValueError(f"tensors: {'; '.join(wrong)}")
+    graph, flat = _abstract(cfg)
+    loaded = []
+    for path, leaf in flat:
+        values = state[_renamed(path, names)].reshape(shapes[_renamed(path, names)])
+        values = values.T if names and path[-1] == "kernel" else values.reshape(leaf.shape)
+        loaded.append((path, leaf.replace(jnp.asarray(np.ascontiguousarray(values, np.float32)))))
+    return nnx.merge(graph, nnx.from_flat_state(loaded))
