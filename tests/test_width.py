@@ -334,3 +334,16 @@ def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller
     draws = [jnp.linalg.norm(gradient(sampled(n), key) - exact) for key in keys]
     assert errors[0] < 0.5 * errors[1]
     assert errors[1] < 0.8 * jnp.mean(jnp.stack(draws))
+
+
+@FAMILIES
+def test_at_width_lanes_are_taken_in_turn_and_each_is_the_run_alone(activation: Activation) -> None:
+    cfg, rates = wide(activation), np.array([1e-2, 2e-2, 1e-3], np.float32)
+    keys, axes = jax.random.split(KEY, 3), (None, SHARED._replace(learning_rate=0))
+    many = hypers()._replace(learning_rate=jnp.asarray(rates))
+    state, history = train_grid(keys, source(), many, cfg=cfg, in_axes=axes, chunk=25)
+    assert state.step.shape == ()
+    for i in (0, 2):
+        single, single_history = train(keys[i], source(), hypers(learning_rate=rates[i]), cfg=cfg, chunk=25)
+        assert_close(lane(history, i), single_history, 1e-4)
+        assert_close(lane(state, i), single, 1e-3)

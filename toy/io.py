@@ -1,7 +1,12 @@
-"""The one file of the library that touches the disk: trees, SAEs, records. Writes are whole or not at all."""
+"""The file of the library that touches the disk: trees, SAEs, records, arrays. Writes are whole or not at all.
+
+Activations, which are too many for this, have `toy.store` and `toy.matrix`.
+"""
 
 import contextlib
+import hashlib
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +23,12 @@ from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_
 from toy.tree_json import parse_tree, tree_to_dict
 
 _SAE_LENS_VERSION = "6.54.12"  # the version whose format `save_sae` writes
+_DTYPES = {  # by the names of safetensors, whose own reader for numpy knows no bfloat16
+    "BF16": np.dtype(jnp.bfloat16),
+    "BOOL": np.dtype(bool),
+    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+}
 
 
 @contextlib.contextmanager
@@ -58,9 +69,9 @@ def save_tree(path: Path, root: Node) -> None:
     save_json(path, tree_to_dict(root))
 
 
-def save_json(path: Path, data: Any) -> None:
+def save_json(path: Path, data: Any, *, digits: int | None = 6) -> None:
     """Write JSON (`plain` says what becomes of numpy values and NaN), a list of numbers to a line."""
-    text = json.dumps(plain(data), indent=1, allow_nan=False)
+    text = json.dumps(plain(data, digits), indent=1, allow_nan=False)
     with writing(path) as file:
         file.write((_one_line_lists(text) + "\n").encode())
 
@@ -69,16 +80,18 @@ def load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def plain(value: Any) -> Any:
-    """As JSON knows it: numpy values as numbers and lists, floats to 6 significant digits, NaN as None."""
+def plain(value: Any, digits: int | None = 6) -> Any:
+    """As JSON knows it: numpy values as numbers and lists, floats to so many significant digits, NaN as None."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return plain(value.tolist(), digits)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, digits) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
+        if not np.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
     if isinstance(value, Path):
         return str(value)
     return value
@@ -165,3 +178,41 @@ def load_sae(folder: Path) -> tuple[SAE, Activation]:
             "rescale_acts_by_decoder_norm is true"
         )
     return sae, TopK(cfg["k"])
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """Write arrays as one safetensors file; gives the file's SHA-256."""
+    # safetensors writes wrong values for arrays that are not C-contiguous; ascontiguousarray makes scalars vectors.
+    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata)
+    with writing(path) as file:
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file, in memory, and its metadata. Raises: ValueError naming the file."""
+    arrays, metadata = map_arrays(path)
+    return {name: np.array(array) for name, array in arrays.items()}, metadata
+
+
+def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """As `load_arrays`, but as views into a map of the file: what is not looked at is not read."""
+    try:
+        content = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        size = int.from_bytes(content[:8].tobytes(), "little")
+        header, data = json.loads(content[8 : 8 + size].tobytes()), content[8 + size :]
+        metadata = header.pop("__metadata__", {})
+        arrays = {name: _view(data, **entry) for name, entry in header.items()}
+        n_bytes = sum(array.nbytes for array in arrays.values())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: broken, or no safetensors file: {error!r}") from None
+    if n_bytes != data.nbytes:
+        raise ValueError(f"{path}: broken: holds {data.nbytes} bytes of arrays, expected {n_bytes}")
+    return arrays, metadata
+
+
+def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    first, end = data_offsets
+    return data[first:end].view(_DTYPES[dtype]).reshape([operator.index(n) for n in shape])

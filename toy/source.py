@@ -1,9 +1,13 @@
-"""Where training data comes from. A source is a pytree that can draw a batch: the trainer knows no more."""
+"""Where training data comes from: a source, a pytree that draws batches on the device, or a stream, which reads them.
+
+The trainer knows no more.
+"""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float, Float32, Int, Key
 
 from toy.tree import Tree, sample_features
 
@@ -16,6 +20,42 @@ class Source(Protocol):
     def d_in(self) -> int: ...
 
     def sample(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch d_in"]: ...
+
+
+class Batches(NamedTuple):
+    """The batches of some steps that follow each other, as a stream gives them."""
+
+    x: Float32[Array, "n_steps batch d_in"] | BFloat16[Array, "n_steps batch d_in"]
+    first: Int[Array, ""]  # the step of x[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.x.shape[-1]
+
+    def at(self, step: Int[Array, ""] | int) -> Float32[Array, "batch d_in"]:
+        """The batch of a step, which must be one of these."""
+        return jax.lax.dynamic_index_in_dim(self.x, step - self.first, keepdims=False).astype(jnp.float32)
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Rows that the host reads: of files, or made by a model. Without an end.
+
+    The rows of a step are a function of (stream, step, batch_size) alone, however steps are asked for; so a run's step
+    is the stream's position, too. `batches` is called in a thread of its own.
+    """
+
+    @property
+    def d_in(self) -> int: ...
+
+    def batches(self, first: int, n_steps: int, batch_size: int) -> Batches: ...
+
+
+def draw_batch(
+    source: Source | Batches, key: Key[Array, ""], batch_size: int, step: Int[Array, ""]
+) -> Float[Array, "batch d_in"]:
+    """The batch of a step: read for it, or drawn with the key."""
+    return source.at(step) if isinstance(source, Batches) else source.sample(key, batch_size)
 
 
 class TreeSource(NamedTuple):

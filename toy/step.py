@@ -13,7 +13,7 @@ from toy.loss import LossParts, auxk_mse, sae_loss
 from toy.prefixes import Prefixes, draw
 from toy.sae import SAE, ReLU
 from toy.shard import batch_sharding
-from toy.source import Source
+from toy.source import Batches, Source, draw_batch
 from toy.sparsity import control, control_threshold, ramped
 from toy.state import INPUT_NORM_DECAY, Metrics, TrainState, input_scale, lr_share, n_aux, optimizer, ranks, step_keys
 
@@ -22,12 +22,12 @@ THRESHOLD_RATE = 0.02
 
 
 def train_step(
-    state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig, mesh: Mesh | None = None
+    state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig, mesh: Mesh | None = None
 ) -> tuple[TrainState, Metrics]:
     """Sample, scale, weigh prefixes by rank, descend, and follow what the batch shows."""
     key_data, key_prefixes, _ = step_keys(state)
     step = state.step
-    x = source.sample(key_data, cfg.batch_size)
+    x = draw_batch(source, key_data, cfg.batch_size, step)
     if mesh is not None:
         x = jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
     mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1))

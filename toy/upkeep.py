@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from toy.config import Hypers, Number, TrainConfig
 from toy.loss import reconstruct
 from toy.sae import SAE, reorder
-from toy.source import Source
+from toy.source import Batches, Source, draw_batch
 from toy.state import TrainState, input_scale, ranks, step_keys
 
 MOST_RESTARTS = 32
@@ -22,7 +22,7 @@ def next_upkeep(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
     return jnp.stack([(step // period + 1) * period for period in periods]).min()
 
 
-def upkeep(state: TrainState, source: Source, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
+def upkeep(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
     """Before a step: restart weak latents and put latents in order, where that is due.
 
     Not part of the step because a branch that may change the parameters costs a copy of them even when not taken.
@@ -51,9 +51,9 @@ def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
     return state._replace(contribution=state.contribution[order], silent=silent)
 
 
-def _restart(state: TrainState, *, source: Source, hypers: Hypers, cfg: TrainConfig) -> TrainState:
+def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
     key_data, key_rows = jax.random.split(step_keys(state)[2])
-    x = source.sample(key_data, cfg.batch_size)
+    x = draw_batch(source, key_data, cfg.batch_size, state.step)
     return reinit_weak(key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg)
 
 

@@ -1,0 +1,217 @@
+"""A run that was stopped at any moment goes on to the same end, bit for bit; another run's file is refused."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from killed import CFG, CHUNK, HYPERS, KEY, stream
+from test_shard import mesh_of_two, start
+from test_train import SHARED, equal, tree_source
+
+from toy.checkpoint import FileCheckpoint
+from toy.io import load_arrays, save_arrays
+from toy.loop import Run
+from toy.prefixes import sampled
+from toy.source import ArraySource
+from toy.train import train, train_grid
+
+Train = Callable[..., Any]
+
+
+class StoppedError(Exception):
+    """As good as a kill: nothing is saved on it."""
+
+
+def one(source: Any, **more: Any) -> Any:
+    return train(KEY, source, HYPERS, **({"cfg": CFG, "chunk": CHUNK} | more))
+
+
+def grid(source: Any, **more: Any) -> Any:
+    lanes = HYPERS._replace(learning_rate=np.array([1e-2, 2e-2, 1e-3], np.float32))
+    axes = (None, SHARED._replace(learning_rate=0))
+    return train_grid(jax.random.split(KEY, 3), source, lanes, in_axes=axes, **({"cfg": CFG, "chunk": CHUNK} | more))
+
+
+def stop_after(n_chunks: int, error: type[BaseException] = StoppedError) -> Callable[[int], None]:
+    told: list[int] = []
+
+    def progress(n: int) -> None:
+        told.append(n)
+        if len(told) == n_chunks:
+            raise error
+
+    return progress
+
+
+@pytest.mark.parametrize(("run", "of"), [(one, tree_source), (one, stream), (grid, tree_source), (grid, stream)])
+def test_a_run_that_was_stopped_twice_ends_as_the_whole_bit_for_bit(run: Train, of: Any, tmp_path: Path) -> None:
+    whole = run(of())
+    kept = FileCheckpoint(tmp_path / "run", every_s=0)
+    for n_chunks in (3, 4):  # the second is told of the first's steps at once
+        with pytest.raises(StoppedError):
+            run(of(), checkpoint=kept, progress=stop_after(n_chunks))
+    told: list[int] = []
+    assert equal(run(of(), checkpoint=kept, progress=told.append), whole)
+    assert told == [28, 7, 7, 7, 7, 4]  # a chunk was done and not yet saved, both times
+
+
+def test_a_process_that_was_killed_goes_on_in_another(tmp_path: Path) -> None:
+    process = start("killed.py", "train", str(tmp_path))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    told: list[int] = []
+    resumed = one(stream(), checkpoint=FileCheckpoint(tmp_path / "run"), progress=told.append)
+    assert told[0] == 21
+    assert equal(resumed, one(stream()))
+
+
+def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
+    kept, told = FileCheckpoint(tmp_path / "run"), []
+    whole = one(tree_source(), checkpoint=kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toy.train.advance", None)
+        assert equal(one(tree_source(), checkpoint=kept, progress=told.append), whole)
+    assert told == [60]
+    assert whole[1].mse.shape == (9,)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"hypers": HYPERS._replace(learning_rate=3e-2)}, r"hypers\.learning_rate = 0\.02, which now is 0\.03"),
+        ({"hypers": HYPERS._replace(prefixes=sampled(20, 5))}, r"hypers\.prefixes\.weights = .*, which now is "),
+        ({"key": jax.random.key(1)}, r"key = \[0, 0\], which now is \[0, 1\]"),
+        ({"cfg": replace(CFG, n_steps=61)}, r"cfg\.n_steps = 60, which now is 61"),
+        ({"cfg": replace(CFG, batch_size=25)}, r"cfg\.batch_size = 24, which now is 25"),
+        ({"chunk": CHUNK + 1}, "chunk = 7, which now is 8"),
+        ({"source": replace(stream(), seed=4)}, r"source\.first_rows = .*SHA-256 .* which now is .*SHA-256"),
+        ({"source": ArraySource(jnp.ones((4, 8)))}, "type of source = ShardSource, which now is ArraySource"),
+        ({"facts": {"model": "b"}}, "model = a, which now is b"),
+        ({"facts": {}}, "model = a, which now is absent"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs_and_the_file_left_as_it_was(
+    change: dict, fact: str, tmp_path: Path
+) -> None:
+    given = {"key": KEY, "source": stream(), "hypers": HYPERS, "cfg": CFG, "chunk": CHUNK, "facts": {"model": "a"}}
+
+    def run(key: Any, source: Any, hypers: Any, facts: dict, **more: Any) -> None:
+        train(key, source, hypers, checkpoint=FileCheckpoint(path, facts, 0), progress=stop_after(2), **more)
+
+    path = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        run(**given)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"run: made with {fact}.*: give another path, or delete it"):
+        run(**(given | change))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def state() -> dict[str, Any]:
+    return {
+        "half": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3),
+        "key": jax.random.key(5),
+        "n": jnp.int32(3),
+        "turned": jnp.arange(6.0).reshape(2, 3).T,
+        "none": None,
+    }
+
+
+START = Run(state(), np.zeros(0, np.float32))
+
+
+def saved(path: Path) -> FileCheckpoint:
+    kept = FileCheckpoint(path, {"model": "a"})
+    kept.save(Run(state(), np.array([1, 2], np.float32), 20), {}, last=True)
+    return kept
+
+
+def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run").load(START, {})
+    assert run is not None
+    assert run.n_done == 20
+    assert run.history.tolist() == [1, 2]
+    assert equal(run.state, state())
+    assert [x.dtype for x in jax.tree.leaves(run.state)] == [x.dtype for x in jax.tree.leaves(state())]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+@pytest.mark.parametrize(
+    "spoil", [flipped, lambda c: c + b"more", lambda c: c[:-5], lambda c: c[:20], lambda c: b"", lambda c: b"x" * 99]
+)
+def test_a_broken_file_is_refused_by_name_and_left_as_it_is(spoil: Any, tmp_path: Path) -> None:
+    kept, path = saved(tmp_path / "run"), tmp_path / "run"
+    path.write_bytes(spoil(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"run: (broken|cannot be read).*: give another path, or delete it"):
+        kept.load(START, {})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        (state() | {"n": jnp.float32(3)}, r"state\.n is int32 \(\), expected float32"),
+        (state() | {"half": jnp.ones((2, 4), jnp.bfloat16)}, r"state\.half is bfloat16 \(2, 3\), expected .*\(2, 4\)"),
+        (state() | {"none": jnp.ones(1)}, r"state\.none is not in it"),
+        (state() | {"n": None}, r"state\.n is in it, but not in the run"),
+    ],
+)
+def test_a_state_of_other_arrays_is_refused_by_their_name(like: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"run: {message}"):
+        saved(tmp_path / "run").load(START._replace(state=like), {})
+
+
+def test_an_arrays_file_of_another_kind_is_no_checkpoint(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "run", {"a": np.ones(2)}, {})
+    with pytest.raises(ValueError, match="run: broken, or no checkpoint"):
+        FileCheckpoint(tmp_path / "run").load(START, {})
+
+
+def test_arrays_that_are_scalars_not_contiguous_or_bfloat16_are_written_right(tmp_path: Path) -> None:
+    arrays = {"t": np.arange(6.0).reshape(2, 3).T, "s": np.array(2, np.int8), "b": np.ones(3, jnp.bfloat16)}
+    save_arrays(tmp_path / "a", arrays, {"who": "me"})
+    loaded, metadata = load_arrays(tmp_path / "a")
+    assert metadata == {"who": "me"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape)
+
+
+def test_a_file_is_written_when_time_has_passed_and_the_last_time(tmp_path: Path) -> None:
+    kept, path = FileCheckpoint(tmp_path / "run", every_s=1e6), tmp_path / "run"
+    assert kept.load(START, {}) is None
+    kept.save(START, {}, last=False)
+    assert not path.exists()
+    kept.save(START, {}, last=True)
+    first = path.stat().st_mtime_ns, path.stat().st_ino
+    kept.save(START, {}, last=False)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == first
+    kept.every_s = 0
+    kept.save(START, {}, last=False)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) != first
+
+
+@pytest.mark.parametrize("run", [one, grid])
+def test_an_interrupted_run_is_saved_up_to_its_last_chunk(run: Train, tmp_path: Path) -> None:
+    kept = FileCheckpoint(tmp_path / "run", every_s=1e6)
+    with pytest.raises(KeyboardInterrupt):
+        run(stream(), checkpoint=kept, progress=stop_after(5, KeyboardInterrupt))
+    told: list[int] = []
+    assert equal(run(stream(), checkpoint=kept, progress=told.append), run(stream()))
+    assert told[0] == 35
+
+
+def test_a_run_over_a_mesh_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^checkpoint: a run over a mesh cannot be saved"):
+        one(tree_source(), mesh=mesh_of_two("batch"), checkpoint=FileCheckpoint(tmp_path / "run"))

@@ -1,0 +1,149 @@
+"""Activations that others wrote are read as they were written; what is no matrix of them is refused by its file."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from toy.matrix import Activations, open_matrix
+from toy.stream import ShardSource
+
+X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+ROWS = np.array([29, 0, 7, 7])
+
+
+def write(path: Path, **arrays: np.ndarray) -> Path:
+    if path.suffix == ".npy":
+        (array,) = arrays.values()
+        np.save(path, array)
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    else:
+        save_file(arrays, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+def test_a_file_of_one_array_is_read_as_it_is(suffix: str, dtype: Any, tmp_path: Path) -> None:
+    acts = open_matrix(write(tmp_path / f"a.{suffix}", x=X.astype(dtype)))
+    assert (acts.n_rows, acts.d_in, acts.dtype) == (30, 4, dtype)
+    taken = acts.take(ROWS)
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, X.astype(dtype)[ROWS].astype(np.float32))
+    np.testing.assert_array_equal(np.concatenate(list(acts.slices(7))), X.astype(dtype).astype(np.float32))
+    assert ShardSource(acts, block=8).batches(0, 2, 5).x.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_a_file_is_mapped_and_not_read(suffix: str, tmp_path: Path) -> None:
+    (part,) = open_matrix(write(tmp_path / f"a.{suffix}", x=X)).parts
+    assert not part.flags.owndata
+    assert not part.flags.writeable
+    base: Any = part
+    while base is not None and not isinstance(base, np.memmap):
+        base = base.base
+    assert base is not None
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_one_of_several_arrays_is_taken_by_its_name(suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"a.{suffix}", x=X, y=2 * X)
+    np.testing.assert_array_equal(open_matrix(path, "y").take(ROWS), 2 * X[ROWS])
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: expected one array of activations, it has 'x', 'y': give"):
+        open_matrix(path)
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: has no array 'z'; it has 'x', 'y'"):
+        open_matrix(path, "z")
+
+
+def test_the_only_activations_beside_other_tensors_need_no_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", x=X.astype(jnp.bfloat16), token=np.arange(30, dtype=np.int32))
+    acts = open_matrix(path)
+    assert acts.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(acts.take(ROWS), X[ROWS].astype(jnp.bfloat16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones(3, np.float32), r"expected \(rows, d_in\), got shape \(3,\): reshape it"),
+        (np.ones((2, 3, 4), np.float32), r"expected \(rows, d_in\), got shape \(2, 3, 4\)"),
+        (np.ones((2, 3), np.int64), "expected floating-point numbers, got int64: save it as float32"),
+        (np.ones((2, 3), np.complex64), "expected floating-point numbers, got complex64"),
+        (np.zeros((0, 3), np.float32), r"has no rows: its shape is \(0, 3\)"),
+        (np.array([[None]]), "cannot be read as numbers"),
+    ],
+)
+def test_an_array_that_is_no_activations_is_refused_by_its_file(
+    array: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"a\.npy: {message}"):
+        open_matrix(write(tmp_path / "a.npy", x=array))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.csv"])
+def test_a_file_that_cannot_be_read_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name}: no such file"):
+        open_matrix(tmp_path / name)
+    (tmp_path / name).write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(ValueError, match=rf"{name}: (cannot be read|broken|expected \.npy)"):
+        open_matrix(tmp_path / name)
+
+
+def test_parts_must_be_alike() -> None:
+    for parts in ((), (X, X[:, :2]), (X, X.astype(np.float64))):
+        with pytest.raises(ValueError, match=r"mine: expected parts \(rows, d_in\) of one type"):
+            Activations("mine", parts)
+
+
+# --- SAELens' cached activations ------------------------------------------------------------------------------
+
+
+def save_cache(folder: Path, columns: dict[str, np.ndarray]) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = {name: datasets.Array2D(array.shape[1:], str(array.dtype)) for name, array in columns.items()}
+    features["token_ids"] = datasets.Sequence(datasets.Value("int32"))
+    rows = {name: list(array) for name, array in columns.items()}
+    rows["token_ids"] = [[1] * next(iter(columns.values())).shape[1]] * len(next(iter(columns.values())))
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).save_to_disk(str(folder), num_shards=2)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what datasets imports
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_saelens_cache_is_read_a_row_a_token(dtype: Any, tmp_path: Path) -> None:
+    x = X.reshape(6, 5, 4).astype(dtype)
+    save_cache(tmp_path / "c", {"blocks.0.hook_mlp_out": x})
+    for name in (None, "blocks.0.hook_mlp_out"):
+        acts = open_matrix(tmp_path / "c", name)
+        assert (acts.n_rows, acts.d_in, acts.dtype) == (30, 4, dtype)
+        assert len(acts.parts) == 2
+        assert not any(part.flags.owndata for part in acts.parts)
+        np.testing.assert_array_equal(acts.take(np.arange(30)), x.reshape(30, 4).astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_of_several_columns_is_taken_by_its_name(tmp_path: Path) -> None:
+    save_cache(tmp_path / "c", {"a": X.reshape(6, 5, 4), "b": -X.reshape(6, 5, 4)})
+    np.testing.assert_array_equal(open_matrix(tmp_path / "c", "b").take(ROWS), -X[ROWS])
+    with pytest.raises(ValueError, match="c: expected one column of activations, it has 'a', 'b': give the name"):
+        open_matrix(tmp_path / "c")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match="cannot be read as a folder of datasets"):
+        open_matrix(tmp_path)
+
+
+def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(ValueError, match=r"of the extra 'hub': pip install"):
+        open_matrix(tmp_path)

@@ -1,0 +1,281 @@
+"""A store is what was put into it, whatever was killed on the way; every fault is told by its file."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from killed import FACTS, N_SHARDS, make_shard
+from test_shard import start
+
+from toy.io import load_json, save_arrays, save_json
+from toy.store import Store, StoreError, open_store, write_store
+
+SHARDS = [make_shard(i) for i in range(N_SHARDS)]
+COLUMNS = ("token", "document", "position")
+
+
+def whole(name: str) -> np.ndarray:
+    return np.concatenate([shard[name] for shard in SHARDS])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def written(folder: Path, **more: Any) -> Store:
+    return write_store(folder, **({"facts": FACTS, "n_shards": N_SHARDS, "make_shard": make_shard} | more))
+
+
+def never(i: int) -> dict[str, np.ndarray]:
+    pytest.fail(f"made shard {i}")
+
+
+def test_a_store_holds_what_was_put_into_it(tmp_path: Path) -> None:
+    told: list[int] = []
+    store = written(tmp_path / "s", progress=told.append)
+    assert told == [1] * N_SHARDS
+    for opened in (store, open_store(tmp_path / "s"), open_store(tmp_path / "s", verify=False)):
+        assert opened.facts == FACTS
+        assert list(opened.sites) == ["a", "b"]
+        assert opened.n_rows == opened.activations("a").n_rows == len(whole("a"))
+        for site in ("a", "b"):
+            acts = opened.activations(site)
+            np.testing.assert_array_equal(np.concatenate(list(acts.slices(13))), whole(site))
+            assert max(len(rows) for rows in acts.slices(13)) == 13
+            rows = np.random.default_rng(0).integers(0, acts.n_rows, 200)
+            np.testing.assert_array_equal(acts.take(rows), whole(site)[rows])
+        np.testing.assert_array_equal(opened.token, whole("token"))
+        np.testing.assert_array_equal(opened.document, whole("document"))
+        np.testing.assert_array_equal(opened.position, whole("position"))
+    assert {*contents(tmp_path / "s")} == {"manifest.json", *(f"shard-0000{i}.safetensors" for i in range(N_SHARDS))}
+
+
+def test_the_mean_and_mean_norm_are_written_in_full_precision(tmp_path: Path) -> None:
+    site = written(tmp_path / "s").sites["b"]
+    x = whole("b").astype(np.float64)
+    np.testing.assert_allclose(site.mean, x.mean(axis=0), rtol=1e-13, atol=1e-15)
+    assert site.mean_norm == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-13)
+
+
+def test_bfloat16_is_kept_and_what_is_taken_is_float32(tmp_path: Path) -> None:
+    def half(i: int) -> dict[str, np.ndarray]:
+        return make_shard(i) | {"a": SHARDS[i]["a"].astype(jnp.bfloat16)}
+
+    acts = written(tmp_path / "s", make_shard=half).activations("a")
+    assert acts.dtype == jnp.bfloat16
+    taken = acts.take(np.array([0, 60, 3]))
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, whole("a")[[0, 60, 3]].astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_rows_and_sites_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    store = written(tmp_path / "s")
+    with pytest.raises(StoreError, match="s: has no site 'c'; it has 'a', 'b'"):
+        store.activations("c")
+    for row in (-1, store.n_rows):
+        with pytest.raises(IndexError, match=f"rows {row}"):
+            store.activations("a").take(np.array([row]))
+
+
+# --- killed, resumed, refused -------------------------------------------------------------------------------
+
+
+def test_an_export_that_was_killed_loses_at_most_a_shard_and_ends_as_the_whole(tmp_path: Path) -> None:
+    written(tmp_path / "whole")
+    folder, made = tmp_path / "s", tmp_path / "made"
+    for n_made in (2, 4):
+        process = start("killed.py", "store", str(folder))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if made.exists() and len(made.read_text().split()) >= n_made:
+                break
+            time.sleep(0.01)
+        process.kill()
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+        with pytest.raises(StoreError, match=r"manifest\.json: cannot be read: .*not finished"):
+            open_store(folder)
+    again: list[int] = []
+    written(folder, make_shard=lambda i: again.append(i) or make_shard(i))
+    assert again == list(range(again[0], N_SHARDS))
+    assert len(made.read_text().split()) + len(again) <= N_SHARDS + 2
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def stopped(folder: Path, n_shards: int = 3) -> None:
+    def make(i: int) -> dict[str, np.ndarray]:
+        if i == n_shards:
+            raise InterruptedError
+        return make_shard(i)
+
+    with pytest.raises(InterruptedError):
+        written(folder, make_shard=make)
+
+
+def test_a_kept_shard_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+    written(tmp_path / "whole")
+    stopped(tmp_path / "s")
+    flip(tmp_path / "s" / "shard-00001.safetensors")
+    (tmp_path / "s" / "shard-00002.safetensors").write_bytes(b"")
+    (tmp_path / "s" / ".shard-00003.safetensors.abc").write_bytes(b"left by a kill")
+    again: list[int] = []
+    written(tmp_path / "s", make_shard=lambda i: again.append(i) or make_shard(i))
+    assert again == [1, 2, 3, 4, 5]
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_a_finished_store_of_the_same_facts_is_only_opened(tmp_path: Path) -> None:
+    written(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    written(tmp_path / "s", make_shard=never)
+    assert contents(tmp_path / "s") == before
+
+
+def other_files(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("all my work")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "more", "message"),
+    [
+        (written, {"facts": {"model": "n"}}, r"s/manifest\.json: of another export: model was m, now is n"),
+        (written, {"facts": FACTS | {"seed": 1}}, r"s/manifest\.json: of another export: seed was absent, now is 1"),
+        (written, {"n_shards": 5}, r"s/manifest\.json: of another export: n_shards was 6, now is 5"),
+        (stopped, {"facts": {}}, r"s/unfinished\.json: of another export: model was m, now is absent"),
+        (stopped, {"n_shards": 7}, r"s/unfinished\.json: of another export: n_shards was 6, now is 7"),
+        (other_files, {}, r"s: holds other files \(thesis\.tex\): give an empty folder"),
+        (lambda folder: folder.mkdir(), {"n_shards": 0}, "s: n_shards must be at least 1"),
+    ],
+)
+def test_a_folder_of_anything_else_is_refused_and_left_as_it_is(
+    prepare: Callable[[Path], Any], more: dict, message: str, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    with pytest.raises(StoreError, match=message):
+        written(tmp_path / "s", **({"make_shard": never} | more))
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("mine")
+    with pytest.raises(StoreError, match="s: is a file"):
+        written(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.ones((50, 4))}, "a: expected float32 or bfloat16"),
+        ({"a": np.ones(50, np.float32)}, "a: expected float32"),
+        ({"a": np.ones((49, 4), np.float32)}, r"a: expected float32 \(50, 4\), got float32 \(49, 4\)"),
+        ({"a": np.full((50, 4), np.nan, np.float32)}, "a: has numbers that are not finite"),
+        ({"token": np.ones(50, np.int64)}, "token: expected int32"),
+        ({"document": np.ones(49, np.int32)}, "document: expected int32"),
+        ({"token": None}, "expected arrays a, b, token, document, position, got a, b, document, position"),
+        (dict.fromkeys(("a", "b")), "expected arrays token, document, position, got document, position, token"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_not_written(change: dict, message: str, tmp_path: Path) -> None:
+    shard = {name: array for name, array in (SHARDS[0] | change).items() if array is not None}
+    with pytest.raises(StoreError, match=rf"shard-00000\.safetensors: {message}"):
+        written(tmp_path / "s", make_shard=lambda _: shard)
+    assert [*contents(tmp_path / "s")] == ["unfinished.json"]
+
+
+def test_all_shards_have_the_same_sites(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"shard-00001\.safetensors: a: expected float32 \(51, 4\), got .*\(51, 3\)"):
+        written(tmp_path / "s", make_shard=lambda i: make_shard(i) | ({"a": np.ones((51, 3), np.float32)} if i else {}))
+
+
+# --- faults in a finished store -----------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def edit(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        change(manifest)
+        save_json(folder / "manifest.json", manifest, digits=None)
+
+    return spoil
+
+
+def replace_shard(**change: np.ndarray) -> Callable[[Path], None]:
+    """Shard 1 with other arrays, and a manifest that knows its bytes."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / "shard-00001.safetensors"
+        sha256 = save_arrays(path, SHARDS[1] | change, {})
+        told = load_json(folder / "manifest.json")
+        told["shards"][1] |= {"bytes": path.stat().st_size, "sha256": sha256}
+        save_json(folder / "manifest.json", told, digits=None)
+
+    return spoil
+
+
+SHARD_1, FILE = r"shard-00001\.safetensors", "shard-00001.safetensors"
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: cannot be read: .*: not a store"),
+    "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff"), r"manifest\.json: broken: no JSON"),
+    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: broken: no JSON"),
+    "a list": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: broken: expected an object"),
+    "another version": (edit(lambda m: m.update(version=2)), r"manifest\.json: of version 2, this reads 1"),
+    "no version": (edit(lambda m: m.pop("version")), r"manifest\.json: of version None"),
+    "no shards": (edit(lambda m: m.update(shards=[])), r"manifest\.json: broken"),
+    "no sites": (edit(lambda m: m.pop("sites")), r"manifest\.json: broken"),
+    "a shard elsewhere": (edit(lambda m: m["shards"][1].update(name="../x")), r"manifest\.json: broken"),
+    "rows no number": (edit(lambda m: m["shards"][1].update(rows="51")), r"manifest\.json: broken"),
+    "a short mean": (edit(lambda m: m["sites"]["a"]["mean"].pop()), r"manifest\.json: broken"),
+    "an unknown dtype": (edit(lambda m: m["sites"]["a"].update(dtype="int8")), r"manifest\.json: broken"),
+    "another dtype": (edit(lambda m: m["sites"]["a"].update(dtype="bfloat16")), "shard-00000.*: a: expected bfloat16"),
+    "another d_in": (
+        edit(lambda m: m["sites"]["a"].update(d_in=5, mean=[0.0] * 5)),
+        r"shard-00000.*: a: expected float32 \(50, 5\), got float32 \(50, 4\)",
+    ),
+    "other rows": (edit(lambda m: m["shards"][1].update(rows=52)), f"{SHARD_1}: has 51 rows, the manifest says 52"),
+    "a missing shard": (lambda f: (f / FILE).unlink(), f"{SHARD_1}: is missing"),
+    "a shard cut short": (
+        lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-4]),
+        rf"{SHARD_1}: damaged: has \d+ bytes, expected \d+",
+    ),
+    "an extra site": (replace_shard(c=np.ones((51, 4), np.float32)), f"{SHARD_1}: expected arrays a, b, token"),
+    "a site of another shape": (replace_shard(a=np.ones((51, 3), np.float32)), rf"{SHARD_1}: a: expected .*\(51, 4\)"),
+    "a column of another type": (replace_shard(token=np.ones(51, np.int64)), f"{SHARD_1}: token: expected int32"),
+    "a header that is broken": (
+        lambda f: (f / FILE).write_bytes(b"\xff" * (f / FILE).stat().st_size),
+        f"{SHARD_1}: (broken|damaged)",
+    ),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_by_its_file_and_nothing_is_changed(fault: str, verify: bool, tmp_path: Path) -> None:
+    spoil, message = FAULTS[fault]
+    written(tmp_path / "s")
+    spoil(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    with pytest.raises(StoreError, match=message):
+        open_store(tmp_path / "s", verify=verify)
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_flipped_byte_is_found_when_verifying_and_not_looked_for_else(tmp_path: Path) -> None:
+    written(tmp_path / "s")
+    flip(tmp_path / "s" / FILE)
+    with pytest.raises(StoreError, match=f"{SHARD_1}: damaged: its SHA-256 is not the manifest's"):
+        open_store(tmp_path / "s")
+    open_store(tmp_path / "s", verify=False)

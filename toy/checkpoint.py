@@ -1,0 +1,108 @@
+"""A run kept in one file, so that it can be killed at any moment and go on to the same end, bit for bit."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from toy.facts import digest_of, key_numbers, leaf_name
+from toy.io import load_arrays, save_arrays
+from toy.loop import Facts, Run
+
+_FORMAT = "matryoshka toy checkpoint 1"
+_REMEDY = "give another path, or delete it to start anew"
+
+
+@dataclass
+class FileCheckpoint:
+    """Written whole or not at all: after a chunk once `every_s` seconds have passed, and at the end.
+
+    `facts` are the caller's, as JSON knows them, beside those that the trainer adds: a file made with others is
+    refused. Memory: a copy of the state while it is written.
+    """
+
+    path: Path
+    facts: Facts = field(default_factory=dict)
+    every_s: float = 60.0
+    _written_at: float = field(default=0.0, init=False, repr=False)
+
+    def load(self, like: Run, facts: Facts) -> Run | None:
+        """The run in the file, None if there is no file.
+
+        Raises: ValueError if the file is broken, or its run is another: other facts, or other arrays than `like`.
+        """
+        self._written_at = time.monotonic()
+        if not self.path.exists():
+            return None
+        try:
+            arrays, metadata = load_arrays(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}: {_REMEDY}") from None
+        if metadata.get("format") != _FORMAT or metadata.get("sha256") != digest_of(arrays):
+            raise self._refusal("broken, or no checkpoint")
+        self._check_facts(json.loads(metadata["facts"]), _as_json({**self.facts, **facts}))
+        wanted = _named(like)
+        self._check_arrays(arrays, wanted)
+        leaves = [_restored(arrays[name], leaf) for name, leaf in wanted.items()]
+        state, history = jax.tree.unflatten(jax.tree.structure((like.state, like.history)), leaves)
+        return Run(state, history, int(metadata["n_done"]))
+
+    def save(self, run: Run, facts: Facts, *, last: bool) -> None:
+        if not last and time.monotonic() < self._written_at + self.every_s:
+            return
+        arrays = {name: np.asarray(jax.device_get(key_numbers(leaf))) for name, leaf in _named(run).items()}
+        metadata = {
+            "format": _FORMAT,
+            "facts": json.dumps(_as_json({**self.facts, **facts})),
+            "n_done": str(run.n_done),
+            "sha256": digest_of(arrays),
+        }
+        save_arrays(self.path, arrays, metadata)
+        self._written_at = time.monotonic()
+
+    def _check_facts(self, theirs: Facts, ours: Facts) -> None:
+        for name in [*ours, *theirs]:
+            if name not in theirs or name not in ours or json.dumps(theirs[name]) != json.dumps(ours[name]):
+                was, now = (facts.get(name, "absent") for facts in (theirs, ours))
+                raise self._refusal(f"made with {name} = {was}, which now is {now}")
+
+    def _check_arrays(self, arrays: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
+        for name in [*wanted, *arrays]:
+            if name not in arrays or name not in wanted:
+                raise self._refusal(f"{name} is {'not in it' if name in wanted else 'in it, but not in the run'}")
+            leaf, array = key_numbers(wanted[name]), arrays[name]
+            n_axes = leaf.ndim - 1 if name.startswith("history") else leaf.ndim  # it has as many rows as chunks
+            if (array.dtype, array.ndim, array.shape[:n_axes]) != (leaf.dtype, leaf.ndim, leaf.shape[:n_axes]):
+                raise self._refusal(f"{name} is {array.dtype} {array.shape}, expected {leaf.dtype} {leaf.shape}")
+
+    def _refusal(self, why: str) -> ValueError:
+        return ValueError(f"{self.path}: {why}: {_REMEDY}")
+
+
+def _named(run: Run) -> dict[str, Any]:
+    parts = {"state": run.state, "history": run.history}
+    return {
+        leaf_name(part, path): leaf
+        for part, tree in parts.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _restored(array: np.ndarray, like: PyTree) -> PyTree:
+    if not isinstance(like, jax.Array):
+        return array
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like)), like.sharding
+        )
+    return jax.device_put(array, like.sharding)
+
+
+def _as_json(facts: Facts) -> Facts:
+    return json.loads(json.dumps(facts))

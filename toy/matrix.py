@@ -1,0 +1,164 @@
+"""Activations as rows of memory maps, and the files of others that hold such: numpy, safetensors, SAELens caches."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int
+
+from toy.io import map_arrays
+
+_BFLOAT16 = np.dtype(jnp.bfloat16)
+_SHORT_RUN = 4  # rows that follow each other; shorter runs are gathered row by row
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Rows of activations in parts that follow each other. Parts are memory maps: what is not asked for is not read."""
+
+    name: str
+    parts: tuple[np.ndarray, ...]  # [rows d_in] each, of one float type
+
+    def __post_init__(self) -> None:
+        shapes = {(part.ndim, part.shape[-1:], part.dtype) for part in self.parts}
+        if len(shapes) != 1 or self.parts[0].ndim != 2:
+            raise ValueError(f"{self.name}: expected parts (rows, d_in) of one type, got {shapes or 'none'}")
+        if not (np.issubdtype(self.dtype, np.floating) or self.dtype == _BFLOAT16):
+            raise ValueError(f"{self.name}: expected floating-point numbers, got {self.dtype}")
+        if not self.n_rows or not self.d_in:
+            raise ValueError(f"{self.name}: has no rows: its shape is ({self.n_rows}, {self.d_in})")
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def d_in(self) -> int:
+        return self.parts[0].shape[1]
+
+    @property
+    def n_rows(self) -> int:
+        return int(self._ends[-1])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([len(part) for part in self.parts])
+
+    def take_stored(self, rows: Int[np.ndarray, " n"]) -> np.ndarray:
+        """[n d_in], in the type that they are stored in. Raises: IndexError if there are no such rows."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_rows:
+            raise IndexError(f"{self.name}: rows {rows.min()} … {rows.max()} of {self.n_rows}")
+        # numpy is slow with types that it does not know
+        parts = [part.view(np.uint16) if self.dtype == _BFLOAT16 else part for part in self.parts]
+        starts = self._ends - [len(part) for part in parts]
+        part_of = np.searchsorted(self._ends, rows, side="right")
+        taken = np.empty((len(rows), self.d_in), parts[0].dtype)
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(part_of) != 0)) + 1
+        if len(cuts) * _SHORT_RUN < len(rows):  # rows that follow each other are copied at once
+            for run in np.split(np.arange(len(rows)), cuts):
+                i, first = part_of[run[0]], rows[run[0]]
+                taken[run[0] : run[-1] + 1] = parts[i][first - starts[i] :][: len(run)]
+        else:
+            for i in np.unique(part_of):
+                own = np.flatnonzero(part_of == i)
+                taken[own] = parts[i].take(rows[own] - starts[i], axis=0)
+        return taken.view(self.dtype)
+
+    def take(self, rows: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n d_in"]:
+        """Raises: IndexError if there are no such rows."""
+        return self.take_stored(rows).astype(np.float32, copy=False)
+
+    def slices(self, n: int) -> Iterator[Float32[np.ndarray, "rows d_in"]]:
+        """All rows in order, at most n at a time."""
+        for part in self.parts:
+            for first in range(0, len(part), n):
+                yield np.array(part[first : first + n], np.float32)
+
+
+def open_matrix(path: Path, name: str | None = None) -> Activations:
+    """Activations that others wrote: `.npy`, `.npz`, `.safetensors`, or a folder of SAELens' cached activations.
+
+    `name`: which array or column; not needed where only one can be meant. Only an `.npz` is read into memory.
+
+    Raises: ValueError naming the file, what is wrong with it and what to do.
+    """
+    if path.is_dir():
+        return Activations(str(path), _cached_columns(path, name))
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder")
+    if path.suffix == ".npy":
+        return Activations(str(path), (_checked(path, _numpy(path)),))
+    if path.suffix == ".npz":
+        arrays = _numpy(path)
+    elif path.suffix == ".safetensors":
+        arrays = map_arrays(path)[0]
+        if name is None:  # a store's shard holds columns of whole numbers, too
+            arrays = {key: array for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fV"}
+    else:
+        raise ValueError(f"{path}: expected .npy, .npz, .safetensors, or a folder of SAELens' cached activations")
+    name = _choice(path, "array", arrays, name)
+    return Activations(f"{path}/{name}", (_checked(path, arrays[name]),))
+
+
+def _numpy(path: Path) -> Any:
+    try:
+        if path.suffix == ".npy":
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:  # ValueError: objects, or another format
+        raise ValueError(f"{path}: cannot be read as numbers: {error}") from None
+
+
+def _checked(path: Path, array: np.ndarray) -> np.ndarray:
+    if array.ndim != 2:
+        raise ValueError(f"{path}: expected (rows, d_in), got shape {array.shape}: reshape it, a row a token")
+    if array.dtype != _BFLOAT16 and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path}: expected floating-point numbers, got {array.dtype}: save it as float32")
+    return array
+
+
+def _choice(path: Path, kind: str, options: Any, name: str | None) -> str:
+    """The one that is named, or the only one."""
+    if name is None and len(options) == 1:
+        return next(iter(options))
+    listed = ", ".join(map(repr, options)) or "none"
+    if name is None:
+        raise ValueError(f"{path}: expected one {kind} of activations, it has {listed}: give the name of one")
+    if name not in options:
+        raise ValueError(f"{path}: has no {kind} {name!r}; it has {listed}")
+    return name
+
+
+def _cached_columns(path: Path, name: str | None) -> tuple[np.ndarray, ...]:
+    """A column of a `datasets` folder, as views into its Arrow files, a part each."""
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError:
+        raise ValueError(
+            f"{path}: SAELens' cached activations are read with the package datasets, of the extra 'hub': "
+            "pip install 'matryoshka-toy[hub]'"
+        ) from None
+    try:
+        data = datasets.load_from_disk(str(path))
+        columns = {key: value for key, value in data.features.items() if isinstance(value, datasets.Array2D)}
+    except Exception as error:  # of many libraries below, with no type in common
+        raise ValueError(f"{path}: cannot be read as a folder of datasets: {error}") from None
+    name = _choice(path, "column", columns, name)
+    d_in = columns[name].shape[1]
+    return tuple(_rows(path, chunk, d_in) for chunk in data.data.column(name).chunks)
+
+
+def _rows(path: Path, chunk: Any, d_in: int) -> np.ndarray:
+    values = getattr(chunk, "storage", chunk)
+    while hasattr(values.type, "value_type"):
+        values = values.flatten()
+    if values.null_count:
+        raise ValueError(f"{path}: has missing values")
+    return _checked(path, values.to_numpy().reshape(-1, d_in))

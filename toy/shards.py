@@ -1,0 +1,81 @@
+"""A shard of the activation store: its arrays, their checks and sums."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+COLUMNS = ("token", "document", "position")
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+
+_PIECE = 4096  # rows that are summed at a time
+
+Shard = dict[str, np.ndarray]  # `[rows d_in]` a site, and the columns `[rows]`
+
+
+class StoreError(ValueError):
+    """What is wrong with which file, and what to do."""
+
+
+def shard_name(i: int) -> str:
+    return f"shard-{i:05d}.safetensors"
+
+
+def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | None) -> None:
+    """Names, shapes and types; `sites` are what is known of them (d_in and type)."""
+    n_rows = len(shard[COLUMNS[0]]) if COLUMNS[0] in shard else 0
+    found = {name: array for name, array in shard.items() if name not in COLUMNS}
+    names = found if sites is None else sites
+    if {*shard} != {*names, *COLUMNS} or not names:
+        expected = ", ".join([*names, *COLUMNS])
+        raise StoreError(f"{path}: expected arrays {expected}, got {', '.join(sorted(shard)) or 'none'}")
+    for name in COLUMNS:
+        if shard[name].dtype != np.int32 or shard[name].shape != (n_rows,) or not n_rows:
+            raise StoreError(f"{path}: {name}: expected int32 (rows), got {shard[name].dtype} {shard[name].shape}")
+    for name, array in found.items():
+        d_in, dtype = (array.shape[-1:], str(array.dtype)) if sites is None else ((sites[name][0],), sites[name][1])
+        if array.shape != (n_rows, *d_in) or str(array.dtype) != dtype or dtype not in DTYPES or 0 in array.shape:
+            wanted = "float32 or bfloat16" if dtype not in DTYPES else dtype
+            raise StoreError(f"{path}: {name}: expected {wanted} {(n_rows, *d_in)}, got {array.dtype} {array.shape}")
+
+
+class Total:
+    """Sums over the shards so far, in float64, a shard after the other: the same however often it was killed."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, tuple[int, str]] | None = None
+        self._n_rows = 0
+        self._sums: dict[str, np.ndarray] = {}
+        self._norms: dict[str, float] = {}
+
+    def add(self, path: Path, shard: Shard) -> None:
+        """Raises: StoreError if it is not of the same sites, or has numbers that are not finite."""
+        check_shard(path, shard, self.sites)
+        found = {name: array for name, array in shard.items() if name not in COLUMNS}
+        self.sites = self.sites or {name: (array.shape[1], str(array.dtype)) for name, array in found.items()}
+        self._n_rows += len(shard[COLUMNS[0]])
+        for name, array in found.items():
+            for first in range(0, len(array), _PIECE):
+                piece = array[first : first + _PIECE].astype(np.float64)
+                self._sums[name] = self._sums.get(name, 0) + piece.sum(axis=0)
+                self._norms[name] = self._norms.get(name, 0.0) + float(np.linalg.norm(piece, axis=1).sum())
+            if not np.isfinite(self._norms[name]):
+                raise StoreError(f"{path}: {name}: has numbers that are not finite")
+
+    def of_sites(self) -> dict[str, Any]:
+        return {
+            name: {
+                "d_in": d_in,
+                "dtype": dtype,
+                "mean": self._sums[name] / self._n_rows,
+                "mean_norm": self._norms[name] / self._n_rows,
+            }
+            for name, (d_in, dtype) in (self.sites or {}).items()
+        }
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

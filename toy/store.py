@@ -1,0 +1,217 @@
+"""The activation store: a folder of safetensors shards and a manifest, written last.
+
+A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `position` of the rows. An export that
+was killed goes on: `unfinished.json` stands in its folder until the manifest does.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from toy.facts import digest_of
+from toy.io import load_json, map_arrays, save_arrays, save_json
+from toy.matrix import Activations
+from toy.shards import DTYPES, Shard, StoreError, Total, check_shard, sha256_of, shard_name
+
+__all__ = ["Site", "Store", "StoreError", "open_store", "write_store"]
+
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a store says of one site."""
+
+    d_in: int
+    dtype: str
+    mean: tuple[float, ...]
+    mean_norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """An opened store; arrays are memory maps."""
+
+    folder: Path
+    facts: dict[str, Any]
+    sites: dict[str, Site]
+    _shards: tuple[Shard, ...]
+
+    def activations(self, site: str) -> Activations:
+        """Raises: StoreError if the store has no such site."""
+        if site not in self.sites:
+            raise StoreError(f"{self.folder}: has no site {site!r}; it has {', '.join(map(repr, self.sites))}")
+        return Activations(f"{self.folder}/{site}", tuple(shard[site] for shard in self._shards))
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(shard["token"]) for shard in self._shards)
+
+    @cached_property
+    def token(self) -> Int[np.ndarray, " n_rows"]:
+        """Every row's token id; in the order of the rows of `activations`, as `document` and `position` are."""
+        return self._column("token")
+
+    @cached_property
+    def document(self) -> Int[np.ndarray, " n_rows"]:
+        return self._column("document")
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, " n_rows"]:
+        return self._column("position")
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([shard[name] for shard in self._shards])
+
+
+def write_store(
+    folder: Path,
+    facts: dict[str, Any],
+    n_shards: int,
+    make_shard: Callable[[int], Shard],
+    *,
+    progress: Callable[[int], Any] | None = None,
+) -> Store:
+    """Make the shards that are not there yet, and the manifest; what was finished with the same facts is only opened.
+
+    `make_shard(i)`, a pure function of i, gives a shard's arrays, and `facts` (JSON) are what all of them follow from.
+    `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard.
+
+    Raises: StoreError, and leaves everything as it was, if the folder holds anything else.
+    """
+    if n_shards < 1:
+        raise StoreError(f"{folder}: n_shards must be at least 1, got {n_shards}")
+    plan = json.loads(json.dumps({"facts": facts, "n_shards": n_shards}))
+    if (folder / MANIFEST).exists():
+        manifest = _read_manifest(folder)
+        _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        return open_store(folder)
+    _begin(folder, plan)
+    told: list[dict] = []
+    total = Total()
+    for i in range(n_shards):
+        path = folder / shard_name(i)
+        kept = _kept(path)
+        shard = make_shard(i) if kept is None else kept
+        total.add(path, shard)
+        sha256 = save_arrays(path, shard, {"digest": digest_of(shard)}) if kept is None else sha256_of(path)
+        n_rows, n_bytes = len(shard["token"]), path.stat().st_size
+        told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
+        if progress is not None:
+            progress(1)
+    manifest = {"version": _VERSION, "facts": facts, "sites": total.of_sites(), "shards": told}
+    save_json(folder / MANIFEST, manifest, digits=None)
+    (folder / UNFINISHED).unlink()
+    return open_store(folder, verify=False)
+
+
+def open_store(folder: Path, *, verify: bool = True) -> Store:
+    """Check that every file is there, as long and shaped as the manifest says, and with `verify` by its SHA-256.
+
+    Raises: StoreError naming the file.
+    """
+    manifest = _read_manifest(folder)
+    sites = {name: Site(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
+    shards = []
+    for told in manifest["shards"]:
+        path = folder / told["name"]
+        if not path.is_file():
+            raise StoreError(f"{path}: is missing: copy it again, or delete the store and export it anew")
+        if path.stat().st_size != told["bytes"]:
+            raise _damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
+        if verify and sha256_of(path) != told["sha256"]:
+            raise _damaged(path, "its SHA-256 is not the manifest's")
+        try:
+            shard = map_arrays(path)[0]
+        except ValueError as error:
+            raise StoreError(str(error)) from None
+        check_shard(path, shard, {name: (site.d_in, site.dtype) for name, site in sites.items()})
+        if len(shard["token"]) != told["rows"]:
+            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {told['rows']}")
+        shards.append(shard)
+    return Store(folder, manifest["facts"], sites, tuple(shards))
+
+
+def _damaged(path: Path, how: str) -> StoreError:
+    return StoreError(f"{path}: damaged: {how}: copy it again, or delete the store and export it anew")
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Make the folder that of an export that is not finished. Raises: StoreError if it is another's."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder}: is a file: give another folder")
+    unfinished = folder / UNFINISHED
+    if unfinished.exists():
+        _check_same(unfinished, _read_object(unfinished), plan)
+    elif folder.exists():
+        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(f".{UNFINISHED}.")]
+        if strangers:
+            raise StoreError(f"{folder}: holds other files ({strangers[0]}): give an empty folder")
+    if folder.exists():
+        for name in (UNFINISHED, MANIFEST, "shard-*"):  # what a write that was killed has left
+            for path in folder.glob(f".{name}.*"):
+                path.unlink()
+    if not unfinished.exists():
+        save_json(unfinished, plan, digits=None)
+
+
+def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    theirs, ours = ({"n_shards": plan.get("n_shards"), **plan.get("facts", {})} for plan in (theirs, ours))
+    for name in [*ours, *theirs]:
+        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
+        if was != now:
+            raise StoreError(f"{path}: of another export: {name} was {was}, now is {now}: give another folder")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = load_json(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}: not a store, or one not finished") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: broken: no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise StoreError(f"{path}: broken: expected an object")
+    return data
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    manifest = _read_object(path)
+    if manifest.get("version") != _VERSION:
+        raise StoreError(f"{path}: of version {manifest.get('version')!r}, this reads {_VERSION}")
+    try:
+        names = [str(shard["name"]) for shard in manifest["shards"]]
+        numbers = [shard[key] for shard in manifest["shards"] for key in ("rows", "bytes")]
+        numbers += [site["d_in"] for site in manifest["sites"].values()]
+        fine = names == [shard_name(i) for i in range(len(names))] and all(type(n) is int and n > 0 for n in numbers)
+        fine &= all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
+        fine &= isinstance(manifest["facts"], dict) and bool(names) and bool(manifest["sites"])
+        for site in manifest["sites"].values():
+            fine &= site.keys() == Site.__annotations__.keys() and site["dtype"] in DTYPES
+            fine &= np.shape(np.asarray([*site["mean"], site["mean_norm"]], float)) == (site["d_in"] + 1,)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(f"{path}: broken: {error!r}") from None
+    if not fine:
+        raise StoreError(f"{path}: broken: no manifest of a store")
+    return manifest
+
+
+def _kept(path: Path) -> Shard | None:
+    """A shard of an export that was killed, if it is there and whole."""
+    if not path.exists():
+        return None
+    try:
+        shard, metadata = map_arrays(path)
+        check_shard(path, shard, None)
+    except ValueError:
+        return None
+    return shard if metadata.get("digest") == digest_of(shard) else None
