@@ -2,3 +2,4 @@
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
 BENCHMARKS = ("speed",)
+LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import BENCHMARKS, TOY_SET
+from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET
 from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, parse, run_experiment
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     with clean_exit():
         options = parse(All, prog="python -m experiments")
         if options.list:
-            print("\n".join(describe(name) for name in (*TOY_SET, *BENCHMARKS)))
+            print("\n".join(describe(name) for name in (*TOY_SET, *LANGUAGE_SET, *BENCHMARKS)))
             return
         # Configurations of all experiments first: a fault in an option stops the run before any work.
         configs = {name: configure(name, options) for name in TOY_SET}
@@ -49,7 +49,7 @@ def configure(name: str, options: All) -> Any:
 
 def describe(name: str) -> str:
     claim = (experiment_module(name).__doc__ or "").splitlines()[0]
-    return f"{name:14s} {claim}"
+    return f"{name:22s} {claim}"
 
 
 if __name__ == "__main__":

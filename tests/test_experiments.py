@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import BENCHMARKS, TOY_SET, __main__, bench, cli, study
+from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, bench, cli, study
 from toy.io import plain
 
 TINY = {"n_seeds": 2, "n_steps": 60}
@@ -214,10 +214,11 @@ def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_pat
 def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert command(monkeypatch, "", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*TOY_SET, *BENCHMARKS]
+    assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study"}
-    assert modules - helpers == {*TOY_SET, *BENCHMARKS}
+    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study", "tinystories"}
+    helpers |= {"language", "language_plots", "language_saes"}
+    assert modules - helpers == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
 
 
 def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, capsys):

@@ -143,7 +143,7 @@ def _cached_columns(path: Path, name: str | None) -> tuple[np.ndarray, ...]:
     except ImportError:
         raise ValueError(
             f"{path}: SAELens' cached activations are read with the package datasets, of the extra 'hub': "
-            "pip install 'matryoshka-toy[hub]'"
+            "pip install -e '.[hub]'"
         ) from None
     try:
         data = datasets.load_from_disk(str(path))

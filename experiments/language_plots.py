@@ -1,0 +1,76 @@
+"""What the TinyStories figures share: a panel a site, the two kinds of SAE, the line under the figure."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plots
+from experiments.language_saes import KINDS
+
+LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
+LINES = ("-", "--", ":", "-.")
+PLACES = {
+    "resid_pre": "residual before attention",
+    "resid_mid": "residual before MLP",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+}
+
+
+def title(site: str) -> str:
+    """`mlp_out.0` as a person says it."""
+    location, _, layer = site.partition(".")
+    return f"{PLACES[location]}, layer {layer}"
+
+
+def grid_shape(n_sites: int) -> tuple[int, int]:
+    """Rows and columns of panels."""
+    columns = min(n_sites, 3 if n_sites <= 6 else 4)
+    return -(-n_sites // columns), columns
+
+
+def site_axes(figure: Any, sites: list[str], *, same_y: bool = True) -> list[Axes]:
+    """One panel a site, with the same x axis; those that are left over are taken away."""
+    rows, columns = grid_shape(len(sites))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).ravel()
+    for ax in panels[len(sites) :]:
+        ax.remove()
+    for ax, site in zip(panels, sites, strict=False):
+        ax.set_title(title(site), fontsize=7.5)
+    return list(panels[: len(sites)])
+
+
+def line(ax: Axes, x: Any, values: np.ndarray, kind: str, style: str = "-", marker: str = "o") -> None:
+    """Mean over seeds (rows of `values`) as a line, every seed a dot."""
+    colour = plots.COLOURS[kind]
+    ax.plot(x, values.mean(axis=0), style, color=colour, linewidth=1.1)
+    for row in values:
+        ax.plot(x, row, marker, color=colour, markersize=2, alpha=0.5, linestyle="none")
+
+
+def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | None = None) -> None:
+    for kind in kinds:
+        ax.plot([], [], color=plots.COLOURS[kind], label=LABELS[kind])
+    for label, style in (styles or {}).items():
+        ax.plot([], [], style, color="#555555", label=label)
+    ax.legend(loc="best", fontsize=5.5)
+
+
+def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
+    """Under the figure: what is shown, and of what."""
+    config, seeds = record["config"], record["seeds"]
+    model = record["results"]["model"]
+    own = f"{model['n_layers']}-layer model trained here, d_model {model['d_model']}"
+    parts = [
+        text,
+        f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
+        f"corpus: {config['corpus'].rpartition('/')[2]}",
+        own if config["model"] is None else f"model: {config['model'].rpartition('/')[2]}",
+        f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
+        f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
+        f"{ {'log': 'log', 'l1': 'L1'}[config['sparsity']] } sparsity",
+    ]
+    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6, color="#555555")

@@ -1,0 +1,142 @@
+"""The SAEs of the TinyStories figures: at every site a ladder of reference SAEs, and large ones of both kinds."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.language import Activations, Chain, Counted, LanguageConfig, load_chain, n_layers, notes, stage
+from experiments.study import Progress, lane, make_weighting
+from toy.checkpoint import FileCheckpoint
+from toy.io import load_arrays, save_arrays
+from toy.lm.model import Site
+from toy.sae import SAE
+from toy.stream import ShardSource
+from toy.train import Hypers, TrainConfig, train_grid, trained_saes
+
+KINDS = ("vanilla", "matryoshka")
+SPARSITY_COEF, CONTROL_RATE = (
+    {"log": 0.3, "l1": 3.0},
+    1e-2,
+)  # runs are shorter than the toy's, so the controller of L0 is quicker
+
+
+class Group(NamedTuple):
+    """SAEs of one shape and weighting at one site, trained in one program; a lane each for seeds × L0s."""
+
+    site: Site
+    name: str  # reference_WIDTH, vanilla, matryoshka
+    n_latents: int
+    weighting: str
+    target_l0: tuple[float, ...]
+
+
+class SiteSAEs(NamedTuple):
+    """What was trained at one site."""
+
+    reference: dict[int, list[SAE]]  # by width; of each seed
+    large: dict[str, list[list[SAE]]]  # by kind; of each seed, of each L0
+    seconds: float
+
+
+def groups(cfg: LanguageConfig, site: Site) -> list[Group]:
+    ladder = [
+        Group(site, f"reference_{width}", width, "vanilla", (min(cfg.reference_l0, width / 4),))
+        for width in cfg.reference_widths
+    ]
+    weightings = {"vanilla": "vanilla", "matryoshka": f"sampled_{cfg.n_prefixes}"}
+    return ladder + [Group(site, kind, cfg.n_latents, weightings[kind], cfg.target_l0) for kind in KINDS]
+
+
+def train_config(cfg: LanguageConfig, group: Group) -> TrainConfig:
+    return TrainConfig(group.n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
+
+
+def saes_stage(cfg: LanguageConfig, acts: Activations, group: Group, progress: Progress) -> Path:
+    """One group; resumed where its training was stopped."""
+    train_cfg = train_config(cfg, group)
+    facts = {
+        "activations": acts.train.facts,
+        "group": [str(group.site), *group[1:]],
+        "training": asdict(train_cfg) | {"activation": "relu"},
+        "hypers": [cfg.learning_rate, SPARSITY_COEF[cfg.sparsity], CONTROL_RATE],
+        "seeds": cfg.seeds,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        checkpoint = folder / "checkpoint.safetensors"
+        saes, l0 = _train(cfg, acts, group, train_cfg, progress, FileCheckpoint(checkpoint))
+        arrays = {name: np.asarray(leaf) for name, leaf in saes._asdict().items() if leaf is not None}
+        save_arrays(folder / "saes.safetensors", arrays, {})
+        checkpoint.unlink(missing_ok=True)
+        return {"l0_of_training": l0}
+
+    return stage(cfg, "saes", facts, make)
+
+
+def _train(
+    cfg: LanguageConfig,
+    acts: Activations,
+    group: Group,
+    train_cfg: TrainConfig,
+    progress: Progress,
+    checkpoint: FileCheckpoint,
+) -> tuple[SAE, np.ndarray]:
+    """Lanes are seeds × L0s, the L0s of a seed together. The same batches for all of them."""
+    n_l0 = len(group.target_l0)
+    keys = jax.vmap(jax.random.key)(np.repeat(cfg.seeds, n_l0))
+    hypers = Hypers(
+        make_weighting(group.weighting, group.n_latents),
+        target_l0=jnp.tile(jnp.array(group.target_l0), cfg.n_seeds),
+        learning_rate=cfg.learning_rate,
+        sparsity_coef=SPARSITY_COEF[cfg.sparsity],
+        control_rate=CONTROL_RATE,
+    )
+    shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0)  # type: ignore[arg-type]
+    source = ShardSource(acts.train.activations(str(group.site)), seed=cfg.seed)
+    state, history = train_grid(
+        keys, source, hypers, cfg=train_cfg, in_axes=(None, shared), chunk=100, progress=progress, checkpoint=checkpoint
+    )
+    return trained_saes(state), np.asarray(history.l0)[:, -1]
+
+
+def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Progress) -> SiteSAEs:
+    found, seconds = {}, 0.0
+    for group in groups(cfg, site):
+        counted = Counted(progress, cfg.n_steps)
+        folder = saes_stage(cfg, acts, group, counted)
+        counted.rest()
+        saes = SAE(**{name: jnp.asarray(a) for name, a in load_arrays(folder / "saes.safetensors")[0].items()})
+        n_l0 = len(group.target_l0)
+        found[group.name] = [[lane(saes, s * n_l0 + i) for i in range(n_l0)] for s in range(cfg.n_seeds)]
+        seconds += notes(folder)["seconds"]
+    reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
+    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, seconds)
+
+
+class Slices:
+    """Held-out activations at a site, some thousand rows at a time, again and again."""
+
+    def __init__(self, acts: Activations, site: Site, n_rows: int = 4_096) -> None:
+        self._of_site, self._n_rows = acts.valid.activations(str(site)), n_rows
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._of_site.slices(self._n_rows)
+
+
+def n_steps(cfg: LanguageConfig) -> int:
+    """Of all that the chain trains, for the progress bar."""
+    n_groups = len(cfg.reference_widths) + len(KINDS)
+    own = cfg.sizes.lm_steps if cfg.model is None else 0
+    return own + len(cfg.locations) * n_layers(cfg) * n_groups * cfg.n_steps
+
+
+def train_sites(cfg: LanguageConfig, progress: Progress) -> Iterator[tuple[Chain, Site, SiteSAEs]]:
+    """The whole chain, a site at a time."""
+    chain = load_chain(cfg, progress)
+    for site in chain.acts.sites:
+        yield chain, site, train_site(cfg, chain.acts, site, progress)

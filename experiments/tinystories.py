@@ -1,0 +1,85 @@
+"""The same trainer on a TinyStories language model: from text to three figures, one command.
+
+Stages: tokens, model (trained here unless --model is given), activations of every layer, SAEs, and the figures
+tinystories_mmc, tinystories_fvu and tinystories_absorption. Each stage is kept in --cache, named by what determines it,
+so nothing is made twice, and a run that was stopped goes on.
+Command: python -m experiments.tinystories; --corpus stories.txt for your own text, --stage model to stop after one.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tqdm import tqdm
+
+from experiments import LANGUAGE_SET
+from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
+from experiments.language import (
+    LanguageConfig,
+    activations_stage,
+    check,
+    load_lm,
+    load_tokens,
+    model_stage,
+    notes,
+    tokens_stage,
+)
+from experiments.language_saes import n_steps, train_sites
+from experiments.study import Progress
+
+Stage = Literal["tokens", "model", "activations", "saes", "figures"]
+
+
+@dataclass(frozen=True)
+class All:
+    """The chain from text to figures."""
+
+    config: Annotated[LanguageConfig, tyro.conf.arg(name="")]
+    stage: Stage = "figures"
+    """The last stage to make; those before it come from the cache, or are made too."""
+    out: Path = DEFAULT_OUT
+    """Folder for records and figures."""
+
+
+def main() -> None:
+    with clean_exit():
+        options = parse(All, prog="python -m experiments.tinystories", description=__doc__)
+        check_writable(options.out)
+        check(options.config)
+        if options.stage == "figures":
+            for name in LANGUAGE_SET:
+                run_experiment(experiment_module(name), options.config, options.out)
+            return
+        with tqdm(total=n_steps(options.config), desc=options.stage, unit="step", disable=None, leave=False) as bar:
+            lines = make(options.config, options.stage, bar.update)
+        print("\n".join(lines))
+
+
+def make(cfg: LanguageConfig, stage: Stage, progress: Progress) -> list[str]:
+    """Make everything up to a stage; what there is to say of it."""
+    folder = tokens_stage(cfg)
+    tokens = load_tokens(cfg)
+    if stage == "tokens":
+        n_train, n_valid = (int(rows.length.sum()) for rows in (tokens.train, tokens.valid))
+        return [
+            f"tokens: {n_train:,} for training, {n_valid:,} held out, {tokens.tokenizer.vocab_size:,} ids: {folder}"
+        ]
+    lm = load_lm(cfg, tokens, progress)
+    if stage == "model":
+        if cfg.model is not None:
+            return [f"model: {cfg.model}, as given"]
+        folder = model_stage(cfg, tokens, progress)
+        told = notes(folder)
+        losses = f"held-out loss {told['loss']:.3f} nats a token, unigram entropy {told['unigram_entropy']:.3f}"
+        return [*told["stories"], f"model: {losses}, {told['seconds']:.0f} s: {folder}"]
+    folder = activations_stage(cfg, tokens, lm)
+    if stage == "activations":
+        return [f"activations: {notes(folder)['seconds']:.0f} s: {folder}"]
+    seconds = sum(saes.seconds for _, _, saes in train_sites(cfg, progress))
+    return [f"saes: {seconds:.0f} s: {cfg.cache}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

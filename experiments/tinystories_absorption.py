@@ -1,0 +1,182 @@
+"""Do concepts have holes? Latents of known concepts in the language model, off where a member is present.
+
+For each concept (a set of words: female, animal, ...) the latent whose activation correlates most with it, on half of
+the held-out tokens; on the other half its holes, P(latent off | member), the mean over members. The
+absorbing latent is the one that adds most along the concept's probe direction in the holes. Direction: a member's
+latent (child) absorbs the concept (parent). Claim of the post: fewer holes with Matryoshka.
+Command: python -m experiments.tinystories_absorption, or all three figures: python -m experiments.tinystories.
+In the post: "Feature Absorption Example", female words and Lily, Sue.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import language_plots as lp
+from experiments import plots
+from experiments.cli import main
+from experiments.language import Chain, LanguageConfig, check, facts_of_model
+from experiments.language_saes import KINDS, SiteSAEs, n_steps, train_sites
+from experiments.study import Progress
+from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption
+from toy.lm.model import Site
+from toy.metrics import mean_known
+from toy.sae import SAE
+
+Config = LanguageConfig
+__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
+
+
+def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
+    sites, results, seconds = {}, {}, 0.0
+    members: dict[str, np.ndarray] = {}
+    for chain, site, saes in train_sites(cfg, progress):
+        members = members or members_of(cfg, chain)
+        sites[str(site)] = of_site(cfg, chain, site, saes, members)
+        results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
+    words = {name: list(words) for name, words in cfg.concept_words.items() if name in members}
+    results["seconds"]["saes"] = seconds
+    return results | {"concepts": words, "min_rows": MIN_ROWS, "sites": sites}
+
+
+def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
+    """For each concept which of its words ends at each held-out row; concepts that the text lacks are left out.
+
+    Raises: ValueError if it lacks them all.
+    """
+    store, concepts = chain.acts.valid, cfg.concept_words
+    wanted = sorted({word for words in concepts.values() for word in words})
+    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(store.document, store.position)
+    found = {}
+    for name, words in concepts.items():
+        place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
+        place[[wanted.index(word) for word in words]] = np.arange(len(words))
+        members = place[index]
+        counts = np.bincount(members[1::2][members[1::2] >= 0], minlength=1)
+        if (members[::2] >= 0).any() and counts.max() >= MIN_ROWS:  # else nothing to choose or nothing to measure on
+            found[name] = members
+    if not found:
+        raise ValueError(
+            f"concepts: none of the words {', '.join(wanted[:5])}, ... is in the held-out text often enough"
+        )
+    return found
+
+
+def of_site(
+    cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs, members: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """For each kind lists [seed, L0, concept], and of the middle L0 every member's numbers [seed, concept, member]."""
+    acts = chain.acts.valid.activations(str(site))
+    x = np.concatenate(list(acts.slices(65_536)))
+    probes = [fit_probe(x[::2], of[::2] >= 0) for of in members.values()]
+    middle = cfg.target_l0.index(cfg.reference_l0)
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        measured = [[measure(cfg, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]
+        names = ("hole_rate", "absorbed_rate", "correlation", "precision", "parent_cosine")
+        found[kind] = {name: [[[m[name] for m in sae] for sae in seed] for seed in measured] for name in names} | {
+            f"members_{name}": [[m[name] for m in seed[middle]] for seed in measured]
+            for name in ("hole_rates", "absorbed_rates", "cosines", "latent", "absorbers")
+        }
+    return found
+
+
+def measure(
+    cfg: LanguageConfig, sae: SAE, x: np.ndarray, members: dict[str, np.ndarray], probes: list[np.ndarray]
+) -> list[dict[str, Any]]:
+    """One SAE, every concept."""
+    present = np.stack([of >= 0 for of in members.values()], axis=1)
+    latents, correlations = best_latents(sae, x[::2], present[::2])
+    return [
+        measure_absorption(sae, x[1::2], of[1::2], len(cfg.concept_words[name]), int(latent), probe)._asdict()
+        | {"correlation": correlation}
+        for (name, of), latent, correlation, probe in zip(
+            members.items(), latents, correlations.tolist(), probes, strict=True
+        )
+    ]
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    sites = record["results"]["sites"]
+    lines = []
+    for j, l0 in enumerate(record["config"]["target_l0"]):
+        rates = {kind: [_mean_holes(site[kind], j) for site in sites.values()] for kind in KINDS}
+        fewer = sum(m < v for v, m in zip(*rates.values(), strict=True))
+        means = " against ".join(f"{np.mean(rates[kind]):.3f}" for kind in reversed(KINDS))
+        lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites, mean hole rate {means}")
+    return lines
+
+
+def _mean_holes(of_kind: dict[str, Any], j: int) -> float:
+    """Over seeds and concepts, for one L0."""
+    return mean_known(np.array(of_kind["hole_rate"], float)[:, j])
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    config, results = record["config"], record["results"]
+    sites, concepts = results["sites"], list(results["concepts"])
+    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
+    j = config["target_l0"].index(middle)
+    rows, columns = lp.grid_shape(len(sites))
+    with plots.styled(3.2 + (0.5 + 0.105 * len(concepts)) * rows) as figure:
+        parts = figure.add_gridspec(2, 1, height_ratios=[(0.5 + 0.105 * len(concepts)) * rows, 2.4])
+        top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
+        panels = lp.site_axes(top, list(sites))
+        for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
+            for kind in KINDS:
+                values = np.array(site[kind]["hole_rate"], float)[:, j]  # [seed, concept]
+                y = np.arange(len(concepts)) + (0.18 if kind == "matryoshka" else -0.18)
+                for row in values:
+                    ax.plot(row, y, "o", color=plots.COLOURS[kind], markersize=1.8, alpha=0.45)
+                ax.plot(values.mean(axis=0), y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
+            ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
+            if i % columns == 0:
+                ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
+        panels[0].set_title("a  " + panels[0].get_title(loc="left"), fontsize=7.5)
+        top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
+        by_l0, members = bottom.subplots(1, 2, width_ratios=[1, 1.7])
+        _plot_by_l0(by_l0, record)
+        _plot_members(members, record)
+        lp.caption(figure, record, "Dots: seeds; bars: mean over seeds (b: with its 95% interval)")
+    return figure
+
+
+def _plot_by_l0(ax: Axes, record: dict[str, Any]) -> None:
+    targets, sites = record["config"]["target_l0"], record["results"]["sites"]
+    for kind in KINDS:
+        rates = np.array([site[kind]["hole_rate"] for site in sites.values()], float)  # [site, seed, L0, concept]
+        for j in range(len(targets)):
+            per_seed = [mean_known(rates[:, seed, j]) for seed in range(rates.shape[1])]
+            plots.spread(
+                ax, j + (0.12 if kind == "matryoshka" else -0.12), list(per_seed), plots.COLOURS[kind], width=0.04
+            )
+    ax.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
+    ax.set(xlabel="target L0", ylabel="hole rate", ylim=(0, None))
+    ax.set_title("b  Mean over concepts and sites", fontsize=7.5)
+    lp.legend(ax)
+
+
+def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
+    """One concept's members at the last residual stream: holes, and the absorbing latent's cosine with the probe."""
+    sites, concepts = record["results"]["sites"], record["results"]["concepts"]
+    name = "female" if "female" in concepts else next(iter(concepts))
+    site = [site for site in sites if site.startswith("resid")][-1:] or list(sites)[-1:]
+    i = list(concepts).index(name)
+    for kind in KINDS:
+        holes = np.array([seed[i] for seed in sites[site[0]][kind]["members_hole_rates"]], float)  # [seed, member]
+        cosines = np.array([seed[i] for seed in sites[site[0]][kind]["members_cosines"]], float)
+        for m in range(holes.shape[1]):
+            x = m + (0.18 if kind == "matryoshka" else -0.18)
+            plots.spread(ax, x, holes[:, m].tolist(), plots.COLOURS[kind], width=0.05)
+            known = cosines[:, m][~np.isnan(cosines[:, m])]
+            if len(known):
+                ax.text(x, 1.07, f"{known.mean():.1f}", fontsize=4, ha="center", color=plots.COLOURS[kind])
+    ax.set_xticks(range(len(concepts[name])), concepts[name], rotation=60, fontsize=6)
+    ax.set(ylim=(-0.05, 1.15), ylabel="hole rate")
+    ax.set_title(f"c  {name}, {lp.title(site[0])}; above: cosine of absorber and probe", fontsize=6.5)
+
+
+if __name__ == "__main__":
+    main("tinystories_absorption")

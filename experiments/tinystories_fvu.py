@@ -1,0 +1,164 @@
+"""What does the hierarchy cost? FVU, loss of the language model, dead latents and density of both kinds of SAE.
+
+On held-out tokens: FVU against L0; the share of the model's loss that is recovered when the reconstruction is spliced
+in; the width at which vanilla SAEs have the Matryoshka SAE's FVU, at the middle L0, as a share of its own (the post:
+"comparable to a vanilla SAE 0.4x their size"). Claim of the post: a slightly worse FVU at the same L0.
+Command: python -m experiments.tinystories_fvu, or all three figures: python -m experiments.tinystories.
+In the post: "Reconstruction Quality".
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import language_plots as lp
+from experiments import plots
+from experiments.cli import main
+from experiments.language import Chain, LanguageConfig, check, facts_of_model
+from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
+from experiments.study import Progress
+from toy.compare import Fit, equivalent_width, measure_fit
+from toy.lm.model import Site
+from toy.lm.splice import SplicedLoss, spliced_loss
+from toy.lm.tokens import Rows
+
+Config = LanguageConfig
+N_SPLICED_ROWS = 128  # held-out rows for the loss of the language model, which is most of the time
+DENSITY_BINS = np.linspace(-5, 0, 21)  # log10 of the share of tokens on which a latent is on
+__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
+
+
+def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
+    sites, results, seconds = {}, {}, 0.0
+    for chain, site, saes in train_sites(cfg, progress):
+        sites[str(site)] = of_site(cfg, chain, site, saes)
+        results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
+    results["seconds"]["saes"] = seconds
+    return results | {"sites": sites}
+
+
+def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
+    """For each kind lists [seed, L0]; of the reference SAEs lists [seed, width]."""
+    held_out = Slices(chain.acts, site)
+    rows = Rows(*(column[:N_SPLICED_ROWS] for column in chain.tokens.valid))
+    mean = np.array(chain.acts.train.sites[str(site)].mean, np.float32)
+    original, zero, of_mean = (spliced_loss(chain.lm, rows, site, put) for put in (None, np.zeros_like(mean), mean))
+    found: dict[str, Any] = {"loss": {"original": original, "zero": zero, "mean": of_mean}}
+    for kind in KINDS:
+        fits = [[measure_fit(sae, held_out) for sae in seed] for seed in saes.large[kind]]
+        losses = [[spliced_loss(chain.lm, rows, site, sae) for sae in seed] for seed in saes.large[kind]]
+        found[kind] = _of_fits(fits) | {
+            "reconstruction_loss": losses,
+            "loss_recovered": [[SplicedLoss(original, ce, zero, of_mean).recovered() for ce in row] for row in losses],
+        }
+    ladder = [[measure_fit(saes.reference[w][s], held_out) for w in cfg.reference_widths] for s in range(cfg.n_seeds)]
+    found["reference"] = _of_fits(ladder)
+    middle = cfg.target_l0.index(cfg.reference_l0)
+    found["equivalent_width"] = [
+        _equivalent(
+            cfg, found["vanilla"]["fvu"][s][middle], found["matryoshka"]["fvu"][s][middle], found["reference"]["fvu"][s]
+        )
+        for s in range(cfg.n_seeds)
+    ]
+    return found
+
+
+def _of_fits(fits: list[list[Fit]]) -> dict[str, Any]:
+    def each(of: Any) -> list[list]:
+        return [[of(fit) for fit in row] for row in fits]
+
+    def histogram(fit: Fit) -> np.ndarray:
+        alive = fit.density[fit.density > 0]
+        return np.histogram(np.log10(alive), DENSITY_BINS)[0]
+
+    return {
+        "fvu": each(lambda fit: fit.fvu),
+        "l0": each(lambda fit: fit.l0),
+        "dead": each(Fit.dead),
+        "log10_density": each(histogram),
+    }
+
+
+def _equivalent(cfg: LanguageConfig, vanilla: float, matryoshka: float, reference: list[float]) -> float:
+    """Width of a vanilla SAE as good as the Matryoshka one, over its own; of widths whose L0 is the middle one."""
+    same = [i for i, width in enumerate(cfg.reference_widths) if width / 4 >= cfg.reference_l0]
+    widths = [*(cfg.reference_widths[i] for i in same), cfg.n_latents]
+    return equivalent_width(matryoshka, widths, [*(reference[i] for i in same), vanilla]) / cfg.n_latents
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for site, found in record["results"]["sites"].items():
+        for j, l0 in enumerate(record["config"]["target_l0"]):
+            parts = []
+            for kind in KINDS:
+                of = {name: np.mean(np.array(found[kind][name], float)[:, j]) for name in ("fvu", "l0", "dead")}
+                recovered = np.mean(np.array(found[kind]["loss_recovered"], float)[:, j])
+                parts.append(f"{kind} FVU {of['fvu']:.4f} at L0 {of['l0']:.2f}, loss recovered {recovered:.3f}")
+            lines.append(f"{site}, target L0 {l0:g}: " + "; ".join(parts))
+        known = [share for share in found["equivalent_width"] if share is not None and not np.isnan(share)]
+        text = f"{np.mean(known):.2f} ({len(known)} seeds)" if known else "outside of the widths trained"
+        lines.append(f"{site}: equivalent vanilla width over its own: {text}")
+    return lines
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    sites = record["results"]["sites"]
+    rows, _ = lp.grid_shape(len(sites))
+    with plots.styled(3.3 + 1.75 * rows) as figure:
+        parts = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows, 2.2])
+        top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
+        panels = lp.site_axes(top, list(sites), same_y=False)
+        for ax, site in zip(panels, sites.values(), strict=True):
+            for kind in KINDS:
+                _fvu_line(ax, site[kind], kind)
+            ax.set(xscale="log", ylim=(0, None))
+            ticks = record["config"]["target_l0"]
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+        lp.legend(panels[0])
+        panels[0].set_title("a  " + panels[0].get_title(loc="left"), fontsize=7.5)
+        top.supylabel("FVU", fontsize=8)
+        top.supxlabel("L0 (log scale)", fontsize=8)
+        _plot_bottom(bottom, record)
+        lp.caption(figure, record, "All on held-out tokens; lines: mean, dots: seeds; b to e: at the middle target L0")
+    return figure
+
+
+def _fvu_line(ax: Axes, of_kind: dict[str, Any], kind: str) -> None:
+    l0, fvu = np.array(of_kind["l0"], float), np.array(of_kind["fvu"], float)
+    ax.plot(l0.mean(axis=0), fvu.mean(axis=0), "-", color=plots.COLOURS[kind], linewidth=1.1)
+    ax.plot(l0.ravel(), fvu.ravel(), "o", color=plots.COLOURS[kind], markersize=2, alpha=0.5)
+
+
+def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
+    config, sites = record["config"], record["results"]["sites"]
+    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
+    j = config["target_l0"].index(middle)
+    recovered, dead, width, density = figure.subplots(1, 4, width_ratios=[3, 3, 3, 2.6])
+    for x, site in enumerate(sites.values()):
+        for i, kind in enumerate(KINDS):
+            at, colour = x + 0.3 * i - 0.15, plots.COLOURS[kind]
+            plots.spread(recovered, at, [1 - row[j] for row in site[kind]["loss_recovered"]], colour, width=0.05)
+            plots.spread(dead, at, [row[j] / config["n_latents"] for row in site[kind]["dead"]], colour, width=0.05)
+        plots.spread(width, x, site["equivalent_width"], plots.COLOURS["matryoshka"], width=0.05)
+    for ax in (recovered, dead, width):
+        ax.set_xticks(range(len(sites)), list(sites), rotation=90, fontsize=5.5)
+    recovered.set_title("b  Loss not recovered", fontsize=7.5)
+    dead.set_title("c  Dead latents (share)", fontsize=7.5)
+    width.set_title("d  Equivalent width (share)", fontsize=7.5)
+    width.axhline(0.4, color="#999999", linewidth=0.7, linestyle=":")
+    for ax in (dead, width):
+        ax.set_ylim(-0.05, 1.05)
+    for kind in KINDS:
+        counts = sum(np.sum(np.array(site[kind]["log10_density"])[:, j], axis=0) for site in sites.values())
+        density.stairs(counts, DENSITY_BINS, color=plots.COLOURS[kind])
+    density.set_title("e  Density, all sites", fontsize=7.5)
+    density.set(ylabel="latents")
+    density.set_xlabel("log10(share of tokens on)", fontsize=6.5)
+
+
+if __name__ == "__main__":
+    main("tinystories_fvu")

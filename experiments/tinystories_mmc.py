@@ -1,0 +1,91 @@
+"""Does a large SAE keep what small ones find? Mean max correlation of reference latents with those of large SAEs.
+
+For every latent of a small vanilla (reference) SAE, the highest activation correlation with any latent of a large SAE,
+on held-out tokens; the mean over the reference latents that are on somewhere. Claim of the post: the large Matryoshka
+SAE has the higher one at the same L0, for the smaller reference SAEs, at most locations.
+Command: python -m experiments.tinystories_mmc, or all three figures: python -m experiments.tinystories.
+In the post: "Language Model Results", mean max correlation by location.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import language_plots as lp
+from experiments import plots
+from experiments.cli import main
+from experiments.language import LanguageConfig, check, facts_of_model
+from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
+from experiments.study import Progress
+from toy.compare import concatenate, max_correlation
+
+Config = LanguageConfig
+__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
+
+
+def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
+    sites, results, seconds = {}, {}, 0.0
+    for chain, site, saes in train_sites(cfg, progress):
+        sites[str(site)] = of_site(cfg, saes, Slices(chain.acts, site))
+        results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
+    results["seconds"]["saes"] = seconds
+    return results | {"sites": sites}
+
+
+def of_site(cfg: LanguageConfig, saes: SiteSAEs, held_out: Slices) -> dict[str, Any]:
+    """For each kind [seed, L0, reference width]; a seed's large SAEs with the reference SAEs of the same seed."""
+    ends = np.cumsum(cfg.reference_widths)[:-1]
+    found: dict[str, Any] = {kind: [] for kind in KINDS}
+    for seed in range(cfg.n_seeds):
+        ladder = concatenate([saes.reference[width][seed] for width in cfg.reference_widths])
+        for kind in KINDS:
+            best = [max_correlation(ladder, large, held_out).correlation for large in saes.large[kind][seed]]
+            found[kind].append([[_mean(part) for part in np.split(row, ends)] for row in best])
+    return found
+
+
+def _mean(correlations: np.ndarray) -> float:
+    known = correlations[~np.isnan(correlations)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    config, sites = record["config"], record["results"]["sites"]
+    lines = []
+    for j, l0 in enumerate(config["target_l0"]):
+        for i, width in enumerate(config["reference_widths"]):
+            pairs = [[np.array(site[kind], float)[:, j, i].mean() for kind in KINDS] for site in sites.values()]
+            higher = sum(matryoshka > vanilla for vanilla, matryoshka in pairs)
+            means = np.nanmean(pairs, axis=0)
+            lines.append(
+                f"L0 {l0:g}, reference {width}: Matryoshka higher at {higher}/{len(pairs)} sites, mean over sites "
+                f"{means[1]:.3f} against {means[0]:.3f}"
+            )
+    return lines
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    config, sites = record["config"], record["results"]["sites"]
+    rows, _ = lp.grid_shape(len(sites))
+    styles = {f"L0 {l0:g}": lp.LINES[j % 4] for j, l0 in enumerate(config["target_l0"])}
+    with plots.styled(1.0 + 1.75 * rows) as figure:
+        panels = lp.site_axes(figure, list(sites))
+        for ax, site in zip(panels, sites.values(), strict=True):
+            for kind in KINDS:
+                values = np.array(site[kind], float)
+                for j, style in enumerate(styles.values()):
+                    lp.line(ax, config["reference_widths"], values[:, j], kind, style)
+            ax.set_xscale("log")
+            ax.set_xticks(config["reference_widths"], [str(width) for width in config["reference_widths"]])
+            ax.minorticks_off()
+        lp.legend(panels[0], styles=styles)
+        figure.supylabel("mean max correlation", fontsize=8)
+        lp.caption(
+            figure, record, "Latents of the reference SAE (x) against those of the large SAE; lines: mean, dots: seeds"
+        )
+    return figure
+
+
+if __name__ == "__main__":
+    main("tinystories_mmc")

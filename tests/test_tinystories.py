@@ -1,0 +1,173 @@
+"""The chain from text to the language-model figures at tiny size, through its command line."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import LANGUAGE_SET, cli, language, language_saes, tinystories
+from toy.lm.corpus import make_stories
+from toy.lm.text import END_OF_STORY
+
+TINY = (
+    *("--n-stories", "500", "--context", "48", "--vocab-size", "330", "--n-layers", "1", "--d-model", "16"),
+    *("--lm-steps", "3", "--n-latents", "24", "--reference-widths", "8", "16", "--target-l0", "2", "4"),
+    *("--n-steps", "6", "--batch-size", "32", "--n-seeds", "2", "--locations", "mlp_out"),
+)
+
+
+def command(monkeypatch, *arguments: str) -> int:
+    """What `python -m experiments.tinystories ARGUMENTS` exits with."""
+    monkeypatch.setattr(sys, "argv", ["tinystories", *arguments])
+    try:
+        tinystories.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of the figures and of the cache."""
+    out, cache = tmp_path_factory.mktemp("figures"), tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        assert command(patch, *TINY, "--cache", str(cache), "--out", str(out)) == 0
+    return out, cache
+
+
+def results(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())["results"]
+
+
+def test_the_chain_makes_three_records_and_figures(made):
+    for name in LANGUAGE_SET:
+        record = json.loads((made[0] / f"{name}.json").read_text())
+        assert list(record) == ["name", "config", "seeds", "versions", "seconds", "results"]
+        assert record["seeds"] == [0, 1]
+        assert list(record["results"]["sites"]) == ["mlp_out.0"]
+        assert record["results"]["model"]["loss"] > 0
+        assert (made[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
+    mmc = results(made[0], "tinystories_mmc")["sites"]["mlp_out.0"]
+    fvu = results(made[0], "tinystories_fvu")["sites"]["mlp_out.0"]
+    absorption = results(made[0], "tinystories_absorption")
+    for kind in ("vanilla", "matryoshka"):
+        assert np.shape(mmc[kind]) == (2, 2, 2)
+        assert np.all(np.array(mmc[kind], float) <= 1 + 1e-6)
+        assert np.shape(fvu[kind]["fvu"]) == np.shape(fvu[kind]["loss_recovered"]) == (2, 2)
+        rates = np.array(absorption["sites"]["mlp_out.0"][kind]["hole_rate"], float)
+        assert rates.shape == (2, 2, len(absorption["concepts"]))
+        assert np.all((rates >= 0) & (rates <= 1))
+    assert mmc["vanilla"] != mmc["matryoshka"]
+    assert {"person", "female", "female names"} <= set(absorption["concepts"])
+
+
+def test_a_second_run_makes_nothing_again_and_says_the_same(made, monkeypatch, tmp_path):
+    for module, name in ((language, "train_lm"), (language, "export_activations"), (language_saes, "train_grid")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("made twice"))
+    monkeypatch.setattr(language, "train_tokenizer", lambda *_: pytest.fail("made twice"))
+    assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--out", str(tmp_path)) == 0
+    for name in LANGUAGE_SET:
+        assert results(tmp_path, name) == results(made[0], name)
+
+
+def test_the_figures_are_drawn_from_their_records_alone(made, monkeypatch, tmp_path):
+    for name in LANGUAGE_SET:
+        record = json.loads((made[0] / f"{name}.json").read_text())
+        module = cli.experiment_module(name)
+        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("redrawing must not run anything"))
+        assert cli.draw(module, record) == (made[0] / f"{name}.png").read_bytes()
+
+
+@pytest.mark.parametrize("what", [("--n-steps", "7"), ("--sparsity", "l1"), ("--seed", "5")])
+def test_what_determines_a_stage_names_it_and_no_other(what, made, monkeypatch):
+    def stages() -> set[str]:
+        return {path.name.partition("-")[0] + path.name for path in made[1].iterdir()}
+
+    before = {path.name for path in made[1].iterdir()}
+    assert command(monkeypatch, *TINY, *what, "--cache", str(made[1]), "--stage", "saes") == 0
+    new = {path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before}
+    assert new == ({"saes"} if what[0] != "--seed" else {"tokens", "model", "activations", "saes"})
+
+
+def test_a_stage_is_made_alone_with_those_before_it(monkeypatch, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    assert command(monkeypatch, *TINY, "--cache", str(cache), "--stage", "tokens") == 0
+    assert {path.name.partition("-")[0] for path in cache.iterdir()} == {"tokens"}
+    assert command(monkeypatch, *TINY, "--cache", str(cache), "--stage", "model") == 0
+    assert {path.name.partition("-")[0] for path in cache.iterdir()} == {"tokens", "model"}
+    said = capsys.readouterr().out
+    assert "Once upon a time" in said
+    assert "unigram entropy" in said
+
+
+def test_a_text_of_ones_own_a_model_of_ones_own_and_concepts_of_ones_own(made, monkeypatch, tmp_path):
+    text = tmp_path / "stories.txt"
+    text.write_text("".join(f"{story}\n{END_OF_STORY}\n" for story in make_stories(300, 3)))
+    model = next(path for path in made[1].iterdir() if path.name.startswith("model"))
+    tokens = next(path for path in made[1].iterdir() if path.name.startswith("tokens"))
+    given = (
+        "--corpus",
+        str(text),
+        "--model",
+        str(model),
+        "--tokenizer",
+        str(tokens),
+        "--concepts",
+        "girls=lily,sue,mia",
+    )
+    out = tmp_path / "out"
+    assert command(monkeypatch, *TINY, *given, "--cache", str(tmp_path / "cache"), "--out", str(out)) == 0
+    found = results(out, "tinystories_absorption")
+    assert found["concepts"] == {"girls": ["lily", "sue", "mia"]}
+    assert found["tokens"]["stories"] == 300
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("model")]
+
+
+def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(language_saes, "trained_saes", stopped)  # after the last checkpoint, before the stage is done
+        assert command(patch, *TINY, "--cache", str(tmp_path), "--stage", "saes") == 130
+    assert list(tmp_path.glob("saes-*/checkpoint.safetensors"))
+    assert command(monkeypatch, *TINY, "--cache", str(tmp_path), "--stage", "saes") == 0
+    assert not list(tmp_path.glob("saes-*/checkpoint.safetensors"))
+    for path in made[1].glob("saes-*/saes.safetensors"):
+        twin = tmp_path / path.parent.name / path.name
+        if twin.exists():
+            assert twin.read_bytes() == path.read_bytes()
+    assert len(list(tmp_path.glob("saes-*"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--corpus", "nowhere.txt"), "nowhere.txt: No such file"),
+        (("--model", "nowhere.pt"), "nowhere.pt does not exist"),
+        (("--locations", "mlp_in"), "mlp_in"),
+        (("--concepts", "girls"), "concepts"),
+        (("--n-latents", "0"), "n_latents"),
+        (("--lm-steps", "0"), "lm_steps"),
+        (("--d-model", "65"), "n_heads"),
+        (("--corpus", "hub:stories"), "hub:OWNER/NAME"),
+    ],
+)
+def test_a_bad_option_is_one_line_before_any_work(arguments, message, monkeypatch, capsys, tmp_path):
+    assert command(monkeypatch, *arguments, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_the_stages_and_a_misspelt_option_its_spelling(monkeypatch, capsys):
+    assert command(monkeypatch, "--help") == 0
+    assert "--reference-widths" in capsys.readouterr().out
+    assert command(monkeypatch, "--stages", "model") == 2
+    assert "--stage" in capsys.readouterr().err

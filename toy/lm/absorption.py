@@ -1,0 +1,199 @@
+"""Absorption without ground-truth directions: holes of a concept's latent on the concept's members.
+
+Direction: the *parent* (the latent of the concept, such as female words) is off where the *child* (a member, such as
+Lily) is present; then the member's own latent may carry the concept's direction for it, and has absorbed it.
+A concept is a set of words, and a row is of a member where the word ends. Works on any model whose text has the words.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from scipy.optimize import minimize
+
+from toy.compare import ROUNDING
+from toy.lm.tokens import Rows, words
+from toy.metrics import mean_known
+from toy.sae import SAE, encode
+
+ON_THRESHOLD = 0.2  # of the latent's mean activation on the concept's rows where it is positive, as in `toy.metrics`
+MIN_ROWS = 20  # a member on fewer rows says nothing
+NO_WORD = -1
+
+Members = Int[np.ndarray, " rows"]
+
+
+class WordPlaces(NamedTuple):
+    """Which of some words ends at a token of a story."""
+
+    words: tuple[str, ...]
+    table: Int[np.ndarray, "n_stories n_positions"]  # index of the word, or NO_WORD
+
+    def of(self, document: Int[np.ndarray, " rows"], position: Int[np.ndarray, " rows"]) -> Members:
+        """Of the rows of a store."""
+        return self.table[document, position]
+
+
+def find_words(rows: Rows, pieces: list[str], wanted: Sequence[str]) -> WordPlaces:
+    """`pieces` are the tokenizer's. A word across two rows of a story is found where it ends, and none of its parts."""
+    index = {word.lower(): i for i, word in enumerate(wanted)}
+    table = np.full((rows.document.max() + 1, (rows.start + rows.ids.shape[1]).max()), NO_WORD, np.int32)
+    stories = np.full(table.shape, len(pieces), np.int32)  # the place of no piece
+    for ids, length, document, start in zip(*rows, strict=True):
+        stories[document, start : start + length] = ids[:length]
+    for story, found in zip(stories, table, strict=True):
+        for place, word in words(story, [*pieces, ""]):
+            found[place] = index.get(word, NO_WORD)
+    return WordPlaces(tuple(wanted), table)
+
+
+def fit_probe(
+    x: Float[np.ndarray, "rows d_in"], present: Bool[np.ndarray, " rows"], l2: float = 1e-3
+) -> Float[np.ndarray, " d_in"]:
+    """The direction (unit norm) of a logistic regression that tells the concept's rows from the others.
+
+    Both classes weigh the same in the mean loss; inputs are standardised, and l2 · ‖w‖² / 2 is on these. Raises:
+    ValueError if a class has no rows.
+    """
+    if present.all() or not present.any():
+        raise ValueError("present: a probe needs rows with the concept and rows without it")
+    scale = x.std(axis=0) + 1e-6
+    inputs, signs = jnp.asarray((x - x.mean(axis=0)) / scale), jnp.asarray(np.where(present, 1.0, -1.0))
+    weights = jnp.asarray(np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum()))
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, grad = _probe_loss(jnp.asarray(flat, jnp.float32), inputs, signs, weights, l2)
+        return float(loss), np.asarray(grad, float)
+
+    found = minimize(value, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    direction = found.x[:-1] / scale
+    return direction / np.linalg.norm(direction)
+
+
+@jax.jit
+@partial(jax.value_and_grad, argnums=0)
+def _probe_loss(flat: Array, x: Array, signs: Array, weights: Array, l2: Array) -> Array:
+    logits = x @ flat[:-1] + flat[-1]
+    return jnp.sum(weights * jax.nn.softplus(-signs * logits)) + l2 * jnp.sum(flat[:-1] ** 2) / 2
+
+
+class Absorption(NamedTuple):
+    """One SAE and one concept; lists have an entry a member. NaN where a member has too few rows or no hole."""
+
+    latent: int  # of the concept
+    precision: float  # of the latent's rows, those of a member
+    hole_rates: Float[np.ndarray, " n_members"]  # P(latent off | member)
+    hole_rate: float  # mean over members, each counting the same
+    absorbed_rates: Float[np.ndarray, " n_members"]  # P(latent off and absorbing latent on | member)
+    absorbed_rate: float
+    absorbers: Int[np.ndarray, " n_members"]  # latent that adds most along the probe in the member's holes; −1: none
+    cosines: Float[np.ndarray, " n_members"]  # of the absorbing latent's decoder with the probe
+    parent_cosine: float  # of the concept's latent's
+
+
+def best_latents(
+    sae: SAE,
+    x: Float[np.ndarray, "rows d_in"],
+    present: Bool[np.ndarray, "rows n_concepts"],
+    chunk: int = 4_096,
+) -> tuple[Int[np.ndarray, " n_concepts"], Float[np.ndarray, " n_concepts"]]:
+    """For each concept the latent whose activation correlates most with its presence, and the correlation."""
+    sums = None
+    for start in range(0, len(x), chunk):
+        part = _products(sae, jnp.asarray(x[start : start + chunk]), jnp.asarray(present[start : start + chunk], float))
+        found = [np.asarray(values, float) for values in part]
+        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+    if sums is None:
+        raise ValueError("x: there are no rows")
+    first, second, along = (values / len(x) for values in sums)
+    share = present.mean(axis=0)
+    variance = second - first**2
+    variance = np.where(variance > ROUNDING * second, variance, 0)  # a latent that is always as much on tells nothing
+    spread = np.sqrt(variance[:, None] * share * (1 - share))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.where(spread > 0, (along - first[:, None] * share) / spread, -np.inf)
+    latent = correlation.argmax(axis=0)
+    return latent, correlation[latent, np.arange(len(latent))]
+
+
+@jax.jit
+def _products(sae: SAE, x: Float[Array, "rows d_in"], present: Float[Array, "rows n_concepts"]) -> tuple[Array, ...]:
+    acts = encode(sae, x)
+    return acts.sum(axis=0), (acts**2).sum(axis=0), acts.T @ present
+
+
+def measure_absorption(
+    sae: SAE,
+    x: Float[np.ndarray, "rows d_in"],
+    members: Members,
+    n_members: int,
+    latent: int,
+    probe: Float[np.ndarray, " d_in"],
+) -> Absorption:
+    """`members` says which member each row is of, or NO_WORD; `latent` is `best_latents`', found on other rows.
+
+    `probe` is `fit_probe`'s. Raises: ValueError if no row is of a member.
+    """
+    if not (members >= 0).any():
+        raise ValueError("members: no row is of a member")
+    acts = _encoded(sae, x[members >= 0])
+    of_member, parent = members[members >= 0], acts[:, latent]
+    size = parent[parent > 0].mean() if (parent > 0).any() else np.inf
+    on = parent > ON_THRESHOLD * size
+    everywhere = _encoded(_latent(sae, latent), x)[:, 0] > ON_THRESHOLD * size
+    W_dec = np.asarray(sae.W_dec, float)
+    along = W_dec @ probe
+    cosine = along / np.maximum(np.linalg.norm(W_dec, axis=1), 1e-12)
+    found = [_member(acts, of_member == m, on, along, latent) for m in range(n_members)]
+    holes, absorbed, absorbers = (np.array(column) for column in zip(*found, strict=True))
+    return Absorption(
+        latent=latent,
+        precision=float((members[everywhere] >= 0).mean()) if everywhere.any() else float("nan"),
+        hole_rates=holes,
+        hole_rate=mean_known(holes),
+        absorbed_rates=absorbed,
+        absorbed_rate=mean_known(absorbed),
+        absorbers=absorbers,
+        cosines=np.where(absorbers >= 0, cosine[absorbers], np.nan),
+        parent_cosine=float(cosine[latent]),
+    )
+
+
+def _member(
+    acts: Float[np.ndarray, "rows n_latents"],
+    rows: Bool[np.ndarray, " rows"],
+    on: Bool[np.ndarray, " rows"],
+    along: Float[np.ndarray, " n_latents"],
+    latent: int,
+) -> tuple[float, float, int]:
+    """Hole rate, absorbed rate and absorbing latent of one member."""
+    if rows.sum() < MIN_ROWS:
+        return float("nan"), float("nan"), -1
+    hole = rows & ~on
+    if not hole.any():
+        return 0.0, 0.0, -1
+    added = acts[hole].mean(axis=0) * along
+    added[latent] = -np.inf
+    absorber = int(added.argmax())
+    if added[absorber] <= 0:
+        return float(hole.sum() / rows.sum()), 0.0, -1
+    return float(hole.sum() / rows.sum()), float((acts[hole, absorber] > 0).sum() / rows.sum()), absorber
+
+
+def _latent(sae: SAE, i: int) -> SAE:
+    threshold = None if sae.threshold is None else sae.threshold[i : i + 1]
+    return SAE(sae.W_enc[:, i : i + 1], sae.b_enc[i : i + 1], sae.W_dec[i : i + 1], sae.b_dec, threshold)
+
+
+def _encoded(sae: SAE, x: Float[np.ndarray, "rows d_in"], chunk: int = 2_048) -> Float[np.ndarray, "rows n_latents"]:
+    """In chunks of one shape, so that concepts with other numbers of rows compile nothing."""
+    padded = np.pad(x, ((0, -len(x) % chunk), (0, 0)))
+    parts = [np.asarray(_encode(sae, jnp.asarray(padded[i : i + chunk]))) for i in range(0, len(padded), chunk)]
+    return np.concatenate(parts)[: len(x)]
+
+
+_encode = jax.jit(encode)

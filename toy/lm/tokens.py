@@ -1,0 +1,174 @@
+"""Tokens: a BPE tokenizer, trained here or read from files, and stories as rows of token ids."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer as Bpe
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from toy.io import writing
+from toy.lm.torch_file import read_torch_file
+
+SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
+TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
+TABLES = ("neo_tok_ids_to_ts.pt", "ts_tok_ids_to_neo.pt")  # of the package tinymodel
+
+
+class Tokenizer(NamedTuple):
+    """A BPE and the ids that mark a story's begin and end, padding, and what the vocabulary lacks.
+
+    With an id table, ids of the BPE are translated to those of a smaller vocabulary (tiny_model's 10,000).
+    """
+
+    bpe: Bpe
+    begin: int
+    end: int
+    pad: int
+    unk: int
+    to_own: Int[np.ndarray, " n_bpe"] | None = None  # of an id of the BPE; `unk` where the smaller vocabulary lacks it
+    to_bpe: Int[np.ndarray, " n_own"] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.bpe.get_vocab_size() if self.to_bpe is None else len(self.to_bpe)
+
+    def encode(self, stories: list[str]) -> list[Int[np.ndarray, " n_tokens"]]:
+        """Ids of each story, without begin and end."""
+        encoded = (np.array(found.ids, np.int32) for found in self.bpe.encode_batch(stories, add_special_tokens=False))
+        return list(encoded) if self.to_own is None else [self.to_own[ids].astype(np.int32) for ids in encoded]
+
+    def decode(self, ids: Int[np.ndarray, " n_tokens"]) -> str:
+        """The text of ids; begin, end and padding are left out."""
+        return "".join(self.pieces()[i] for i in ids)
+
+    def pieces(self) -> list[str]:
+        """The text of each id, with the space before it; of special ones nothing."""
+        special = {self.begin, self.end, self.pad, self.unk}
+        ids = np.arange(self.vocab_size) if self.to_bpe is None else self.to_bpe
+        return ["" if own in special else self.bpe.decode([int(i)]) for own, i in enumerate(ids)]
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides which ids a text has."""
+        tables = b"" if self.to_own is None else np.ascontiguousarray(self.to_own, np.int64).tobytes()
+        special = json.dumps([self.begin, self.end, self.pad, self.unk])
+        return hashlib.sha256(self.bpe.to_str().encode() + special.encode() + tables).hexdigest()
+
+
+def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE: any text has ids, and a frequent word is one of them, with the space before it."""
+    if vocab_size < len(SPECIAL) + 256:
+        raise ValueError(f"vocab_size: must be at least {len(SPECIAL) + 256} (every byte has an id), got {vocab_size}")
+    bpe = Bpe(models.BPE(unk_token=None))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(stories, trainer)
+    return _with_special(bpe)
+
+
+def _with_special(bpe: Bpe) -> Tokenizer:
+    """The special tokens of this project, or GPT-2's one for all."""
+    for names in (SPECIAL, ("<|endoftext|>",) * len(SPECIAL)):
+        begin, end, pad, unk = (bpe.token_to_id(name) for name in names)
+        if begin is not None and end is not None and pad is not None and unk is not None:
+            return Tokenizer(bpe, begin, end, pad, unk)
+    raise ValueError(f"tokenizer: has neither the tokens {', '.join(SPECIAL)} nor <|endoftext|>")
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """`tokenizer.json`, as the library `tokenizers` reads it. Raises: ValueError for one with id tables."""
+    if tokenizer.to_own is not None:
+        raise ValueError("tokenizer: one with id tables is kept as the files it was read from")
+    with writing(folder / "tokenizer.json") as file:
+        file.write(tokenizer.bpe.to_str().encode())
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """`tokenizer.json` of a folder, and tiny_model's id tables where they stand beside it.
+
+    Raises: ValueError naming the file that is missing or wrong.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        bpe = Bpe.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # of the library, of no kind of its own
+        raise ValueError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+    present = [name for name in TABLES if (folder / name).exists()]
+    if not present:
+        return _with_special(bpe)
+    if len(present) < len(TABLES):
+        raise ValueError(f"{folder}: has {present[0]} but not both id tables ({', '.join(TABLES)})")
+    to_own, to_bpe = (np.asarray(_table(folder / name)) for name in TABLES)
+    begin, end, pad, unk = TINY_MODEL_SPECIAL
+    if len(to_bpe) <= max(TINY_MODEL_SPECIAL):
+        raise ValueError(
+            f"{folder / TABLES[1]}: {len(to_bpe)} ids, but special ones go up to {max(TINY_MODEL_SPECIAL)}"
+        )
+    known = np.where(np.isin(np.arange(len(to_own)), to_bpe), to_own, unk)
+    n_beyond = max(0, bpe.get_vocab_size() - len(to_own))  # ids of the BPE that the table does not reach
+    return Tokenizer(bpe, begin, end, pad, unk, np.pad(known, (0, n_beyond), constant_values=unk), to_bpe)
+
+
+def _table(path: Path) -> Int[np.ndarray, " n"]:
+    table = read_torch_file(path)
+    if isinstance(table, dict) or table.ndim != 1 or not np.issubdtype(table.dtype, np.integer):
+        raise ValueError(f"{path}: expected one vector of ids")
+    return table
+
+
+class Rows(NamedTuple):
+    """Stories as rows of equal length: begin, ids, end, then padding. A long story goes on in further rows."""
+
+    ids: Int[np.ndarray, "n_rows context"]
+    length: Int[np.ndarray, " n_rows"]  # of what is not padding
+    document: Int[np.ndarray, " n_rows"]  # which story
+    start: Int[np.ndarray, " n_rows"]  # position in the story, begin included, of the row's first id
+
+    def real(self) -> Bool[np.ndarray, "n_rows context"]:
+        """Where a row holds a token and not padding."""
+        return np.arange(self.ids.shape[1]) < self.length[:, None]
+
+
+def make_rows(stories: list[str], tokenizer: Tokenizer, context: int) -> Rows:
+    """Every token of every story, in order. Raises: ValueError if there is no room for a begin and two ids."""
+    if context < 3:
+        raise ValueError(f"context: must be at least 3, got {context}")
+    ids, length, document, start = [], [], [], []
+    for i, story in enumerate(tokenizer.encode(stories)):
+        whole = np.concatenate([[tokenizer.begin], story, [tokenizer.end]])
+        for first in range(0, len(whole), context):
+            part = whole[first : first + context]
+            ids.append(np.pad(part, (0, context - len(part)), constant_values=tokenizer.pad))
+            length.append(len(part))
+            document.append(i)
+            start.append(first)
+    return Rows(*(np.array(column, np.int32) for column in (ids, length, document, start)))
+
+
+def words(ids: Int[np.ndarray, " n_tokens"], pieces: list[str]) -> Iterator[tuple[int, str]]:
+    """The words of a row, in lower case, each with the place of its last token."""
+    word, last = "", -1
+    for place, i in enumerate(ids):
+        for character in pieces[i]:
+            if character.isalpha():
+                word, last = word + character, place
+            elif word:
+                yield last, word.lower()
+                word = ""
+        if not pieces[i] and word:
+            yield last, word.lower()
+            word = ""
+    if word:
+        yield last, word.lower()
