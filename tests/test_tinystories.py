@@ -85,9 +85,6 @@ def test_the_figures_are_drawn_from_their_records_alone(made, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("what", [("--n-steps", "7"), ("--sparsity", "l1"), ("--seed", "5")])
 def test_what_determines_a_stage_names_it_and_no_other(what, made, monkeypatch):
-    def stages() -> set[str]:
-        return {path.name.partition("-")[0] + path.name for path in made[1].iterdir()}
-
     before = {path.name for path in made[1].iterdir()}
     assert command(monkeypatch, *TINY, *what, "--cache", str(made[1]), "--stage", "saes") == 0
     new = {path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before}
@@ -107,7 +104,7 @@ def test_a_stage_is_made_alone_with_those_before_it(monkeypatch, tmp_path, capsy
 
 def test_a_text_of_ones_own_a_model_of_ones_own_and_concepts_of_ones_own(made, monkeypatch, tmp_path):
     text = tmp_path / "stories.txt"
-    text.write_text("".join(f"{story}\n{END_OF_STORY}\n" for story in make_stories(300, 3)))
+    text.write_text("".join(f"{story}\n{END_OF_STORY}\n" for story in make_stories(1_000, 3)))
     model = next(path for path in made[1].iterdir() if path.name.startswith("model"))
     tokens = next(path for path in made[1].iterdir() if path.name.startswith("tokens"))
     given = (
@@ -121,10 +118,11 @@ def test_a_text_of_ones_own_a_model_of_ones_own_and_concepts_of_ones_own(made, m
         "girls=lily,sue,mia",
     )
     out = tmp_path / "out"
-    assert command(monkeypatch, *TINY, *given, "--cache", str(tmp_path / "cache"), "--out", str(out)) == 0
+    arguments = (*TINY[2:], *given, "--n-stories", "900", "--cache", str(tmp_path / "cache"), "--out", str(out))
+    assert command(monkeypatch, *arguments) == 0
     found = results(out, "tinystories_absorption")
     assert found["concepts"] == {"girls": ["lily", "sue", "mia"]}
-    assert found["tokens"]["stories"] == 300
+    assert found["tokens"]["stories"] == 900
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("model")]
 
 
