@@ -111,8 +111,9 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """The configuration as JSON, with the tree itself in place of the name of its file."""
+    """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
     data = dataclasses.asdict(config)
+    data.pop("cache", None)
     if "tree" in data:
         data["tree"] = tree_to_dict(load_root(config))
     return data
