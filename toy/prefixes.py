@@ -164,13 +164,15 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
         return np.ones(n)
     if n_drawn == 0:
         return np.zeros(n)
-    # Substitute u = v^6: keeps the integrand smooth at u = 0 where it behaves like u^rate with small rates.
     nodes, quadrature = leggauss(400)
     v = (nodes + 1) / 2
     c = n_drawn / rates.sum()  # time scale: about n_drawn clocks have rung by T = c
+    # Substitute u = v^power: keeps the integrand smooth at u = 0 where it behaves like u^rate with small rates.
+    singular = n <= MOST_PAIRS and 6 * rates.min() * c < 1
+    power = min(4 / (rates.min() * c), 60.0) if singular else 6
     probabilities = np.zeros(n)
     for part in np.array_split(np.arange(len(v)), 1 + n * n_drawn * len(v) // 10**7):  # bounds the memory
-        log_u, measure = 6 * np.log(v[part]) * c, quadrature[part] / 2 * 6 * v[part] ** 5
+        log_u, measure = power * np.log(v[part]) * c, quadrature[part] / 2 * power * v[part] ** (power - 1)
         rung = -np.expm1(rates[:, None] * log_u)  # (n, points): P(T_j < T)
         density = rates[:, None] * c * np.exp((rates[:, None] - 1 / c) * log_u)
         before, after = _rung_counts(rung, n_drawn), _rung_counts(rung[::-1], n_drawn)[::-1]
