@@ -361,9 +361,10 @@ def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
     folders = {"tokens": tokens_stage(cfg), "activations": activations_stage(cfg, tokens, chain.lm)}
     if cfg.model is None:
         folders["model"] = model_stage(cfg, tokens, lambda n: None)
-        told = {name: value for name, value in notes(folders["model"]).items() if name not in ("facts", "seconds")}
+        noted = notes(folders["model"])
     else:
-        told = described_once(cfg, chain)
+        noted = notes(described_stage(cfg, chain))
+    told = {name: value for name, value in noted.items() if name not in ("facts", "seconds")}
     sizes = {name: getattr(chain.lm.cfg, name) for name in ("family", "n_layers", "d_model", "n_heads", "vocab_size")}
     stories = load_stories(cfg.corpus, cfg.sizes.n_stories, cfg.seed)
     return {
@@ -373,13 +374,7 @@ def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
     }
 
 
-def described_once(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
-    """`described` of a model that was given, kept as a stage of its own."""
+def described_stage(cfg: LanguageConfig, chain: Chain) -> Path:
+    """`described` of a model that was given."""
     facts = {"tokens": chain.tokens.digest, "model": model_digest(chain.lm), "seed": cfg.seed}
-    return {
-        name: value
-        for name, value in notes(
-            stage(cfg, "given", facts, lambda folder: described(cfg, chain.lm, chain.tokens))
-        ).items()
-        if name not in ("facts", "seconds")
-    }
+    return stage(cfg, "given", facts, lambda folder: described(cfg, chain.lm, chain.tokens))

@@ -19,10 +19,8 @@ from toy.stream import ShardSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 
 KINDS = ("vanilla", "matryoshka")
-SPARSITY_COEF, CONTROL_RATE = (
-    {"log": 0.3, "l1": 3.0},
-    1e-2,
-)  # runs are shorter than the toy's, so the controller of L0 is quicker
+SPARSITY_COEF = {"log": 0.3, "l1": 3.0}  # where the controller of L0 starts
+CONTROL_RATE = 1e-2  # runs are shorter than the toy's, so it is quicker
 
 
 class Group(NamedTuple):
