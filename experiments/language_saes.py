@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.language import Activations, Chain, Counted, LanguageConfig, load_chain, n_layers, notes, stage
+from experiments.language import Activations, Chain, load_chain, n_layers
+from experiments.language_config import LanguageConfig
+from experiments.stages import Counted, notes, stage
 from experiments.study import Progress, lane, make_weighting
 from toy.checkpoint import FileCheckpoint
 from toy.io import load_arrays, save_arrays
@@ -47,18 +49,18 @@ def groups(cfg: LanguageConfig, site: Site) -> list[Group]:
         for width in cfg.reference_widths
     ]
     weightings = {"vanilla": "vanilla", "matryoshka": f"sampled_{cfg.n_prefixes}"}
-    return ladder + [Group(site, kind, cfg.n_latents, weightings[kind], cfg.target_l0) for kind in KINDS]
+    return ladder + [Group(site, kind, cfg.n_latents, weightings[kind], cfg.sizes.target_l0) for kind in KINDS]
 
 
 def train_config(cfg: LanguageConfig, group: Group) -> TrainConfig:
-    return TrainConfig(group.n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
+    return TrainConfig(group.n_latents, n_steps=cfg.sizes.n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
 
 
 def saes_stage(cfg: LanguageConfig, acts: Activations, group: Group, progress: Progress) -> Path:
     """One group; resumed where its training was stopped."""
     train_cfg = train_config(cfg, group)
     facts = {
-        "activations": acts.train.facts,
+        "activations": acts.digest,
         "group": [str(group.site), *group[1:]],
         "training": asdict(train_cfg) | {"activation": "relu"},
         "hypers": [cfg.learning_rate, SPARSITY_COEF[cfg.sparsity], CONTROL_RATE],
@@ -73,7 +75,7 @@ def saes_stage(cfg: LanguageConfig, acts: Activations, group: Group, progress: P
         checkpoint.unlink(missing_ok=True)
         return {"l0_of_training": l0}
 
-    return stage(cfg, "saes", facts, make)
+    return stage(cfg.cache, "saes", facts, ["toy.grid", "toy.stream"], make)
 
 
 def _train(
@@ -105,7 +107,7 @@ def _train(
 def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Progress) -> SiteSAEs:
     found, seconds = {}, 0.0
     for group in groups(cfg, site):
-        counted = Counted(progress, cfg.n_steps)
+        counted = Counted(progress, cfg.sizes.n_steps)
         folder = saes_stage(cfg, acts, group, counted)
         counted.rest()
         saes = SAE(**{name: jnp.asarray(a) for name, a in load_arrays(folder / "saes.safetensors")[0].items()})
@@ -130,7 +132,7 @@ def n_steps(cfg: LanguageConfig) -> int:
     """Of all that the chain trains, for the progress bar."""
     n_groups = len(cfg.reference_widths) + len(KINDS)
     own = cfg.sizes.lm_steps if cfg.model is None else 0
-    return own + len(cfg.locations) * n_layers(cfg) * n_groups * cfg.n_steps
+    return own + len(cfg.locations) * n_layers(cfg) * n_groups * cfg.sizes.n_steps
 
 
 def train_sites(cfg: LanguageConfig, progress: Progress) -> Iterator[tuple[Chain, Site, SiteSAEs]]:

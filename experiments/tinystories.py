@@ -16,17 +16,10 @@ from tqdm import tqdm
 
 from experiments import LANGUAGE_SET
 from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
-from experiments.language import (
-    LanguageConfig,
-    activations_stage,
-    check,
-    load_lm,
-    load_tokens,
-    model_stage,
-    notes,
-    tokens_stage,
-)
+from experiments.language import activations_stage, check, load_lm, load_tokens, model_stage, tokens_stage
+from experiments.language_config import LanguageConfig
 from experiments.language_saes import n_steps, train_sites
+from experiments.stages import notes
 from experiments.study import Progress
 
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]

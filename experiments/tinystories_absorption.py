@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import Chain, LanguageConfig, check, facts_of_model
+from experiments.language import Chain, check, facts_of_model
+from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs, n_steps, train_sites
 from experiments.study import Progress
 from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption
@@ -71,7 +72,7 @@ def of_site(
     acts = chain.acts.valid.activations(str(site))
     x = np.concatenate(list(acts.slices(65_536)))
     probes = [fit_probe(x[::2], of[::2] >= 0) for of in members.values()]
-    middle = cfg.target_l0.index(cfg.reference_l0)
+    middle = cfg.sizes.target_l0.index(cfg.reference_l0)
     found: dict[str, Any] = {}
     for kind in KINDS:
         measured = [[measure(cfg, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import Chain, LanguageConfig, check, facts_of_model
+from experiments.language import Chain, check, facts_of_model
+from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
 from experiments.study import Progress
 from toy.compare import Fit, equivalent_width, measure_fit
@@ -55,7 +56,7 @@ def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> di
         }
     ladder = [[measure_fit(saes.reference[w][s], held_out) for w in cfg.reference_widths] for s in range(cfg.n_seeds)]
     found["reference"] = _of_fits(ladder)
-    middle = cfg.target_l0.index(cfg.reference_l0)
+    middle = cfg.sizes.target_l0.index(cfg.reference_l0)
     found["equivalent_width"] = [
         _equivalent(
             cfg, found["vanilla"]["fvu"][s][middle], found["matryoshka"]["fvu"][s][middle], found["reference"]["fvu"][s]

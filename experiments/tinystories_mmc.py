@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import LanguageConfig, check, facts_of_model
+from experiments.language import check, facts_of_model
+from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
 from experiments.study import Progress
 from toy.compare import concatenate, max_correlation

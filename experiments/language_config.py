@@ -1,0 +1,151 @@
+"""The options of the TinyStories chain, from text to SAEs."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from toy.lm.corpus import CONCEPTS
+from toy.lm.hub import is_hub_name
+from toy.lm.model import LOCATIONS
+from toy.loss import Sparsity
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the text, of the language model that is trained, and of the SAEs' training."""
+
+    n_stories: int | None  # None: all
+    context: int
+    vocab_size: int
+    n_layers: int
+    d_model: int
+    lm_steps: int
+    target_l0: tuple[float, ...]
+    n_steps: int
+
+
+OF_BUILT_IN = Sizes(
+    n_stories=12_000,
+    context=112,
+    vocab_size=640,
+    n_layers=2,
+    d_model=64,
+    lm_steps=500,
+    target_l0=(2.0, 4.0, 8.0),
+    n_steps=2_000,
+)
+OF_OTHERS = Sizes(
+    n_stories=None,
+    context=192,
+    vocab_size=2_048,
+    n_layers=4,
+    d_model=128,
+    lm_steps=700,
+    target_l0=(4.0, 8.0, 16.0),
+    n_steps=1_000,
+)
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """From text to SAEs."""
+
+    corpus: str = BUILT_IN
+    """Stories: built-in, a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a dataset)."""
+    model: str | None = None
+    """A trained model: tiny_model's .pt, a folder of a GPT-Neo or of ours, or hub:OWNER/NAME; default: train one."""
+    tokenizer: Path | None = None
+    """Folder with the tokenizer.json of that model (and tiny_model's id tables); default: where the model is."""
+    n_heads: int | None = None
+    """Attention heads, where a .pt file does not tell."""
+    n_stories: int | None = None
+    """Stories taken; default: 12,000 of the built-in corpus, all of another."""
+    context: int | None = None
+    """Tokens a row; default: 112 for the built-in corpus, else 192."""
+    vocab_size: int | None = None
+    """Of the tokenizer that is trained; default: 640 for the built-in corpus, else 2,048."""
+    n_layers: int | None = None
+    """Of the model that is trained; default: 2 for the built-in corpus, else 4."""
+    d_model: int | None = None
+    """Its width, 32 a head; default: 64 for the built-in corpus, else 128."""
+    lm_steps: int | None = None
+    """Its training steps, of 32 rows; default: 500 for the built-in corpus, else 700."""
+    locations: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
+    """What SAEs are trained on, at every layer; resid_mid is another."""
+    reference_widths: tuple[int, ...] = (20, 60, 200)
+    """Numbers of latents of the reference SAEs, which are vanilla."""
+    n_latents: int = 500
+    """Number of latents of the large SAEs."""
+    target_l0: tuple[float, ...] | None = None
+    """L0 of the large SAEs; reference SAEs have the middle one, at most a quarter of their latents. Default: 2, 4 and 8
+    for the built-in corpus, else 4, 8 and 16."""
+    n_prefixes: int = 10
+    """Prefixes a batch of the Matryoshka SAEs, the full one included."""
+    n_steps: int | None = None
+    """Training steps of every SAE; default: 2,000 for the built-in corpus, else 1,000."""
+    batch_size: int = 512
+    """Tokens a step."""
+    learning_rate: float = 1e-2
+    """Adam's, of the SAEs."""
+    sparsity: Sparsity = "l1"
+    """Penalty of the SAEs' activations: L1, or the post's logarithm."""
+    concepts: tuple[str, ...] = ()
+    """Words of which absorption is measured, as NAME=word,word,...; default: the tree of the built-in corpus."""
+    seed: int = 0
+    """The first seed of the SAEs; the language model takes it, too."""
+    n_seeds: int = 3
+    """Number of seeds: of initialisation and prefixes."""
+    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy"
+    """Folder for what the stages make."""
+
+    def __post_init__(self) -> None:
+        defaults = OF_BUILT_IN if self.corpus == BUILT_IN else OF_OTHERS
+        for field in fields(Sizes):  # filled in, so that a record says what was run
+            if getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, getattr(defaults, field.name))
+        for owner, names in (
+            (self.sizes, ("context", "vocab_size", "n_layers", "d_model", "lm_steps", "n_steps")),
+            (self, ("n_latents", "n_prefixes", "batch_size", "n_seeds")),
+        ):
+            for name in names:
+                if getattr(owner, name) < 1:
+                    raise ValueError(f"{name}: must be at least 1, got {getattr(owner, name)}")
+        if self.n_stories is not None and self.n_stories < 2:
+            raise ValueError(f"n_stories: must be at least 2, got {self.n_stories}")
+        for owner, name in ((self, "locations"), (self, "reference_widths"), (self.sizes, "target_l0")):
+            if not getattr(owner, name):
+                raise ValueError(f"{name}: must have at least one entry")
+        unknown = set(self.locations) - set(LOCATIONS)
+        if unknown:
+            raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {', '.join(sorted(unknown))}")
+        if min(self.reference_widths) < 4 or min(self.sizes.target_l0) <= 0:
+            raise ValueError("reference_widths and target_l0: must be at least 4 and above 0")
+        for text in self.concepts:
+            name, _, words = text.partition("=")
+            if not name or len([word for word in words.split(",") if word]) < 2:
+                raise ValueError(f"concepts: expected NAME=word,word,... with two words at least, got {text!r}")
+        if self.model is not None and not is_hub_name(self.model) and not Path(self.model).exists():
+            raise ValueError(f"model: {self.model} does not exist")
+
+    @property
+    def sizes(self) -> Sizes:
+        """Those given, and the corpus's defaults for the others."""
+        return Sizes(**{field.name: getattr(self, field.name) for field in fields(Sizes)})
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.n_seeds))
+
+    @property
+    def concept_words(self) -> dict[str, tuple[str, ...]]:
+        """By name, broader concepts first."""
+        if not self.concepts:
+            return {concept.name: concept.all_words() for root in CONCEPTS for concept in root.walk()}
+        named = (text.partition("=") for text in self.concepts)
+        return {name: tuple(word.lower() for word in words.split(",") if word) for name, _, words in named}
+
+    @property
+    def reference_l0(self) -> float:
+        return sorted(self.sizes.target_l0)[len(self.sizes.target_l0) // 2]

@@ -1,0 +1,51 @@
+"""Stages of a chain: folders of a cache, each named by a digest of all that determines it, and made only once."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.study import Progress
+from toy.io import load_json, save_json
+from toy.provenance import code_digest
+
+
+def digest_of(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def stage(
+    cache: Path, name: str, facts: dict[str, Any], code: Sequence[str], make: Callable[[Path], dict[str, Any] | None]
+) -> Path:
+    """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
+
+    `facts` are what it is made of, `code` the modules that make it.
+    """
+    facts = {"code": code_digest(*code), **facts}
+    folder = cache / f"{name}-{digest_of(facts)[:16]}"
+    if not (folder / "stage.json").exists():
+        start = time.monotonic()
+        noted = make(folder)
+        save_json(folder / "stage.json", {"facts": facts, "seconds": time.monotonic() - start, **(noted or {})})
+    return folder
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What a stage noted, its seconds among them."""
+    return load_json(folder / "stage.json")
+
+
+class Counted:
+    """Tells of steps as they are done, and `rest` of those that were in the cache already."""
+
+    def __init__(self, progress: Progress, n_steps: int) -> None:
+        self._progress, self._left = progress, n_steps
+
+    def __call__(self, n: int) -> None:
+        self._left -= n
+        self._progress(n)
+
+    def rest(self) -> None:
+        self._progress(self._left)
