@@ -1,9 +1,10 @@
-"""What tests kill with SIGKILL: `python tests/killed.py train|store FOLDER`, started by other tests."""
+"""What tests kill with SIGKILL: `python tests/killed.py train|long|store FOLDER`, started by other tests."""
 
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from toy.train import Hypers, TrainConfig, train
 
 CFG = TrainConfig(20, n_steps=60, batch_size=24, n_lr_warmup_steps=10, reinit_every=10)
 KEY, HYPERS, CHUNK = jax.random.key(0), Hypers(sampled(20), target_l0=2.0), 7
+LONG, SHORT_CHUNK = replace(CFG, n_steps=1_200), 2
 FACTS, N_SHARDS = {"model": "m"}, 6
 
 
@@ -39,6 +41,12 @@ def train_and_die(folder: Path) -> None:
     )
 
 
+def train_long(folder: Path) -> None:
+    """Saved after every chunk, which takes about as long as the chunk; tells each, so that a kill can be aimed."""
+    kept = FileCheckpoint(folder / "run", every_s=0)
+    train(KEY, stream(), HYPERS, cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept, progress=lambda n: print(n, flush=True))
+
+
 def make_shard(i: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(i)
     columns = {name: rng.integers(0, 9, 50 + i).astype(np.int32) for name in ("token", "document", "position")}
@@ -56,4 +64,4 @@ def export_slowly(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"train": train_and_die, "store": export_slowly}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train_and_die, "long": train_long, "store": export_slowly}[sys.argv[1]](Path(sys.argv[2]))

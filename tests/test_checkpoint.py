@@ -1,6 +1,7 @@
 """A run that was stopped at any moment goes on to the same end, bit for bit; another run's file is refused."""
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from killed import CFG, CHUNK, HYPERS, KEY, stream
+from killed import CFG, CHUNK, HYPERS, KEY, LONG, SHORT_CHUNK, stream
 from test_shard import mesh_of_two, start
 from test_train import SHARED, equal, tree_source
 
@@ -69,6 +70,25 @@ def test_a_process_that_was_killed_goes_on_in_another(tmp_path: Path) -> None:
     resumed = one(stream(), checkpoint=FileCheckpoint(tmp_path / "run"), progress=told.append)
     assert told[0] == 21
     assert equal(resumed, one(stream()))
+
+
+def test_a_training_killed_at_random_moments_ends_as_the_whole_bit_for_bit(tmp_path: Path) -> None:
+    rng, done = np.random.default_rng(), []
+    for _ in range(5):
+        process = start("killed.py", "long", str(tmp_path))
+        assert process.stdout is not None
+        done.append(int(process.stdout.readline()))  # what the checkpoint had, or the first chunk
+        for _ in range(rng.integers(20)):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.01))
+        process.kill()
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, f"it ended before the kill, after {done}"
+    assert done == sorted(done)  # no kill takes back what was saved before it
+    kept = FileCheckpoint(tmp_path / "run")
+    assert equal(
+        one(stream(), cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept), one(stream(), cfg=LONG, chunk=SHORT_CHUNK)
+    )
 
 
 def test_a_finished_run_is_only_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import LANGUAGE_SET, cli, language, language_saes, tinystories
+from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories
 from toy.lm.corpus import make_stories
 from toy.lm.text import END_OF_STORY
 
@@ -89,6 +89,13 @@ def test_what_determines_a_stage_names_it_and_no_other(what, made, monkeypatch):
     assert command(monkeypatch, *TINY, *what, "--cache", str(made[1]), "--stage", "saes") == 0
     new = {path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before}
     assert new == ({"saes"} if what[0] != "--seed" else {"tokens", "model", "activations", "saes"})
+
+
+def test_a_stage_is_made_anew_once_its_code_has_changed(made, monkeypatch):
+    before = {path.name for path in made[1].iterdir()}
+    monkeypatch.setattr(stages, "code_digest", lambda *modules: f"another of {modules}")
+    assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--stage", "tokens") == 0
+    assert [path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before] == ["tokens"]
 
 
 def test_a_stage_is_made_alone_with_those_before_it(monkeypatch, tmp_path, capsys):
