@@ -85,5 +85,7 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
     n_latents = hypers.prefixes.n_latents
     if n_latents != cfg.n_latents:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
+    if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
+        raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
     if isinstance(cfg.activation, ReLU) and hypers.target_l0 is None:
         raise ValueError("hypers.target_l0: a ReLU SAE needs the L0 that its sparsity coefficient is controlled to")

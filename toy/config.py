@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from toy.loss import Form, Sparsity, choose_form, needs_order
 from toy.prefixes import Weighting
@@ -87,3 +87,4 @@ class Hypers(NamedTuple):
     control_rate: Number = 3e-4  # per step; 0 keeps the coefficient fixed
     reinit_below: Number = 0.3  # of the median contribution; 0 turns re-initialisation off
     aux_coef: Number = 1 / 32  # of the AuxK loss (Gao et al.)
+    n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on

@@ -203,7 +203,8 @@ def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:
     if not isinstance(weighting, SampledPrefixes):
         return jax.tree.map(jnp.asarray, weighting)
     n_latents, n_shorter = weighting.n_latents, weighting.weights.shape[0] - 1
-    clocks = jax.random.exponential(key, weighting.rates.shape) / weighting.rates
+    rates = jnp.asarray(weighting.rates)
+    clocks = jnp.where(rates > 0, jax.random.exponential(key, rates.shape) / rates, jnp.inf)  # 0 rings never: padding
     if n_latents <= MOST_PAIRS:
         earlier = jnp.sum(clocks[None, :] < clocks[:, None], axis=1)
         weights = jnp.append(weighting.weights, 0.0)  # of the full prefix, of those drawn in turn, of the others

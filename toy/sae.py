@@ -64,10 +64,13 @@ class SAE(NamedTuple):
 
 
 def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
-    """Encoder N(0, 1/d_in); decoder the encoder's directions at norm 0.1; biases 0 (reference code)."""
-    W_enc = jax.random.normal(key, (d_in, n_latents)) / jnp.sqrt(d_in)
-    W_dec = 0.1 * (W_enc / jnp.linalg.norm(W_enc, axis=0)).T
-    return SAE(W_enc, jnp.zeros(n_latents), W_dec, jnp.zeros(d_in))
+    """Encoder N(0, 1/d_in); decoder the encoder's directions at norm 0.1; biases 0 (reference code).
+
+    A latent's weights do not depend on how many there are.
+    """
+    rows = jax.random.normal(key, (n_latents, d_in)) / jnp.sqrt(d_in)
+    W_dec = 0.1 * rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return SAE(rows.T, jnp.zeros(n_latents), W_dec, jnp.zeros(d_in))
 
 
 def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:

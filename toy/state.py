@@ -39,6 +39,8 @@ class Metrics(NamedTuple):
 def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig) -> TrainState:
     key_sae, key_steps = jax.random.split(key)
     sae = init_sae(key_sae, d_in, cfg.n_latents)
+    if hypers.n_latents is not None:  # with no encoder a latent is never on, and gets no gradient
+        sae = sae._replace(W_enc=jnp.where(jnp.arange(cfg.n_latents) < hypers.n_latents, sae.W_enc, 0))
     return TrainState(
         step=jnp.int32(0),
         key=key_steps,

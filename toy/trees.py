@@ -58,6 +58,48 @@ def scale_children(root: Node, ratio: float) -> Node:
 
 
 @dataclass(frozen=True)
+class RegularTree:
+    """Trees in which every node that has children has as many, beside lone features; the defaults are the reference.
+
+    `depth` counts the levels below a root, which is a feature itself. With all nodes expanded there are
+    (branching^(depth + 1) − 1) / (branching − 1) features a root, 1,555 for 6 and 4; with one, 1 + branching · depth.
+    """
+
+    n_roots: int = 3
+    root_prob: float = 0.15
+    branching: int = 3
+    depth: int = 1
+    edge_prob: float = 0.2
+    exclusive: bool = True  # children of one node
+    expanded: int | None = None  # how many children of a node have children themselves; None: all
+    n_lone: int = 8
+    lone_prob: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_roots", 1), ("branching", 1), ("depth", 0), ("n_lone", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        for name in ("root_prob", "edge_prob", "lone_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1]")
+        if self.expanded is not None and self.expanded < 1:
+            raise ValueError(f"expanded: must be at least 1, got {self.expanded}")
+
+
+def regular_tree(spec: RegularTree) -> Node:
+    """Not every one can be built: exclusive children's probabilities may sum over 1."""
+    n_expanded = spec.branching if spec.expanded is None else spec.expanded
+
+    def grow(level: int, prob: float) -> Node:
+        n_children = spec.branching if level < spec.depth else 0
+        levels = (level + 1 if i < n_expanded else spec.depth for i in range(n_children))
+        return Node(prob, tuple(grow(below, spec.edge_prob) for below in levels), exclusive=spec.exclusive)
+
+    lone = (Node(spec.lone_prob) for _ in range(spec.n_lone))
+    return forest(*(grow(0, spec.root_prob) for _ in range(spec.n_roots)), *lone)
+
+
+@dataclass(frozen=True)
 class RandomTree:
     """What `random_tree` draws from. Ranges are inclusive; `depth` counts the levels of features."""
 

@@ -54,22 +54,34 @@ def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
 def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
     key_data, key_rows = jax.random.split(step_keys(state)[2])
     x = draw_batch(source, key_data, cfg.batch_size, state.step)
-    return reinit_weak(key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg)
+    return reinit_weak(
+        key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg, n_latents=hypers.n_latents
+    )
 
 
 def reinit_weak(
-    key: Key[Array, ""], state: TrainState, x: Float[Array, "batch d_in"], below: Number, *, cfg: TrainConfig
+    key: Key[Array, ""],
+    state: TrainState,
+    x: Float[Array, "batch d_in"],
+    below: Number,
+    *,
+    cfg: TrainConfig,
+    n_latents: Int[Array, ""] | int | None = None,
 ) -> TrainState:
     """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
 
     At most the weakest MOST_RESTARTS: each is to rebuild all of a residual, and many at once overshoot it. Samples are
     drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the second stay, so that
-    Adam does not leap.
+    Adam does not leap. Of padded latents the first `n_latents` are counted and started anew.
     """
-    sae = state.sae
-    weak = state.contribution < below * jnp.median(state.contribution)
-    if weak.shape[0] > MOST_RESTARTS:
-        weak &= ranks(state.contribution) >= weak.shape[0] - MOST_RESTARTS
+    sae, place = state.sae, jnp.arange(cfg.n_latents)
+    n = cfg.n_latents if n_latents is None else n_latents
+    contribution = jnp.where(place < n, state.contribution, jnp.inf)
+    ordered = jnp.sort(contribution)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    weak = contribution < below * median
+    if cfg.n_latents > MOST_RESTARTS:
+        weak &= ranks(state.contribution) >= n - MOST_RESTARTS
     residual = x - reconstruct(sae, x, cfg.activation, cfg.loss_form)
     log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
     d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]
