@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import jax
 import matplotlib
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from experiments.study import load_root
@@ -135,8 +136,12 @@ def load_record(path: Path) -> dict[str, Any]:
 def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
     """The figure of a record as PNG."""
     matplotlib.use("Agg")
+    return as_png(module.plot(record))
+
+
+def as_png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    module.plot(record).savefig(image, format="png", dpi=200, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
     return image.getvalue()
 
 

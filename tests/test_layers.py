@@ -32,7 +32,7 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
     **{file: {"toy.train", "toy.grid", "toy.step", "toy.upkeep", "toy.loss"} for file in sorted(LM)},
     "toy/metrics.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
 }
-MAY_OPEN = {"toy/io.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
+MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
 MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokens", "torch_file", "weights")}
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}

@@ -354,3 +354,4 @@ def test_the_share_of_the_loss_that_is_recovered() -> None:
     assert SplicedLoss(2.0, 6.0, 6.0, 5.0).recovered() == 0
     assert SplicedLoss(2.0, 3.0, 6.0, 5.0).recovered() == pytest.approx(0.75)
     assert SplicedLoss(2.0, 8.0, 6.0, 5.0).recovered() == pytest.approx(-0.5)
+    assert np.isnan([SplicedLoss(2.0, 3.0, zero, 5.0).recovered() for zero in (2.0, 1.9)]).all()

@@ -83,7 +83,7 @@ def test_the_figures_are_drawn_from_their_records_alone(made, monkeypatch, tmp_p
         assert cli.draw(module, record) == (made[0] / f"{name}.png").read_bytes()
 
 
-@pytest.mark.parametrize("what", [("--n-steps", "7"), ("--sparsity", "l1"), ("--seed", "5")])
+@pytest.mark.parametrize("what", [("--n-steps", "7"), ("--sparsity", "log"), ("--seed", "5")])
 def test_what_determines_a_stage_names_it_and_no_other(what, made, monkeypatch):
     before = {path.name for path in made[1].iterdir()}
     assert command(monkeypatch, *TINY, *what, "--cache", str(made[1]), "--stage", "saes") == 0

@@ -47,7 +47,8 @@ def wide(activation: Activation = RELU, **fields: Any) -> TrainConfig:
 
 
 def hypers(weighting: Weighting | None = None, **fields: Any) -> Hypers:
-    h = Hypers(sampled(N, 5) if weighting is None else weighting, **({"target_l0": 4.0} | fields))
+    given: dict[str, Any] = {"target_l0": 4.0} | fields
+    h = Hypers(sampled(N, 5) if weighting is None else weighting, **given)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if np.ndim(leaf) == 0 else None), h)
 
 

@@ -44,7 +44,7 @@ def train_grid(
     if isinstance(source, Stream) and in_axes[0] is not None:
         raise ValueError("in_axes: a stream is shared by all lanes: its entry must be None")
     n_lanes, n_devices = keys.shape[0], jax.local_device_count()
-    mesh = jax.make_mesh((n_devices,), ("lanes",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
+    mesh = lane_mesh()
     place = partial(_place, n_lanes=n_lanes, mesh=mesh)
     facts = None
     if checkpoint is not None:
@@ -67,6 +67,12 @@ def train_grid(
     state = jax.device_put(state, jax.local_devices()[0])
     state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
     return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)
+
+
+def lane_mesh() -> Mesh:
+    """The local devices in a row."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -> PyTree:
@@ -99,7 +105,7 @@ def _has_lanes(axes: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis is not None, part), axes, tree, is_leaf=_is_none)
 
 
-def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
+def lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
     """`function` of every lane, each device taking its share of them.
 
     Small SAEs are batched. At width a lane's products are large enough alone, and batching would turn slices at a
@@ -109,8 +115,8 @@ def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, ou
     def specs(axes: PyTree) -> PyTree:
         return jax.tree.map(lambda axis: PartitionSpec() if axis is None else _LANES, axes, is_leaf=_is_none)
 
-    lanewise = jax.vmap if cfg.loss_form == "gram" else _in_turn
-    mapped = lanewise(function, in_axes, out_axes)
+    each = jax.vmap if cfg.loss_form == "gram" else _in_turn
+    mapped = each(function, in_axes, out_axes)
     return jax.shard_map(mapped, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
 
 
@@ -138,7 +144,7 @@ def _init_grid(
     keys: Key[Array, " lanes"], hypers: Hypers, *, d_in: int, cfg: TrainConfig, in_axes: Any, mesh: Mesh
 ) -> TrainState:
     init = partial(init_state, d_in=d_in, cfg=cfg)
-    return _lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
+    return lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
 
 
 @partial(jax.jit, static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
@@ -153,4 +159,4 @@ def _advance_grid(
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     move = partial(many_steps, cfg=cfg)
-    return _lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)
+    return lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)

@@ -261,14 +261,17 @@ def evaluate(
     tree: Tree,
     features: Float[Array | np.ndarray, "rows n_features"],
     activation: Activation = RELU,
+    *,
+    acts: Float[Array | np.ndarray, "rows n_latents"] | None = None,
 ) -> Evaluation:
     """Measure an SAE on `features`, a batch of the tree such as `sample_features` gives (held out: use a new key).
 
-    `activation` is TopK's for such an SAE; a BatchTopK SAE is measured with its threshold.
+    `activation` is TopK's for such an SAE; a BatchTopK SAE is measured with its threshold. `acts` are those of the
+    rows, where they are known.
     """
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
     x, present = features @ W_feat, features > 0
-    acts = np.asarray(encode(sae, jnp.asarray(x), activation), float)
+    acts = np.asarray(encode(sae, jnp.asarray(x), activation) if acts is None else acts, float)
     W_dec, b_dec = np.asarray(sae.W_dec, float), np.asarray(sae.b_dec, float)
     recon = acts @ W_dec + b_dec
     match = match_features(W_dec, W_feat)

@@ -1,9 +1,9 @@
 """Files of the Hugging Face hub, asked for by name: `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`. An extra: `hub`."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
+
+from toy.extras import optional
 
 PREFIX = "hub:"
 
@@ -25,7 +25,7 @@ def fetch(name: str, file: str, kind: Literal["model", "dataset"] = "model") -> 
 
     Raises: ValueError in one line if the extra is missing, or the file cannot be had.
     """
-    hub = extra("huggingface_hub", f"{PREFIX}{name}")
+    hub = optional("huggingface_hub", "hub", f"{PREFIX}{name}")
     try:
         return Path(hub.hf_hub_download(name, file, repo_type=kind))
     except Exception as error:  # of many kinds: no network, no such repository, no such file, no permission
@@ -37,21 +37,11 @@ def fetch_stories(name: str) -> Path | list[str]:
     repository, file = split_name(name)
     if file is not None:
         return fetch(repository, file, "dataset")
-    datasets = extra("datasets", name)
+    datasets = optional("datasets", "hub", name)
     try:
         return list(datasets.load_dataset(repository, split="train")["text"])
     except Exception as error:
         raise ValueError(f"{name}: cannot be fetched: {_first_line(error)}") from None
-
-
-def extra(module: str, wanted_for: str) -> ModuleType:
-    """An optional package. Raises: ValueError naming the extra that brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(
-            f"{wanted_for}: needs the package {module}; install the extra: pip install -e '.[hub]'"
-        ) from None
 
 
 def _first_line(error: Exception) -> str:

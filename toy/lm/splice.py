@@ -24,8 +24,12 @@ class SplicedLoss(NamedTuple):
     mean: float  # of the activations at that site
 
     def recovered(self) -> float:
-        """(zero − reconstruction) / (zero − original): 1 is a lossless SAE, 0 one as bad as zeros."""
-        return (self.zero - self.reconstruction) / (self.zero - self.original)
+        """(zero − reconstruction) / (zero − original): 1 is a lossless SAE, 0 one as bad as zeros.
+
+        NaN where zeros cost nothing, so that there is nothing to recover.
+        """
+        cost = self.zero - self.original
+        return (self.zero - self.reconstruction) / cost if cost > 0 else float("nan")
 
 
 def spliced_loss(

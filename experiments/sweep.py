@@ -1,0 +1,171 @@
+"""Run a sweep: a YAML or JSON file that names axes (of trees, objectives, hyperparameters, seeds) and their values.
+
+Every finished cell is a row of --store, which survives a kill at any moment; started again, only what is missing runs.
+Command: python -m experiments.sweep experiments/sweeps/branching.yaml; --dry-run says what it would do. Then
+python -m experiments.sweep_report STORE draws it. --engine ray or slurm runs the same file on a cluster.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from tqdm import tqdm
+
+from experiments.cli import clean_exit, parse
+from toy.extras import optional
+from toy.io import load_tree
+from toy.sweep.cell import as_data, cell_key
+from toy.sweep.drive import Done, Plan, make_plan, run_plan, stub_cells
+from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
+from toy.sweep.lanes import code_version, run_cells
+from toy.sweep.spec import Sweep, parse_sweep
+from toy.sweep.store import SweepStore, open_sweep_store
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
+STUB = "stub"  # in place of the code's version
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which sweep, where its rows are kept, and who runs it."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The sweep, as YAML or JSON; experiments/sweeps/ has examples."""
+    store: Path | None = None
+    """SQLite file of its rows; default: NAME.sqlite in the user's cache."""
+    dry_run: bool = False
+    """Say which cells and programs there are and about how long they take, and stop."""
+    cell: str | None = None
+    """Run only the cell with this key (or the start of one) and print its row; nothing is stored."""
+    retry: bool = False
+    """Run cells that failed once more."""
+    extend: bool = False
+    """Let a store of another sweep have this one's rows, too: for more seeds or values."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """This process, a Ray cluster, or Slurm; the last two need the extra `cluster`."""
+    ray_address: str | None = None
+    """A running cluster's ("auto" finds it); default: one is started on this machine."""
+    cpus: float = 1
+    """CPU cores of a Ray task or Slurm job."""
+    gpus: float = 0
+    """GPUs of a Ray task or Slurm job."""
+    slurm_cluster: Literal["slurm", "local"] = "slurm"
+    """local runs Slurm's jobs as processes of this machine, to try a file out."""
+    slurm_partition: str | None = None
+    """Slurm's partition; default: the cluster's own."""
+    slurm_minutes: int = 60
+    """Time limit of a Slurm job, which is one group of cells."""
+    slurm_jobs: int = 100
+    """Jobs in the queue at a time."""
+    stub: bool = False
+    """Store zeros and train nothing, to see what planning, scheduling and storing take; needs a --store of its own."""
+
+
+def main() -> None:
+    with clean_exit():
+        options = parse(Options, prog="python -m experiments.sweep", description=__doc__)
+        if options.stub and options.store is None:
+            raise ValueError("--stub: give a --store for its zeros, so that nobody takes them for results")
+        sweep = read_sweep(options.file)
+        code = STUB if options.stub else code_version()
+        if options.cell is not None:
+            print(json.dumps(one_cell(sweep, options.cell, code), indent=1))
+            return
+        path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
+        engine = make_engine(options, path)
+        if options.dry_run:
+            finished = open_sweep_store(path).finished(failed=not options.retry) if path.exists() else set()
+            print("\n".join(describe(make_plan(sweep, finished, code), engine)))
+            return
+        notes = {"file": options.file.name if options.file.is_absolute() else options.file.as_posix()}
+        store = open_sweep_store(path, {"sweep": sweep.as_data()}, notes=notes, extend=options.extend)
+        plan = make_plan(sweep, store.finished(failed=not options.retry), code)
+        print("\n".join(describe(plan, engine)), file=sys.stderr)
+        run(sweep, plan, store, engine, options)
+        rows = [row for row in store.rows() if row.code == code]
+        n_failed = sum(row.error is not None for row in rows)
+        print(f"{sweep.name}: {len(rows):,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Raises: ValueError naming the file and what is wrong in it."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    try:
+        return parse_sweep(data, lambda tree: load_tree(path.parent / tree), name=path.stem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def make_engine(options: Options, store: Path) -> Engine:
+    """Raises: ValueError if what the engine needs is not installed."""
+    if options.engine == "local":
+        return LocalEngine()
+    optional({"ray": "ray", "slurm": "submitit"}[options.engine], "cluster", f"--engine {options.engine}")
+    if options.engine == "ray":
+        return RayEngine(options.ray_address, options.cpus, options.gpus)
+    parameters: dict[str, Any] = {"timeout_min": options.slurm_minutes}
+    if options.slurm_cluster == "slurm":
+        parameters |= {"cpus_per_task": int(options.cpus), "gpus_per_node": int(options.gpus)}
+    if options.slurm_partition is not None:
+        parameters["slurm_partition"] = options.slurm_partition
+    return SlurmEngine(store.parent / f"{store.stem}.jobs", options.slurm_cluster, options.slurm_jobs, parameters)
+
+
+def describe(plan: Plan, engine: Engine) -> list[str]:
+    lines = [
+        f"{plan.n_cells:,} cells: {plan.n_finished:,} finished, {plan.n_missing:,} to train in {len(plan.groups)} "
+        f"compiled programs, {len(plan.impossible):,} impossible; about {_minutes(plan)} on two CPU cores"
+    ]
+    for program, places in plan.groups.items():
+        lines.append(
+            f"  {len(places):,} cells of up to {program.shape.n_features} features and {program.cfg.n_latents} latents "
+            f"in {program.d_in} dimensions, {program.n_lanes * engine.n_devices} at a time"
+        )
+    lines += [f"  impossible: {error}" for error in sorted({error for _, error in plan.impossible})[:5]]
+    return lines
+
+
+def _minutes(plan: Plan) -> str:
+    minutes = (plan.cost + 10 * len(plan.groups)) / 60
+    return f"{minutes:.0f} minutes" if minutes >= 1 else "a minute"
+
+
+def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Options) -> None:
+    told = {"cells": 0, "failed": 0}
+    form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=plan.cost, desc=sweep.name, bar_format=form, disable=None, leave=False) as bar:
+
+        def progress(done: Done) -> None:
+            told["cells"] += done.n_rows
+            told["failed"] += done.n_failed
+            bar.set_postfix_str(f"{told['cells']:,} cells, {told['failed']:,} failed", refresh=False)
+            bar.update(done.cost)
+
+        what = stub_cells if options.stub else run_cells
+        run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
+
+
+def one_cell(sweep: Sweep, key: str, code: str) -> dict[str, Any]:
+    """Raises: ValueError if not one cell has such a key."""
+    cells = {cell_key(cell, code): cell for cell in sweep.cells()}
+    found = [known for known in cells if known.startswith(key)]
+    if len(found) != 1:
+        told = f"{len(found)} cells have such a key" if found else "no cell has that key"
+        raise ValueError(f"--cell {key}: {told}; keys are of sweep and code, which is version {code} here")
+    cell = cells[found[0]]
+    (row,) = run_cells([cell], sweep.metrics)
+    return {"key": found[0], "cell": as_data(cell), "metrics": row.metrics, "error": row.error}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

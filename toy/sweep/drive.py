@@ -1,0 +1,158 @@
+"""From a sweep and a store to the rows that are missing: planned, grouped by program, run, kept."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from toy.sweep.cell import Cell, cell_key
+from toy.sweep.engines import Engine
+from toy.sweep.lanes import FACTS, Row, code_version, run_cells
+from toy.sweep.program import Program, program_of
+from toy.sweep.spec import Sweep
+from toy.sweep.store import SweepStore
+
+MOST_ROWS = 1_000  # of impossible cells, written at once
+MOST_TOLD = 500  # characters of an error that are kept
+Run = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
+
+
+class Plan(NamedTuple):
+    """What is left to do."""
+
+    code: str
+    n_cells: int  # different ones
+    n_finished: int
+    groups: dict[Program, list[int]]  # places of cells in the sweep
+    impossible: list[tuple[int, str]]  # and why
+
+    @property
+    def n_missing(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+    @property
+    def cost(self) -> float:
+        """In seconds on two CPU cores, roughly."""
+        return sum(program.cost * len(places) for program, places in self.groups.items())
+
+
+class Group(NamedTuple):
+    """Cells of one program, as many as its lanes at the most; what a worker is sent."""
+
+    keys: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    def part(self, places: slice) -> "Group":
+        return Group(self.keys[places], self.cells[places])
+
+
+class Done(NamedTuple):
+    """Told after every group, and of the impossible cells at the start."""
+
+    n_rows: int
+    n_failed: int
+    cost: float
+
+
+def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), code: str | None = None) -> Plan:
+    """Cells without a row by program, the longest first. Memory: a few hundred bytes a cell."""
+    code = code_version() if code is None else code
+    groups: dict[Program, list[int]] = {}
+    impossible, seen = [], set()
+    for place, cell in enumerate(sweep.cells()):
+        key = cell_key(cell, code)
+        if key in seen:
+            continue
+        seen.add(key)
+        if key in finished:
+            continue
+        try:
+            groups.setdefault(program_of(cell), []).append(place)
+        except ValueError as error:
+            impossible.append((place, str(error)))
+    ordered = dict(sorted(groups.items(), key=lambda item: -item[0].cost))
+    return Plan(code, len(seen), len(seen & finished), ordered, impossible)
+
+
+def run_plan(
+    sweep: Sweep,
+    plan: Plan,
+    store: SweepStore,
+    engine: Engine,
+    *,
+    progress: Callable[[Done], Any] | None = None,
+    run: Run = run_cells,
+    retry: bool = False,
+) -> None:
+    """Run what has no row in the store (with `retry` also what failed).
+
+    A group that fails is halved until the cell at fault stands alone; that one gets a row with its error. Groups are
+    taken from a random place on, and what another driver has finished meanwhile is left out.
+    """
+    code = plan.code
+    tell = (lambda done: None) if progress is None else progress
+    for i in range(0, len(plan.impossible), MOST_ROWS):
+        part = plan.impossible[i : i + MOST_ROWS]
+        store.add(code, [(cell_key(sweep.cell(place), code), Row(None, error, 0.0)) for place, error in part])
+        tell(Done(len(part), len(part), 0.0))
+    function = partial(_rows_of, run=run, metrics=sweep.metrics, code=code)
+    groups: Iterable[Group] = _missing(_groups(sweep, plan, engine.n_devices), store, retry, tell)
+    while groups:
+        failed: list[Group] = []
+        for group, answer in engine.run(function, groups):
+            if isinstance(answer, Exception) and len(group.cells) > 1:
+                failed += _halves(group)
+                continue
+            rows = [Row(None, _told(answer), 0.0)] if isinstance(answer, Exception) else answer
+            store.add(code, zip(group.keys, rows, strict=True))
+            tell(Done(len(rows), sum(row.error is not None for row in rows), _cost(group)))
+        groups = failed
+
+
+def _groups(sweep: Sweep, plan: Plan, n_devices: int) -> Iterator[Group]:
+    starts = [
+        (program, first)
+        for program, places in plan.groups.items()
+        for first in range(0, len(places), program.n_lanes * n_devices)
+    ]
+    turn = random.randrange(len(starts)) if starts else 0  # two drivers begin far from each other
+    for program, first in starts[turn:] + starts[:turn]:
+        cells = [sweep.cell(i) for i in plan.groups[program][first : first + program.n_lanes * n_devices]]
+        yield Group(tuple(cell_key(cell, plan.code) for cell in cells), tuple(cells))
+
+
+def _missing(groups: Iterable[Group], store: SweepStore, retry: bool, tell: Callable[[Done], Any]) -> Iterator[Group]:
+    """The groups without the cells that are finished by now."""
+    for group in groups:
+        there = store.finished_of(group.keys, failed=not retry)
+        left = [(key, cell) for key, cell in zip(*group, strict=True) if key not in there]
+        if there:
+            tell(Done(len(there), 0, _cost(group) * len(there) / len(group.keys)))
+        if left:
+            yield Group(*map(tuple, zip(*left, strict=True)))
+
+
+def _halves(group: Group) -> list[Group]:
+    middle = len(group.cells) // 2
+    return [group.part(slice(middle)), group.part(slice(middle, None))]
+
+
+def _cost(group: Group) -> float:
+    return program_of(group.cells[0]).cost * len(group.cells)
+
+
+def _rows_of(group: Group, *, run: Run, metrics: Sequence[str], code: str) -> list[Row]:
+    """What a worker does."""
+    if run is run_cells and code_version() != code:
+        raise RuntimeError(f"this worker has code of version {code_version()}, the driver {code}: install the same")
+    return run(group.cells, metrics)
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:MOST_TOLD]
+
+
+def stub_cells(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+    """Rows of cells that nobody trained: to see what planning, scheduling and storing take."""
+    return [Row(dict.fromkeys((*FACTS, *metrics), 0.0), None, 0.0) for _ in cells]

@@ -1,0 +1,183 @@
+"""Training and measuring cells of one program, each in a lane of it."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from toy.advance import many_steps
+from toy.config import Hypers
+from toy.dictionary import make_directions
+from toy.grid import lane_mesh, lanewise
+from toy.metrics import Evaluation, Mixing, evaluate
+from toy.padding import pad_tree, pad_weighting
+from toy.provenance import code_digest
+from toy.sae import SAE, encode
+from toy.source import TreeSource
+from toy.state import init_state, trained_sae
+from toy.sweep.cell import Cell, built, make_weighting, n_latents, target_l0
+from toy.sweep.program import Program, program_of
+from toy.tree import sample_features
+
+OF_EVALUATION = (
+    *("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
+    *("firing_accuracy", "firing_precision", "firing_recall"),
+)
+FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
+METRICS = (*OF_EVALUATION, *Mixing._fields)
+EVALUATION_STREAM = 1  # folded into the seed's key: held-out rows
+
+
+class Row(NamedTuple):
+    """What became of a cell."""
+
+    metrics: dict[str, float | None] | None  # None: it failed
+    error: str | None
+    seconds: float  # its share of its group's
+
+
+class Lanes(NamedTuple):
+    """A cell each, padded to the program's shapes."""
+
+    seed: Int[Array, "*lanes"]
+    source: TreeSource
+    hypers: Hypers
+
+
+class Outcome(NamedTuple):
+    sae: SAE
+    features: Float[Array, "lanes rows n_features"]  # held out
+    acts: Float[Array, "lanes rows n_latents"]
+
+
+def code_version() -> str:
+    """Of all that a cell's numbers follow from."""
+    return code_digest("toy.sweep.lanes")[:16]
+
+
+def run_cells(cells: Sequence[Cell], metrics: Sequence[str] = METRICS) -> list[Row]:
+    """Train and measure cells of one program, at most `n_lanes` a local device, all at the same time.
+
+    A cell whose numbers are not finite has a row with an error; what goes wrong otherwise is raised.
+    """
+    start = time.monotonic()
+    program, mesh = program_of(cells[0]), lane_mesh()
+    n_lanes = program.n_lanes * mesh.size
+    if len(cells) > n_lanes:
+        raise ValueError(f"cells: {len(cells)} do not fit into {n_lanes} lanes")
+    for cell in cells:
+        if program_of(cell) != program:
+            raise ValueError(f"cells: of different programs: {program_of(cell)} and {program}")
+    filled = [*cells, *[cells[-1]] * (n_lanes - len(cells))]
+    lanes = make_lanes(filled, program)
+    outcome = jax.device_get(_run(lanes, program=program, mesh=mesh))
+    measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
+    share = (time.monotonic() - start) / len(cells)
+    kept = (*FACTS, *metrics)
+    return [
+        Row(None, found, share) if isinstance(found, str) else Row({name: found[name] for name in kept}, None, share)
+        for found in measured
+    ]
+
+
+def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
+
+    def column(name: str) -> Float[Array, " lanes"]:
+        return jnp.asarray([getattr(cell.training, name) for cell in cells], jnp.float32)
+
+    hypers = Hypers(
+        prefixes=_stacked([_weighting(cell, program) for cell in cells]),
+        target_l0=jnp.asarray([target_l0(cell) for cell in cells], jnp.float32),
+        learning_rate=column("learning_rate"),
+        b1=column("b1"),
+        b2=column("b2"),
+        clip_norm=column("clip_norm"),
+        sparsity_coef=column("sparsity_coef"),
+        control_rate=column("control_rate"),
+        reinit_below=column("reinit_below"),
+        aux_coef=jnp.asarray(np.zeros(len(cells), np.float32)),
+        n_latents=jnp.asarray([n_latents(cell) for cell in cells], jnp.int32),
+    )
+    trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
+    return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
+
+
+def _weighting(cell: Cell, program: Program) -> Any:
+    weighting = make_weighting(cell.training.objective, n_latents(cell))
+    padded = pad_weighting(weighting, program.cfg.n_latents, program.n_prefixes)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), padded)
+
+
+def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "lanes n_features d_in"]:
+    """0 for features that are padding. Orthogonal ones do not depend on how many there are, superposed ones do."""
+    keys = _direction_keys(_seeds(cells))
+    n_features, d_in = min(program.shape.n_features, program.d_in), program.d_in
+    norm_stds = {cell.training.norm_std for cell in cells if cell.training.max_cosine is None}
+    orthogonal = {std: np.asarray(make_directions(keys, n_features, d_in, norm_std=std)) for std in norm_stds}
+    W_feat = np.zeros((len(cells), program.shape.n_features, d_in), np.float32)
+    for i, cell in enumerate(cells):
+        n, training = built(cell.tree).tree.n_features, cell.training
+        if training.max_cosine is None:
+            W_feat[i, :n] = orthogonal[training.norm_std][i, :n]
+        else:
+            given = {"max_cosine": training.max_cosine, "norm_std": training.norm_std}
+            W_feat[i, :n] = np.asarray(make_directions(keys[i : i + 1], n, d_in, **given))[0]
+    return W_feat
+
+
+@jax.jit
+def _direction_keys(seeds: Int[Array, " lanes"]) -> Key[Array, " lanes"]:
+    return jax.vmap(lambda seed: _keys(seed)[0])(seeds)
+
+
+def _keys(seed: Int[Array, ""]) -> tuple[Key[Array, ""], ...]:
+    """Of the directions, the training and the held-out rows."""
+    key = jax.random.key(seed)
+    return (*jax.random.split(key), jax.random.fold_in(key, EVALUATION_STREAM))
+
+
+def _seeds(cells: Sequence[Cell]) -> Int[Array, " lanes"]:
+    return jnp.asarray([cell.training.seed for cell in cells], jnp.uint32)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
+@partial(jax.jit, static_argnames=("program", "mesh"))
+def _run(lanes: Lanes, *, program: Program, mesh: Mesh) -> Outcome:
+    """All of the training in one program: what is compiled for a sweep is this, once a program."""
+
+    def one(lane: Lanes) -> Outcome:
+        cfg, (tree, W_feat) = program.cfg, lane.source
+        _, key_training, key_held_out = _keys(lane.seed)
+        state = init_state(key_training, lane.hypers, d_in=program.d_in, cfg=cfg)
+        state, _ = many_steps(state, lane.source, lane.hypers, cfg.n_steps, cfg=cfg)
+        sae = trained_sae(state)
+        features = sample_features(key_held_out, tree, program.n_eval_rows)
+        return Outcome(sae, features, encode(sae, features @ W_feat))
+
+    return lanewise(one, program.cfg, mesh, (0,), 0)(lanes)
+
+
+def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:
+    """All of METRICS and FACTS; what is wrong where a number is not finite."""
+    (_, source, _), (sae, features, acts) = lane
+    tree, n, m = built(cell.tree).tree, built(cell.tree).tree.n_features, n_latents(cell)
+    sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec)
+    if not all(np.isfinite(leaf).all() for leaf in sae if leaf is not None):
+        return "the SAE's parameters are not finite: its training diverged; lower learning_rate"
+    found = evaluate(sae, source.W_feat[:n], tree, features[:, :n], acts=acts[:, :m])
+    return _flat(found) | {"n_features": n, "n_latents": m, "target_l0": target_l0(cell)}
+
+
+def _flat(found: Evaluation) -> dict[str, float | None]:
+    """Numbers alone; None for what is not known, such as the holes of a tree without edges."""
+    values = {name: float(getattr(found, name)) for name in OF_EVALUATION} | found.mixing._asdict()
+    return {name: None if np.isnan(value) else value for name, value in values.items()}

@@ -1,0 +1,184 @@
+"""Where a sweep's rows are kept: one SQLite file, written a group of cells at a time, whole or not at all.
+
+SQLite since rows come a few at a time and from more than one process: a transaction survives a kill at any moment,
+a primary key keeps a cell from being stored twice, and Python has it. Parquet would need a file a group, or rewriting.
+Only drivers write, never workers, so the file may be anywhere that locks work (not on NFS).
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toy.sweep.lanes import Row
+
+_FORMAT = "matryoshka toy sweep 1"
+_TABLES = """
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE cells (
+    key TEXT PRIMARY KEY,
+    code TEXT NOT NULL,
+    metrics TEXT,
+    error TEXT,
+    seconds REAL NOT NULL,
+    finished REAL NOT NULL
+);
+"""
+_ADD = """
+INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    metrics = excluded.metrics, error = excluded.error, seconds = excluded.seconds, finished = excluded.finished
+WHERE cells.error IS NOT NULL AND excluded.error IS NULL
+"""
+_BUSY_S = 60.0
+_MOST_ASKED = 500  # keys a query
+
+
+class SweepStoreError(ValueError):
+    """What is wrong with which file, and what to do."""
+
+
+class Stored(NamedTuple):
+    """A row as it is kept."""
+
+    key: str
+    code: str  # version of the code that made it
+    metrics: dict[str, float | None] | None
+    error: str | None
+    seconds: float
+
+
+class SweepStore:
+    """Rows are only ever added; what was there already stays. Several drivers may write at the same time."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection = path, connection
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SweepStoreError(f"{self.path}: {error}") from None
+
+    def about(self) -> dict[str, Any]:
+        with self._told():
+            return {name: json.loads(value) for name, value in self._connection.execute("SELECT * FROM about")}
+
+    def finished(self, *, failed: bool = True) -> set[str]:
+        """Keys of the cells that have a row; without `failed` of those that went well."""
+        with self._told():
+            where = "" if failed else " WHERE error IS NULL"
+            return {key for (key,) in self._connection.execute(f"SELECT key FROM cells{where}")}
+
+    def finished_of(self, keys: Sequence[str], *, failed: bool = True) -> set[str]:
+        """Those of the keys that `finished` has."""
+        found: set[str] = set()
+        with self._told():
+            for i in range(0, len(keys), _MOST_ASKED):
+                part = keys[i : i + _MOST_ASKED]
+                asked = f"SELECT key FROM cells WHERE key IN ({','.join('?' * len(part))})"
+                asked += "" if failed else " AND error IS NULL"
+                found |= {key for (key,) in self._connection.execute(asked, part)}
+        return found
+
+    def add(self, code: str, rows: Iterable[tuple[str, Row]]) -> int:
+        """(key, row) of some cells in one transaction; how many were not there yet.
+
+        A row that went well takes the place of one that failed, and of no other.
+        """
+        values = [
+            (key, code, None if row.metrics is None else json.dumps(row.metrics), row.error, row.seconds, time.time())
+            for key, row in rows
+        ]
+        with self._told(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")  # waits its turn now, not when it is halfway
+            before = self._connection.total_changes
+            self._connection.executemany(_ADD, values)
+            return self._connection.total_changes - before
+
+    def rows(self) -> Iterator[Stored]:
+        """In the order of their keys, the same however they came to be there."""
+        with self._told():
+            asked = "SELECT key, code, metrics, error, seconds FROM cells ORDER BY key"
+            for key, code, metrics, error, seconds in self._connection.execute(asked):
+                yield Stored(key, code, None if metrics is None else json.loads(metrics), error, seconds)
+
+    def codes(self) -> list[str]:
+        """Versions of the code that rows are of, the latest first."""
+        with self._told():
+            asked = "SELECT code FROM cells GROUP BY code ORDER BY max(finished) DESC"
+            return [code for (code,) in self._connection.execute(asked)]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def open_sweep_store(
+    path: Path, about: dict[str, Any] | None = None, *, notes: dict[str, Any] | None = None, extend: bool = False
+) -> SweepStore:
+    """The store at `path`. With `about` (what its rows are of) it is made if there is none, and refused if another's.
+
+    To `extend` it is to have it be of `about` from now on; its rows stay. `notes` are kept beside, and may differ.
+
+    Raises: SweepStoreError naming the file.
+    """
+    if about is None and not path.is_file():
+        raise SweepStoreError(f"{path}: there is no such store; run the sweep first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        store = SweepStore(path, connection)
+        _begin(store, connection, about, notes or {}, extend)
+    except (sqlite3.Error, OSError) as error:
+        why = (
+            "is no store of a sweep"
+            if isinstance(error, sqlite3.DatabaseError) and path.is_file()
+            else "cannot be written"
+        )
+        raise SweepStoreError(f"{path}: {why} ({error}): give another --store") from None
+    return store
+
+
+def _begin(
+    store: SweepStore, connection: sqlite3.Connection, about: dict[str, Any] | None, notes: dict[str, Any], extend: bool
+) -> None:
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("BEGIN IMMEDIATE")  # fails here if the file cannot be written
+        try:
+            tables = {name for (name,) in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables and about is not None:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    cursor.execute(statement)
+                told = {"format": _FORMAT, **about}
+                cursor.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in told.items()])
+            elif not {"about", "cells"} <= tables:
+                raise SweepStoreError(f"{store.path}: is no store of a sweep: give another --store")
+            cursor.execute("COMMIT")
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+    theirs = store.about()
+    if theirs.get("format") != _FORMAT:
+        raise SweepStoreError(f"{store.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
+    for name, value in json.loads(json.dumps(about or {})).items():
+        if theirs.get(name) != value and not extend:
+            difference = _difference(name, theirs.get(name), value)
+            raise SweepStoreError(
+                f"{store.path}: holds another sweep: {difference}: give another --store, or --extend this one"
+            )
+    told = {**(about or {}), **notes}
+    connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in told.items()])
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """Where two values differ, as deep inside as it is one place."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in [*ours, *theirs]:
+            if theirs.get(key) != ours.get(key):
+                return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
+    return f"{name} is {json.dumps(theirs)} there and {json.dumps(ours)} here"
