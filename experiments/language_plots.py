@@ -32,14 +32,15 @@ def grid_shape(n_sites: int) -> tuple[int, int]:
     return -(-n_sites // columns), columns
 
 
-def site_axes(figure: Any, sites: list[str], *, same_y: bool = True) -> list[Axes]:
-    """One panel a site, with the same x axis; those that are left over are taken away."""
+def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str = "") -> list[Axes]:
+    """One panel a site, with the same x axis; those that are left over are taken away. The first has the letter."""
     rows, columns = grid_shape(len(sites))
     panels = figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).ravel()
     for ax in panels[len(sites) :]:
         ax.remove()
-    for ax, site in zip(panels, sites, strict=False):
-        ax.set_title(title(site), fontsize=7.5)
+    for i, (ax, site) in enumerate(zip(panels, sites, strict=False)):
+        told = f"{letter}  {title(site)}" if letter and i == 0 else title(site)
+        ax.set_title(told, fontsize=7.5 if columns <= 3 else 5.8)
     return list(panels[: len(sites)])
 
 

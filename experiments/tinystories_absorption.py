@@ -124,7 +124,7 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(3.2 + (0.5 + 0.105 * len(concepts)) * rows) as figure:
         parts = figure.add_gridspec(2, 1, height_ratios=[(0.5 + 0.105 * len(concepts)) * rows, 2.4])
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
-        panels = lp.site_axes(top, list(sites))
+        panels = lp.site_axes(top, list(sites), letter="a")
         for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
             for kind in KINDS:
                 values = np.array(site[kind]["hole_rate"], float)[:, j]  # [seed, concept]
@@ -135,7 +135,6 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
-        panels[0].set_title("a  " + panels[0].get_title(loc="left"), fontsize=7.5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
         by_l0, members = bottom.subplots(1, 2, width_ratios=[1, 1.7])
         _plot_by_l0(by_l0, record)

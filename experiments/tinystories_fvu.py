@@ -100,7 +100,7 @@ def summary(record: dict[str, Any]) -> list[str]:
                 parts.append(f"{kind} FVU {of['fvu']:.4f} at L0 {of['l0']:.2f}, loss recovered {recovered:.3f}")
             lines.append(f"{site}, target L0 {l0:g}: " + "; ".join(parts))
         known = [share for share in found["equivalent_width"] if share is not None and not np.isnan(share)]
-        text = f"{np.mean(known):.2f} ({len(known)} seeds)" if known else "outside of the widths trained"
+        text = f"{np.mean(known):.2f} ({len(known)} seeds)" if known else "not defined"
         lines.append(f"{site}: equivalent vanilla width over its own: {text}")
     return lines
 
@@ -111,7 +111,7 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(3.3 + 1.75 * rows) as figure:
         parts = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows, 2.2])
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
-        panels = lp.site_axes(top, list(sites), same_y=False)
+        panels = lp.site_axes(top, list(sites), same_y=False, letter="a")
         for ax, site in zip(panels, sites.values(), strict=True):
             for kind in KINDS:
                 _fvu_line(ax, site[kind], kind)
@@ -120,7 +120,6 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
         lp.legend(panels[0])
-        panels[0].set_title("a  " + panels[0].get_title(loc="left"), fontsize=7.5)
         top.supylabel("FVU", fontsize=8)
         top.supxlabel("L0 (log scale)", fontsize=8)
         _plot_bottom(bottom, record)

@@ -143,3 +143,8 @@ def test_the_equivalent_width_of_a_given_sae_is_its_own_and_lies_between_its_nei
     assert [equivalent_width(fvu, widths, fvus) for fvu in fvus] == pytest.approx(widths)
     assert equivalent_width(0.25, widths, fvus) == pytest.approx(400)
     assert np.isnan(equivalent_width(0.5, [100], [0.5]))
+
+
+def test_no_width_is_equivalent_where_a_wider_sae_is_no_better() -> None:
+    for fvus in ([0.3, 0.4, 0.1], [0.5, 0.2, 0.2], [0.1, 0.2, 0.4]):
+        assert np.isnan(equivalent_width(0.25, [100, 200, 800], fvus))

@@ -88,6 +88,7 @@ def test_a_padded_weighting_weighs_latents_alike(name: str, more: int) -> None:
     weighting = WEIGHTINGS[name](12)
     padded = pad_weighting(weighting, 12 + more)
     own = jax.tree.map(jnp.asarray, weighting)
+    assert isinstance(padded, prefixes.FixedWeights)
     np.testing.assert_allclose(inclusion(padded, jnp.arange(12 + more))[:12], inclusion(own, jnp.arange(12)), rtol=1e-6)
     np.testing.assert_allclose(inclusion(padded, jnp.arange(12 + more))[12:], 0, atol=1e-7)
 
