@@ -80,12 +80,12 @@ def main() -> None:
         engine = make_engine(options, path)
         if options.dry_run:
             finished = open_sweep_store(path).finished(failed=not options.retry) if path.exists() else set()
-            print("\n".join(describe(make_plan(sweep, finished, code), engine)))
+            print("\n".join(describe(make_plan(sweep, finished, code))))
             return
         notes = {"file": options.file.name if options.file.is_absolute() else options.file.as_posix()}
         store = open_sweep_store(path, {"sweep": sweep.as_data()}, notes=notes, extend=options.extend)
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
-        print("\n".join(describe(plan, engine)), file=sys.stderr)
+        print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
         rows = [row for row in store.rows() if row.code == code]
         n_failed = sum(row.error is not None for row in rows)
@@ -121,7 +121,7 @@ def make_engine(options: Options, store: Path) -> Engine:
     return SlurmEngine(store.parent / f"{store.stem}.jobs", options.slurm_cluster, options.slurm_jobs, parameters)
 
 
-def describe(plan: Plan, engine: Engine) -> list[str]:
+def describe(plan: Plan) -> list[str]:
     lines = [
         f"{plan.n_cells:,} cells: {plan.n_finished:,} finished, {plan.n_missing:,} to train in {len(plan.groups)} "
         f"compiled programs, {len(plan.impossible):,} impossible; about {_minutes(plan)} on two CPU cores"
@@ -129,7 +129,7 @@ def describe(plan: Plan, engine: Engine) -> list[str]:
     for program, places in plan.groups.items():
         lines.append(
             f"  {len(places):,} cells of up to {program.shape.n_features} features and {program.cfg.n_latents} latents "
-            f"in {program.d_in} dimensions, {program.n_lanes * engine.n_devices} at a time"
+            f"in {program.d_in} dimensions, {program.n_lanes} at a time on a device"
         )
     lines += [f"  impossible: {error}" for error in sorted({error for _, error in plan.impossible})[:5]]
     return lines

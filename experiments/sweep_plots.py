@@ -101,7 +101,8 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str) -> Figure
         figure.supxlabel(x.replace("_", " "), fontsize=8)
         figure.supylabel(y.replace("_", " "), fontsize=8)
         n_seeds = len(np.unique(table.seeds))
-        figure.suptitle(f"{title_of(metric)}: {_meaning(metric, n_seeds)}", fontsize=7.5, x=0.01, ha="left")
+        told = f"{title_of(metric)}: {_meaning(metric, n_seeds)}"
+        figure.suptitle(textwrap.fill(told, 120), fontsize=7.5, x=0.01, ha="left")
     return figure
 
 

@@ -1,20 +1,30 @@
-"""What tests kill with SIGKILL: `python tests/killed.py train|long|store FOLDER`, started by other tests."""
+"""What tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests."""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import ray
 
 from toy.checkpoint import FileCheckpoint
 from toy.matrix import Activations
+from toy.node import Node
 from toy.prefixes import sampled
 from toy.store import write_store
 from toy.stream import ShardSource
+from toy.sweep import program
+from toy.sweep.cell import Cell
+from toy.sweep.drive import make_plan, run_plan
+from toy.sweep.engines import LocalEngine, RayEngine
+from toy.sweep.lanes import Row, run_cells
+from toy.sweep.spec import Sweep, parse_sweep
+from toy.sweep.store import open_sweep_store
 from toy.train import Hypers, TrainConfig, train
 
 CFG = TrainConfig(20, n_steps=60, batch_size=24, n_lr_warmup_steps=10, reinit_every=10)
@@ -63,5 +73,74 @@ def export_slowly(folder: Path) -> None:
     write_store(folder, FACTS, N_SHARDS, slowly)
 
 
+AXES = {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": {"range": [0, 4]}}
+TINY = {"n_roots": 1, "n_lone": 2, "n_steps": 60, "batch_size": 16, "n_eval_rows": 50}
+
+
+def small_sweep() -> Sweep:
+    """32 cells, 8 of them impossible, 3 groups where a group has up to 8."""
+    return parse_sweep({"name": "small", "axes": AXES, "fixed": TINY}, lambda name: Node(1.0))
+
+
+def few_lanes() -> None:
+    """Groups of few cells, so that there are many."""
+    program.MOST_LANES = int(os.environ.get("LANES", "2"))
+
+
+def sweep_slowly(folder: Path) -> None:
+    """Tells when it trains, and after each group; killed between, in a group or while rows are written."""
+    few_lanes()
+    sweep = small_sweep()
+    store = open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+    plan = make_plan(sweep, store.finished())
+    print(plan.n_missing, flush=True)
+    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: print(done.n_rows, flush=True))
+
+
+def run_few(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+    """As `run_cells`, in a worker that has not heard of `few_lanes`."""
+    few_lanes()
+    return run_cells(cells, metrics)
+
+
+def run_and_die_once(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+    """As `run_cells`, but the first process that gets here is killed; others raise for cells of the seed BROKEN."""
+    mark = Path(os.environ["DIED"])
+    try:
+        mark.touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    except FileExistsError:
+        pass
+    broken = os.environ.get("BROKEN")
+    if any(str(cell.training.seed) == broken for cell in cells):
+        raise RuntimeError(f"seed {broken} is not to be had")
+    return run_few(cells, metrics)
+
+
+def sweep_on_ray(folder: Path) -> None:
+    """A cluster of two workers on this machine; with DIED set, one of them is killed."""
+    few_lanes()
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment |= {name: os.environ[name] for name in ("DIED", "BROKEN") if name in os.environ}
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"env_vars": environment},
+    )
+    sweep = small_sweep()
+    store = open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+    run_plan(sweep, make_plan(sweep), store, RayEngine(), run=run_and_die_once if "DIED" in os.environ else run_few)
+    ray.shutdown()
+
+
 if __name__ == "__main__":
-    {"train": train_and_die, "long": train_long, "store": export_slowly}[sys.argv[1]](Path(sys.argv[2]))
+    what = {
+        "train": train_and_die,
+        "long": train_long,
+        "store": export_slowly,
+        "sweep": sweep_slowly,
+        "ray": sweep_on_ray,
+    }
+    what[sys.argv[1]](Path(sys.argv[2]))

@@ -148,9 +148,9 @@ def _products(reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activ
 def equivalent_width(fvu: float, widths: Sequence[int], fvus: Sequence[float]) -> float:
     """The number of latents at which vanilla SAEs reach `fvu`: linear in log width between the two widths around it.
 
-    NaN where `fvu` is outside of what the given SAEs reach, and where one of them is no better than a narrower one: then
-    more than one width is equivalent. Source: the post's "comparable to a vanilla SAE 0.4x their size"; all SAEs are to
-    have the same L0.
+    NaN where `fvu` is outside of what the given SAEs reach, and where one of them is no better than a narrower one:
+    then more than one width is equivalent. Source: the post's "comparable to a vanilla SAE 0.4x their size"; all SAEs
+    are to have the same L0.
     """
     order = np.argsort(widths)
     logs, errors = np.log(np.asarray(widths, float)[order]), np.asarray(fvus, float)[order]

@@ -44,7 +44,7 @@ def train_grid(
     if isinstance(source, Stream) and in_axes[0] is not None:
         raise ValueError("in_axes: a stream is shared by all lanes: its entry must be None")
     n_lanes, n_devices = keys.shape[0], jax.local_device_count()
-    mesh = lane_mesh()
+    mesh = jax.make_mesh((n_devices,), ("lanes",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
     place = partial(_place, n_lanes=n_lanes, mesh=mesh)
     facts = None
     if checkpoint is not None:
@@ -67,12 +67,6 @@ def train_grid(
     state = jax.device_put(state, jax.local_devices()[0])
     state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
     return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)
-
-
-def lane_mesh() -> Mesh:
-    """The local devices in a row."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -> PyTree:
@@ -105,19 +99,23 @@ def _has_lanes(axes: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis is not None, part), axes, tree, is_leaf=_is_none)
 
 
-def lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
-    """`function` of every lane, each device taking its share of them.
-
-    Small SAEs are batched. At width a lane's products are large enough alone, and batching would turn slices at a
-    lane's own bounds into gathers; so a device takes its lanes one after the other.
-    """
+def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
+    """`function` of every lane, each device taking its share of them."""
 
     def specs(axes: PyTree) -> PyTree:
         return jax.tree.map(lambda axis: PartitionSpec() if axis is None else _LANES, axes, is_leaf=_is_none)
 
-    each = jax.vmap if cfg.loss_form == "gram" else _in_turn
-    mapped = each(function, in_axes, out_axes)
+    mapped = each_lane(function, cfg, in_axes, out_axes)
     return jax.shard_map(mapped, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
+
+
+def each_lane(function: Callable, cfg: TrainConfig, in_axes: Any, out_axes: Any) -> Callable:
+    """`function` of every lane, on one device.
+
+    Small SAEs are batched. At width a lane's products are large enough alone, and batching would turn slices at a
+    lane's own bounds into gathers; so a device takes its lanes one after the other.
+    """
+    return (jax.vmap if cfg.loss_form == "gram" else _in_turn)(function, in_axes, out_axes)
 
 
 def _in_turn(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
@@ -144,7 +142,7 @@ def _init_grid(
     keys: Key[Array, " lanes"], hypers: Hypers, *, d_in: int, cfg: TrainConfig, in_axes: Any, mesh: Mesh
 ) -> TrainState:
     init = partial(init_state, d_in=d_in, cfg=cfg)
-    return lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
+    return _lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
 
 
 @partial(jax.jit, static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
@@ -159,4 +157,4 @@ def _advance_grid(
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     move = partial(many_steps, cfg=cfg)
-    return lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)
+    return _lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)

@@ -6,6 +6,7 @@ algorithm the loss takes. Vanilla is `full`.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -164,7 +165,7 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
         return np.ones(n)
     if n_drawn == 0:
         return np.zeros(n)
-    nodes, quadrature = leggauss(400)
+    nodes, quadrature = _quadrature()
     v = (nodes + 1) / 2
     c = n_drawn / rates.sum()  # time scale: about n_drawn clocks have rung by T = c
     # Substitute u = v^power: keeps the integrand smooth at u = 0 where it behaves like u^rate with small rates.
@@ -181,6 +182,11 @@ def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Flo
         )  # P(m before + rest after < n_drawn)
         probabilities += (fewer * density) @ measure
     return probabilities
+
+
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    return leggauss(400)  # takes half a second
 
 
 def _rung_counts(rung: Float[np.ndarray, "n points"], n_drawn: int) -> Float[np.ndarray, "n n_drawn points"]:

@@ -76,8 +76,9 @@ class Cell(NamedTuple):
     training: Training
 
 
+@lru_cache(1_024)
 def make_weighting(objective: str, n_latents: int) -> Weighting:
-    """Raises: ValueError if there is no such objective."""
+    """Arrays of the host. Raises: ValueError if there is no such objective."""
     kind, _, number = objective.partition("_")
     try:
         if objective == "vanilla":

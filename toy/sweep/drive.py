@@ -96,7 +96,7 @@ def run_plan(
         store.add(code, [(cell_key(sweep.cell(place), code), Row(None, error, 0.0)) for place, error in part])
         tell(Done(len(part), len(part), 0.0))
     function = partial(_rows_of, run=run, metrics=sweep.metrics, code=code)
-    groups: Iterable[Group] = _missing(_groups(sweep, plan, engine.n_devices), store, retry, tell)
+    groups: Iterable[Group] = _missing(_groups(sweep, plan), store, retry, tell)
     while groups:
         failed: list[Group] = []
         for group, answer in engine.run(function, groups):
@@ -109,15 +109,13 @@ def run_plan(
         groups = failed
 
 
-def _groups(sweep: Sweep, plan: Plan, n_devices: int) -> Iterator[Group]:
+def _groups(sweep: Sweep, plan: Plan) -> Iterator[Group]:
     starts = [
-        (program, first)
-        for program, places in plan.groups.items()
-        for first in range(0, len(places), program.n_lanes * n_devices)
+        (program, first) for program, places in plan.groups.items() for first in range(0, len(places), program.n_lanes)
     ]
     turn = random.randrange(len(starts)) if starts else 0  # two drivers begin far from each other
     for program, first in starts[turn:] + starts[:turn]:
-        cells = [sweep.cell(i) for i in plan.groups[program][first : first + program.n_lanes * n_devices]]
+        cells = [sweep.cell(i) for i in plan.groups[program][first : first + program.n_lanes]]
         yield Group(tuple(cell_key(cell, plan.code) for cell in cells), tuple(cells))
 
 

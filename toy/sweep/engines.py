@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -15,12 +17,8 @@ Answer = TypeVar("Answer")
 MOST_ATTEMPTS = 3  # of a task whose worker died
 
 
+@runtime_checkable
 class Engine(Protocol):
-    @property
-    def n_devices(self) -> int:
-        """Of one worker: each takes a share of a group's lanes."""
-        ...
-
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Each task with `function(task)`, or the exception that it raised, as they are done.
 
@@ -31,18 +29,32 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """In this process, a group after the other over all local devices."""
-
-    @property
-    def n_devices(self) -> int:
-        return jax.local_device_count()
+    """In this process: a group at a time on each local device, in a thread of its own."""
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        for task in tasks:
-            yield task, answer_of(function, task)
+        free = jax.local_devices()
+
+        def call(task: Any, device: Any) -> Any:
+            with jax.default_device(device):
+                return answer_of(function, task)
+
+        running: dict[Future[Any], tuple[Any, Any]] = {}
+        source = iter(tasks)
+        with ThreadPoolExecutor(len(free)) as threads:
+            while True:
+                for task in islice(source, len(free)):
+                    device = free.pop()
+                    running[threads.submit(call, task, device)] = task, device
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    task, device = running.pop(done)
+                    free.append(device)
+                    yield task, done.result()
 
 
 def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Exception:
+    """What workers do: an error of the task is an answer, and only the loss of a worker is none."""
     try:
         return function(task)
     except Exception as error:
@@ -59,13 +71,16 @@ class RayEngine:
     address: str | None = None  # of a running cluster; None: start one on this machine
     cpus: float = 1  # a task
     gpus: float = 0
-    n_devices: int = 1
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         ray = optional("ray", "cluster", "the Ray engine")
         if not ray.is_initialized():
             ray.init(self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MOST_ATTEMPTS - 1)(function)
+
+        def call(task: Any) -> Any:
+            return answer_of(function, task)
+
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MOST_ATTEMPTS - 1)(call)
         window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1) // max(self.cpus, 1e-9)))
         waiting: dict[Any, Any] = {}
         source = iter(tasks)
@@ -91,7 +106,6 @@ class SlurmEngine:
     cluster: str = "slurm"
     most_jobs: int = 100
     parameters: dict[str, Any] = field(default_factory=dict)  # submitit's: timeout_min, slurm_partition, …
-    n_devices: int = 1
     poll_s: float = 1.0
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -104,7 +118,7 @@ class SlurmEngine:
         source = iter(tasks)
         while True:
             for task in source:
-                running.append((executor.submit(function, task), task, 1))
+                running.append((executor.submit(answer_of, function, task), task, 1))
                 if len(running) >= self.most_jobs:
                     break
             if not running:
@@ -116,7 +130,7 @@ class SlurmEngine:
                     continue
                 answer = answer_of(lambda job: job.result(), job)
                 if isinstance(answer, died) and attempt < MOST_ATTEMPTS:
-                    still.append((executor.submit(function, task), task, attempt + 1))
+                    still.append((executor.submit(answer_of, function, task), task, attempt + 1))
                 else:
                     yield task, answer
             if len(still) == len(running):

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from toy.advance import many_steps
 from toy.config import Hypers
 from toy.dictionary import make_directions
-from toy.grid import lane_mesh, lanewise
+from toy.grid import each_lane
 from toy.metrics import Evaluation, Mixing, evaluate
 from toy.padding import pad_tree, pad_weighting
 from toy.provenance import code_digest
@@ -45,7 +44,7 @@ class Row(NamedTuple):
 class Lanes(NamedTuple):
     """A cell each, padded to the program's shapes."""
 
-    seed: Int[Array, "*lanes"]
+    seed: UInt32[Array, "*lanes"]
     source: TreeSource
     hypers: Hypers
 
@@ -62,21 +61,20 @@ def code_version() -> str:
 
 
 def run_cells(cells: Sequence[Cell], metrics: Sequence[str] = METRICS) -> list[Row]:
-    """Train and measure cells of one program, at most `n_lanes` a local device, all at the same time.
+    """Train and measure cells of one program, `n_lanes` at the most, on the default device, all at the same time.
 
     A cell whose numbers are not finite has a row with an error; what goes wrong otherwise is raised.
     """
     start = time.monotonic()
-    program, mesh = program_of(cells[0]), lane_mesh()
-    n_lanes = program.n_lanes * mesh.size
-    if len(cells) > n_lanes:
-        raise ValueError(f"cells: {len(cells)} do not fit into {n_lanes} lanes")
+    program = program_of(cells[0])
+    if len(cells) > program.n_lanes:
+        raise ValueError(f"cells: {len(cells)} do not fit into {program.n_lanes} lanes")
     for cell in cells:
         if program_of(cell) != program:
             raise ValueError(f"cells: of different programs: {program_of(cell)} and {program}")
-    filled = [*cells, *[cells[-1]] * (n_lanes - len(cells))]
+    filled = [*cells, *[cells[-1]] * (program.n_lanes - len(cells))]
     lanes = make_lanes(filled, program)
-    outcome = jax.device_get(_run(lanes, program=program, mesh=mesh))
+    outcome = jax.device_get(_run(lanes, program=program))
     measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
     share = (time.monotonic() - start) / len(cells)
     kept = (*FACTS, *metrics)
@@ -120,29 +118,33 @@ def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "l
     n_features, d_in = min(program.shape.n_features, program.d_in), program.d_in
     norm_stds = {cell.training.norm_std for cell in cells if cell.training.max_cosine is None}
     orthogonal = {std: np.asarray(make_directions(keys, n_features, d_in, norm_std=std)) for std in norm_stds}
+    superposed: dict[tuple, np.ndarray] = {}
     W_feat = np.zeros((len(cells), program.shape.n_features, d_in), np.float32)
     for i, cell in enumerate(cells):
         n, training = built(cell.tree).tree.n_features, cell.training
         if training.max_cosine is None:
             W_feat[i, :n] = orthogonal[training.norm_std][i, :n]
-        else:
+            continue
+        of = (training.seed, n, training.max_cosine, training.norm_std)
+        if of not in superposed:
             given = {"max_cosine": training.max_cosine, "norm_std": training.norm_std}
-            W_feat[i, :n] = np.asarray(make_directions(keys[i : i + 1], n, d_in, **given))[0]
+            superposed[of] = np.asarray(make_directions(keys[i : i + 1], n, d_in, **given))[0]
+        W_feat[i, :n] = superposed[of]
     return W_feat
 
 
 @jax.jit
-def _direction_keys(seeds: Int[Array, " lanes"]) -> Key[Array, " lanes"]:
+def _direction_keys(seeds: UInt32[Array, " lanes"]) -> Key[Array, " lanes"]:
     return jax.vmap(lambda seed: _keys(seed)[0])(seeds)
 
 
-def _keys(seed: Int[Array, ""]) -> tuple[Key[Array, ""], ...]:
+def _keys(seed: UInt32[Array, ""]) -> tuple[Key[Array, ""], ...]:
     """Of the directions, the training and the held-out rows."""
     key = jax.random.key(seed)
     return (*jax.random.split(key), jax.random.fold_in(key, EVALUATION_STREAM))
 
 
-def _seeds(cells: Sequence[Cell]) -> Int[Array, " lanes"]:
+def _seeds(cells: Sequence[Cell]) -> UInt32[Array, " lanes"]:
     return jnp.asarray([cell.training.seed for cell in cells], jnp.uint32)
 
 
@@ -150,8 +152,8 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
-@partial(jax.jit, static_argnames=("program", "mesh"))
-def _run(lanes: Lanes, *, program: Program, mesh: Mesh) -> Outcome:
+@partial(jax.jit, static_argnames="program")
+def _run(lanes: Lanes, *, program: Program) -> Outcome:
     """All of the training in one program: what is compiled for a sweep is this, once a program."""
 
     def one(lane: Lanes) -> Outcome:
@@ -163,7 +165,7 @@ def _run(lanes: Lanes, *, program: Program, mesh: Mesh) -> Outcome:
         features = sample_features(key_held_out, tree, program.n_eval_rows)
         return Outcome(sae, features, encode(sae, features @ W_feat))
 
-    return lanewise(one, program.cfg, mesh, (0,), 0)(lanes)
+    return each_lane(one, program.cfg, (0,), 0)(lanes)
 
 
 def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:

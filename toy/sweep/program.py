@@ -9,8 +9,8 @@ from toy.sweep.cell import Cell, built, d_in, make_weighting, n_latents
 
 LEAST_SIZE = 16  # of features and of latents; then 32, 64, …
 GATES = 4  # in steps of so many
-MOST_LANES = 32  # a device: more are hardly faster on a CPU
-LANE_MEMORY = 512 * 2**20  # bytes, of a device's lanes
+MOST_LANES = 32  # more are hardly faster on a CPU
+LANE_MEMORY = 512 * 2**20  # bytes, of a group's lanes
 
 
 class Program(NamedTuple):
@@ -24,7 +24,7 @@ class Program(NamedTuple):
 
     @property
     def n_lanes(self) -> int:
-        """A device, always: a cell's numbers must not depend on how many others there are."""
+        """Of a group, always: a cell's numbers must not depend on how many others there are."""
         batch, rows, n = self.cfg.batch_size, self.n_eval_rows, max(self.cfg.n_latents, self.shape.n_nodes)
         n_bytes = 4 * (n * (24 * batch + 4 * rows + 24 * self.d_in + 4 * n) + self.d_in * (8 * batch + 2 * rows))
         return max(1, min(MOST_LANES, LANE_MEMORY // n_bytes))

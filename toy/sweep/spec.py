@@ -182,12 +182,18 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
             parts = typing.get_args(option)
             if len(parts) == len(value):
                 return tuple(_as_type(name, one, part) for one, part in zip(value, parts, strict=True))
-        if (typing.get_origin(option) is typing.Literal or option is str) and isinstance(value, str):
+        if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
             return value
-    expected = " or ".join(
-        "none" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
-    )
+        if option is str and isinstance(value, str):
+            return value
+    expected = " or ".join(_type_name(option) for option in options)
     raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _type_name(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    return "none" if option is type(None) else getattr(option, "__name__", str(option))
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     metrics = excluded.metrics, error = excluded.error, seconds = excluded.seconds, finished = excluded.finished
 WHERE cells.error IS NOT NULL AND excluded.error IS NULL
 """
+_TELL = "INSERT OR REPLACE INTO about VALUES (?, ?)"
 _BUSY_S = 60.0
 _MOST_ASKED = 500  # keys a query
 
@@ -53,35 +54,52 @@ class Stored(NamedTuple):
 class SweepStore:
     """Rows are only ever added; what was there already stays. Several drivers may write at the same time."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._connection = path, connection
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """For one operation: nothing is held between them, and each ends with a single tidy file."""
         try:
-            yield
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                yield connection
         except sqlite3.Error as error:
-            raise SweepStoreError(f"{self.path}: {error}") from None
+            no_store = getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB"
+            why = "is no store of a sweep" if no_store else str(error)
+            raise SweepStoreError(f"{self.path}: {why}: give another --store") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which waits its turn before it begins."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
 
     def about(self) -> dict[str, Any]:
-        with self._told():
-            return {name: json.loads(value) for name, value in self._connection.execute("SELECT * FROM about")}
+        with self._connected() as connection:
+            return _about(connection)
 
     def finished(self, *, failed: bool = True) -> set[str]:
         """Keys of the cells that have a row; without `failed` of those that went well."""
-        with self._told():
+        with self._connected() as connection:
             where = "" if failed else " WHERE error IS NULL"
-            return {key for (key,) in self._connection.execute(f"SELECT key FROM cells{where}")}
+            return {key for (key,) in connection.execute(f"SELECT key FROM cells{where}")}
 
     def finished_of(self, keys: Sequence[str], *, failed: bool = True) -> set[str]:
         """Those of the keys that `finished` has."""
         found: set[str] = set()
-        with self._told():
+        with self._connected() as connection:
             for i in range(0, len(keys), _MOST_ASKED):
                 part = keys[i : i + _MOST_ASKED]
                 asked = f"SELECT key FROM cells WHERE key IN ({','.join('?' * len(part))})"
                 asked += "" if failed else " AND error IS NULL"
-                found |= {key for (key,) in self._connection.execute(asked, part)}
+                found |= {key for (key,) in connection.execute(asked, part)}
         return found
 
     def add(self, code: str, rows: Iterable[tuple[str, Row]]) -> int:
@@ -93,27 +111,46 @@ class SweepStore:
             (key, code, None if row.metrics is None else json.dumps(row.metrics), row.error, row.seconds, time.time())
             for key, row in rows
         ]
-        with self._told(), self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")  # waits its turn now, not when it is halfway
-            before = self._connection.total_changes
-            self._connection.executemany(_ADD, values)
-            return self._connection.total_changes - before
+        with self._writing() as connection:
+            before = connection.total_changes
+            connection.executemany(_ADD, values)
+            return connection.total_changes - before
 
     def rows(self) -> Iterator[Stored]:
         """In the order of their keys, the same however they came to be there."""
-        with self._told():
+        with self._connected() as connection:
             asked = "SELECT key, code, metrics, error, seconds FROM cells ORDER BY key"
-            for key, code, metrics, error, seconds in self._connection.execute(asked):
+            for key, code, metrics, error, seconds in connection.execute(asked):
                 yield Stored(key, code, None if metrics is None else json.loads(metrics), error, seconds)
 
     def codes(self) -> list[str]:
         """Versions of the code that rows are of, the latest first."""
-        with self._told():
+        with self._connected() as connection:
             asked = "SELECT code FROM cells GROUP BY code ORDER BY max(finished) DESC"
-            return [code for (code,) in self._connection.execute(asked)]
+            return [code for (code,) in connection.execute(asked)]
 
-    def close(self) -> None:
-        self._connection.close()
+    def begin(self, about: dict[str, Any] | None, notes: dict[str, Any], extend: bool) -> None:
+        """Make the tables if there are none; check, and with `about` say, what rows are of."""
+        with self._connected() as connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # of the file, and stays
+        with self._writing() as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables and about is not None:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    connection.execute(statement)
+                connection.executemany(_TELL, _as_text({"format": _FORMAT, **about}))
+            elif not {"about", "cells"} <= tables:
+                raise SweepStoreError(f"{self.path}: is no store of a sweep: give another --store")
+            theirs = _about(connection)
+            if theirs.get("format") != _FORMAT:
+                raise SweepStoreError(f"{self.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
+            for name, value in json.loads(json.dumps(about or {})).items():
+                if theirs.get(name) != value and not extend:
+                    difference = _difference(name, theirs.get(name), value)
+                    raise SweepStoreError(
+                        f"{self.path}: holds another sweep: {difference}: give another --store, or --extend this one"
+                    )
+            connection.executemany(_TELL, _as_text({**(about or {}), **notes}))
 
 
 def open_sweep_store(
@@ -127,52 +164,21 @@ def open_sweep_store(
     """
     if about is None and not path.is_file():
         raise SweepStoreError(f"{path}: there is no such store; run the sweep first")
+    store = SweepStore(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-        store = SweepStore(path, connection)
-        _begin(store, connection, about, notes or {}, extend)
-    except (sqlite3.Error, OSError) as error:
-        why = (
-            "is no store of a sweep"
-            if isinstance(error, sqlite3.DatabaseError) and path.is_file()
-            else "cannot be written"
-        )
-        raise SweepStoreError(f"{path}: {why} ({error}): give another --store") from None
+        store.begin(about, notes or {}, extend)
+    except OSError as error:
+        raise SweepStoreError(f"{path}: cannot be written ({error.strerror}): give another --store") from None
     return store
 
 
-def _begin(
-    store: SweepStore, connection: sqlite3.Connection, about: dict[str, Any] | None, notes: dict[str, Any], extend: bool
-) -> None:
-    with closing(connection.cursor()) as cursor:
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("BEGIN IMMEDIATE")  # fails here if the file cannot be written
-        try:
-            tables = {name for (name,) in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables and about is not None:
-                for statement in filter(str.strip, _TABLES.split(";")):
-                    cursor.execute(statement)
-                told = {"format": _FORMAT, **about}
-                cursor.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in told.items()])
-            elif not {"about", "cells"} <= tables:
-                raise SweepStoreError(f"{store.path}: is no store of a sweep: give another --store")
-            cursor.execute("COMMIT")
-        except BaseException:
-            cursor.execute("ROLLBACK")
-            raise
-    theirs = store.about()
-    if theirs.get("format") != _FORMAT:
-        raise SweepStoreError(f"{store.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
-    for name, value in json.loads(json.dumps(about or {})).items():
-        if theirs.get(name) != value and not extend:
-            difference = _difference(name, theirs.get(name), value)
-            raise SweepStoreError(
-                f"{store.path}: holds another sweep: {difference}: give another --store, or --extend this one"
-            )
-    told = {**(about or {}), **notes}
-    connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in told.items()])
+def _about(connection: sqlite3.Connection) -> dict[str, Any]:
+    return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM about")}
+
+
+def _as_text(about: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, json.dumps(value)) for name, value in about.items()]
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

@@ -1,0 +1,356 @@
+"""A cell's numbers depend on the cell alone, and a sweep ends in the same table whatever happens on the way."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from killed import few_lanes, run_and_die_once, small_sweep
+from test_shard import start
+
+from toy import prefixes
+from toy.dictionary import make_directions
+from toy.metrics import evaluate
+from toy.source import TreeSource
+from toy.sweep import drive, lanes, program
+from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
+from toy.sweep.drive import Done, make_plan, run_plan, stub_cells
+from toy.sweep.engines import LocalEngine, SlurmEngine
+from toy.sweep.lanes import METRICS, Row, code_version, run_cells
+from toy.sweep.program import program_of
+from toy.sweep.spec import Sweep
+from toy.sweep.store import SweepStore, open_sweep_store
+from toy.train import Hypers, TrainConfig, train, trained_sae
+from toy.tree import sample_features
+from toy.trees import RegularTree
+
+SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}
+CELLS = [
+    Cell(RegularTree(n_roots=1, branching=branching, n_lone=3), Training(objective=objective, seed=seed, **SHORT))
+    for branching, objective, seed in [(2, "vanilla", 0), (3, "expected_3", 1), (5, "all", 2), (4, "balanced_0.5", 3)]
+]
+
+
+def single_run(cell: Cell) -> dict[str, float]:
+    """What a user would write: no padding, no lanes."""
+    training, tree = cell.training, built(cell.tree).tree
+    key = jax.random.key(training.seed)
+    key_directions, key_training = jax.random.split(key)
+    W_feat = make_directions(key_directions[None], tree.n_features, 32, norm_std=training.norm_std)[0]
+    hypers = Hypers(
+        jax.tree.map(np.float32, make_weighting(training.objective, n_latents(cell))),
+        target_l0=target_l0(cell),
+        learning_rate=training.learning_rate,
+    )
+    cfg = TrainConfig(n_latents(cell), n_steps=training.n_steps, batch_size=training.batch_size)
+    if isinstance(hypers.prefixes, prefixes.FixedPrefixes):
+        hypers = hypers._replace(prefixes=make_weighting(training.objective, n_latents(cell)))
+    state, _ = train(key_training, TreeSource(tree, W_feat), hypers, cfg=cfg)
+    features = sample_features(jax.random.fold_in(key, lanes.EVALUATION_STREAM), tree, training.n_eval_rows)
+    found = evaluate(trained_sae(state), W_feat, tree, features)
+    return {name: getattr(found, name) for name in ("fvu", "l0", "min_cosine", "mcc", "shrinkage", "hole_rate")}
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.training.objective)
+def test_a_cell_equals_the_single_run_up_to_rounding(cell: Cell) -> None:
+    """In float32 50 steps multiply a rounding of 1e-7 by some 100 (test_padding has it in float64, to 1e-7)."""
+    (row,) = run_cells([cell])
+    assert row.metrics is not None
+    for name, value in single_run(cell).items():
+        assert row.metrics[name] == pytest.approx(value, abs=1e-4), name
+
+
+def metrics_of(cells: list[Cell]) -> list[Any]:
+    return [row.metrics for row in run_cells(cells)]
+
+
+def test_neighbours_and_lanes_change_not_one_bit() -> None:
+    together = metrics_of(CELLS)
+    assert [metrics_of([cell])[0] for cell in CELLS] == together
+    assert metrics_of(CELLS[::-1]) == together[::-1]
+    many = [CELLS[i % 4] for i in range(program.MOST_LANES)]
+    assert metrics_of(many) == together * (len(many) // 4)
+
+
+def test_a_row_has_the_metrics_that_were_asked_for_and_the_sizes() -> None:
+    (row,) = run_cells(CELLS[:1], ["fvu"])
+    assert row.metrics is not None
+    assert list(row.metrics) == ["n_features", "n_latents", "target_l0", "fvu"]
+    assert row.metrics["n_features"] == row.metrics["n_latents"] == 6
+    assert row.metrics["target_l0"] == pytest.approx(0.15 * 1.4 + 3 * 0.05)
+    assert set(metrics_of(CELLS[:1])[0]) >= set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("training", "tree"),
+    [
+        ({"objective": "sampled_4"}, RegularTree()),
+        ({"latents_per_feature": 0.5}, RegularTree()),
+        ({"latents_per_feature": 3.0}, RegularTree(n_roots=1, n_lone=0)),
+        ({"max_cosine": 0.6, "d_in": 12}, RegularTree()),
+        ({"norm_std": 0.0, "sparsity": "log"}, RegularTree()),
+        ({}, RegularTree(n_roots=1, branching=2, depth=0, n_lone=0)),
+        ({}, GivenTree("x", '{"active_prob": 0.5, "is_read_out": false, "children": [{"active_prob": 0.5}]}')),
+        ({}, GivenTree("x", '{"active_prob": 0.5, "magnitude_std": 0.1, "is_binary": false}')),
+    ],
+)
+def test_cells_of_every_kind_have_numbers(training: Any, tree: Any) -> None:
+    (row,) = run_cells([Cell(tree, Training(**SHORT, **training))])
+    assert row.error is None
+    assert row.metrics is not None
+    assert row.metrics["fvu"] is not None
+
+
+def test_a_training_that_diverges_is_a_failure_of_its_cell_alone() -> None:
+    wild = CELLS[0]._replace(training=Training(**SHORT, learning_rate=1e30, clip_norm=1e30))
+    good, bad = run_cells([CELLS[0], wild])
+    assert good == Row(metrics_of(CELLS[:1])[0], None, good.seconds)
+    assert bad.metrics is None
+    assert "not finite: its training diverged" in str(bad.error)
+
+
+def test_cells_of_different_programs_or_too_many_are_refused() -> None:
+    with pytest.raises(ValueError, match="of different programs"):
+        run_cells([CELLS[0], CELLS[0]._replace(training=Training(**(SHORT | {"n_steps": 51})))])
+    with pytest.raises(ValueError, match="33 do not fit into 32 lanes"):
+        run_cells([CELLS[0]] * 33)
+
+
+def test_trees_of_many_shapes_share_few_programs_each_compiled_once() -> None:
+    shapes = [
+        Cell(RegularTree(n_roots=1, branching=b, depth=d, expanded=1, exclusive=e, edge_prob=0.1), Training(**SHORT))
+        for b in (2, 3, 4, 5, 6)
+        for d in (0, 1, 2, 3)
+        for e in (True, False)
+    ]
+    programs = {program_of(cell) for cell in shapes}
+    assert len(programs) == 2
+    before = lanes._run._cache_size()  # type: ignore[attr-defined]
+    for one in programs:
+        own = [cell for cell in shapes if program_of(cell) == one]
+        run_cells(own[:3])
+        run_cells(own[3:])
+    assert lanes._run._cache_size() - before <= 2  # type: ignore[attr-defined]
+
+
+# --- whole sweeps -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "MOST_LANES", program.MOST_LANES)
+    few_lanes()
+
+
+def opened(folder: Path, sweep: Sweep) -> SweepStore:
+    return open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+
+
+def table(store: SweepStore) -> list[Any]:
+    """Of a store all but the times."""
+    return [(row.key, row.code, row.metrics, row.error) for row in store.rows()]
+
+
+def run_all(folder: Path, engine: Any, **options: Any) -> SweepStore:
+    sweep = small_sweep()
+    store = opened(folder, sweep)
+    run_plan(sweep, make_plan(sweep, store.finished()), store, engine, **options)
+    return store
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "MOST_LANES", program.MOST_LANES)
+        few_lanes()
+        return table(run_all(tmp_path_factory.mktemp("undisturbed"), LocalEngine()))
+
+
+def test_every_cell_has_one_row_and_impossible_ones_say_why(undisturbed: list[Any]) -> None:
+    keys = {cell_key(cell, code_version()) for cell in small_sweep().cells()}
+    assert {key for key, *_ in undisturbed} == keys
+    assert len(undisturbed) == len(keys) == 32
+    errors = [error for *_, metrics, error in undisturbed if metrics is None]
+    assert len(errors) == 8
+    assert set(errors) == {
+        "root.children[0].children: probabilities of mutually exclusive children sum to 1.2 > 1",
+    }
+
+
+def test_a_second_start_does_only_what_is_missing(tiny_groups: None, tmp_path: Path, undisturbed: list[Any]) -> None:
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    half = [(key, Row(metrics, error, 0.0)) for key, _, metrics, error in undisturbed[::2]]
+    store.add(code_version(), half)
+    told: list[Done] = []
+    plan = make_plan(sweep, store.finished())
+    assert (plan.n_finished, plan.n_missing + len(plan.impossible)) == (16, 16)
+    run_plan(sweep, plan, store, LocalEngine(), progress=told.append)
+    assert sum(done.n_rows for done in told) == 16
+    assert table(store) == undisturbed
+    told.clear()
+    run_plan(sweep, make_plan(sweep, store.finished()), store, LocalEngine(), progress=told.append)
+    assert not told
+
+
+def test_what_another_driver_has_done_meanwhile_is_left_out(
+    tiny_groups: None, tmp_path: Path, undisturbed: Any
+) -> None:
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    plan = make_plan(sweep, store.finished())
+    run_plan(sweep, plan, store, LocalEngine(), run=stub_cells)
+    trained: list[Any] = []
+    run_plan(sweep, plan, store, LocalEngine(), run=lambda cells, metrics: trained.append(cells) or [])  # type: ignore[func-returns-value]
+    assert not trained
+
+
+def test_a_group_that_fails_is_halved_until_the_cell_at_fault_stands_alone(
+    tiny_groups: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any]
+) -> None:
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    (tmp_path / "died").touch()  # nobody is killed
+    monkeypatch.setenv("BROKEN", "3")
+    store = run_all(tmp_path, LocalEngine(), run=run_and_die_once)
+    failed = [row for row in store.rows() if row.error is not None and row.error.startswith("RuntimeError")]
+    assert {row.error for row in failed} == {"RuntimeError: seed 3 is not to be had"}
+    seeds = {cell_key(cell, code_version()): cell.training.seed for cell in small_sweep().cells()}
+    assert [seeds[row.key] for row in failed] == [3] * 6
+    others = [row for row in undisturbed if seeds[row[0]] != 3]
+    assert [row for row in table(store) if seeds[row[0]] != 3] == others
+    sweep = small_sweep()
+    again = make_plan(sweep, store.finished(failed=False))
+    assert again.n_missing == 6
+    run_plan(sweep, again, store, LocalEngine(), retry=True)
+    assert table(store) == undisturbed
+
+
+def test_another_version_of_the_code_makes_all_cells_anew(tmp_path: Path) -> None:
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    for code, rows in (("one", 32), ("two", 64)):
+        run_plan(sweep, make_plan(sweep, store.finished(), code), store, LocalEngine(), run=stub_cells)
+        assert len(table(store)) == rows
+    assert store.codes() == ["two", "one"]
+
+
+def test_a_worker_with_other_code_says_so(tmp_path: Path) -> None:
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
+    errors = {row.error for row in store.rows() if row.error and "worker" in row.error}
+    assert errors == {
+        f"RuntimeError: this worker has code of version {code_version()}, the driver other: install the same"
+    }
+
+
+def test_a_driver_killed_at_ten_random_moments_ends_in_the_same_table(
+    tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    rng, missing = np.random.default_rng(), []
+    for _ in range(10):
+        process = start("killed.py", "sweep", str(tmp_path))
+        assert process.stdout is not None
+        missing.append(int(process.stdout.readline()))
+        if missing[-1] == 0:
+            process.communicate(timeout=60)
+            break
+        try:
+            process.wait(rng.uniform(0, 5))
+        except Exception:
+            process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert missing == sorted(missing, reverse=True)  # no kill takes a row back
+    assert len(missing) > 2, f"it was never killed on the way: {missing}"
+    assert sorted(table(run_all(tmp_path, LocalEngine()))) == sorted(undisturbed)
+
+
+def test_two_drivers_on_one_store_make_one_table(tiny_groups: None, tmp_path: Path, undisturbed: list[Any]) -> None:
+    processes = [start("killed.py", "sweep", str(tmp_path)) for _ in range(2)]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert table(opened(tmp_path, small_sweep())) == undisturbed
+
+
+# --- engines ----------------------------------------------------------------------------------------------
+
+
+def on_ray(folder: Path, **environment: str) -> SweepStore:
+    """In a process of its own: Ray forks, which JAX's threads do not bear."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        output, code = finished(start("killed.py", "ray", str(folder)))
+    assert code == 0, output
+    return opened(folder, small_sweep())
+
+
+def finished(process: subprocess.Popen) -> tuple[str, int]:
+    output, _ = process.communicate(timeout=240)
+    return output, process.returncode
+
+
+def test_a_ray_cluster_gives_the_same_table(tmp_path: Path, undisturbed: list[Any]) -> None:
+    assert table(on_ray(tmp_path)) == undisturbed
+
+
+def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
+    tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    store = on_ray(tmp_path, DIED=str(tmp_path / "died"), BROKEN="3")
+    assert (tmp_path / "died").exists()
+    sweep = small_sweep()
+    seeds = {cell_key(cell, code_version()): cell.training.seed for cell in sweep.cells()}
+    assert [row for row in table(store) if seeds[row[0]] != 3] == [row for row in undisturbed if seeds[row[0]] != 3]
+    told = [row.error for row in store.rows() if row.error and "seed 3 is not to be had" in row.error]
+    assert len(told) == 6
+    run_plan(sweep, make_plan(sweep, store.finished(failed=False)), store, LocalEngine(), retry=True)
+    assert table(store) == undisturbed
+
+
+def test_slurm_s_local_executor_gives_the_same_table_though_a_job_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MOST_LANES", 12)  # each job is a process that has to start
+    monkeypatch.setenv("LANES", "12")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    engine = SlurmEngine(tmp_path / "jobs", "local", most_jobs=2, parameters={"timeout_min": 5}, poll_s=0.1)
+    by_slurm = table(run_all(tmp_path / "slurm", engine, run=run_and_die_once))
+    assert (tmp_path / "died").exists()
+    assert by_slurm == table(run_all(tmp_path / "local", LocalEngine()))
+
+
+def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:
+    asked: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for i in range(100):
+            asked.append(i)
+            yield i
+
+    answers = LocalEngine().run(lambda task: 2 * task, tasks())
+    first = next(answers)
+    assert len(asked) == jax.local_device_count() == 2
+    assert sorted([first, *answers]) == [(i, 2 * i) for i in range(100)]
+
+
+def test_every_device_works_and_changes_not_one_bit() -> None:
+    first, second = jax.local_devices()
+    with jax.default_device(first):
+        one = metrics_of(CELLS)
+    with jax.default_device(second):
+        other = metrics_of(CELLS)
+    assert one == other
+
+
+def test_the_halves_of_a_group_are_all_of_it() -> None:
+    group = drive.Group(tuple("abcde"), (*CELLS, CELLS[0]))
+    first, second = drive._halves(group)
+    assert (first.keys + second.keys, first.cells + second.cells) == tuple(group)

@@ -1,0 +1,156 @@
+"""What a sweep says, and what it may not say."""
+
+import json
+from typing import Any
+
+import pytest
+
+from toy.node import Node
+from toy.sweep.cell import Cell, GivenTree, Training, as_data, built, cell_key, d_in, n_latents, root_of, target_l0
+from toy.sweep.program import program_of
+from toy.sweep.spec import Sweep, parse_sweep
+from toy.trees import RandomTree, RegularTree, reference_tree
+
+AXES = {"branching": [2, 3], "objective": ["vanilla", "expected_10"], "seed": {"range": [0, 3]}}
+
+
+def no_file(name: str) -> Node:
+    raise ValueError(f"{name}: No such file")
+
+
+def parse(axes: Any = None, **entries: Any) -> Sweep:
+    return parse_sweep({"axes": AXES if axes is None else axes, **entries}, no_file)
+
+
+def test_a_product_has_a_cell_for_every_combination_the_last_axis_fastest() -> None:
+    sweep = parse()
+    assert len(sweep) == 12
+    assert [sweep.values(i) for i in (0, 1, 3, 11)] == [
+        {"branching": 2, "objective": "vanilla", "seed": 0},
+        {"branching": 2, "objective": "vanilla", "seed": 1},
+        {"branching": 2, "objective": "expected_10", "seed": 0},
+        {"branching": 3, "objective": "expected_10", "seed": 2},
+    ]
+    assert len({cell_key(cell, "c") for cell in sweep.cells()}) == 12
+
+
+def test_a_zip_has_a_cell_for_every_place() -> None:
+    sweep = parse({"depth": [1, 2], "edge_prob": [0.1, 0.3]}, combine="zip")
+    assert [cell.tree for cell in sweep.cells()] == [
+        RegularTree(depth=1, edge_prob=0.1),
+        RegularTree(depth=2, edge_prob=0.3),
+    ]
+
+
+def test_values_go_where_their_names_say() -> None:
+    axes = {"branching": [[2, 3]], "tree_seed": [7], "seed": [5], "learning_rate": [1], "latents_per_feature": [2]}
+    (cell,) = parse(axes, fixed={"tree": "random", "n_steps": 10}).cells()
+    assert cell == Cell(
+        RandomTree(branching=(2, 3), seed=7), Training(seed=5, learning_rate=1.0, latents_per_feature=2.0, n_steps=10)
+    )
+
+
+def test_trees_are_generators_named_ones_or_files_together() -> None:
+    seen: list[str] = []
+
+    def read(name: str) -> Node:
+        seen.append(name)
+        return Node(1.0, (Node(0.25),), is_feature=False)
+
+    sweep = parse_sweep({"axes": {"tree": ["reference", "mine.json", "regular"]}}, read)
+    named, mine, regular = sweep.cells()
+    assert seen == ["mine.json"]
+    assert isinstance(named.tree, GivenTree)
+    assert root_of(named.tree) == reference_tree()
+    assert built(mine.tree).mean_l0 == 0.25
+    assert regular.tree == RegularTree()
+
+
+def test_a_sweep_is_read_again_from_what_it_says_of_itself() -> None:
+    sweep = parse({"tree": ["reference", "random"], "branching": [[1, 2]]}, name="x", metrics=["fvu"])
+    again = parse_sweep(json.loads(json.dumps(sweep.as_data())), no_file)
+    assert [cell_key(cell, "c") for cell in again.cells()] == [cell_key(cell, "c") for cell in sweep.cells()]
+    assert (again.name, again.metrics, again.digest) == ("x", ("fvu",), sweep.digest)
+
+
+def test_a_cell_s_sizes_follow_from_its_tree() -> None:
+    cell = Cell(RegularTree(), Training(latents_per_feature=1.5, l0_ratio=2.0))
+    assert (n_latents(cell), target_l0(cell), d_in(cell)) == (30, pytest.approx(2.24), 32)
+    wide = Cell(RegularTree(n_lone=30), Training(latents_per_feature=0.01))
+    assert (n_latents(wide), d_in(wide), program_of(wide).cfg.n_latents) == (1, 64, 16)
+
+
+def test_everything_that_a_cell_says_is_in_its_key() -> None:
+    base = Cell(RegularTree(), Training())
+    others = [base._replace(tree=tree) for tree in (RegularTree(depth=2), RandomTree(), GivenTree("a", "{}"))]
+    for name, value in vars(base.training).items():
+        changed = {"objective": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5}.get(name)
+        changed = value + (1 if isinstance(value, int) else 0.01) if changed is None else changed  # type: ignore[operator]
+        others.append(base._replace(training=Training(**{name: changed})))
+    assert len({cell_key(cell, "c") for cell in (base, *others)}) == 1 + len(others)
+    assert cell_key(base, "c") != cell_key(base, "d")
+    assert json.loads(json.dumps(as_data(base)))["training"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"brunching": [2]}, "brunching: no axis of these trees; did you mean branching"),
+        ({"tree_seed": [2]}, "tree_seed: no axis of these trees"),  # of random ones only
+        ({"learning_rates": [0.1]}, "did you mean learning_rate"),
+        ({"branching": ["two"]}, "branching: expected int, got 'two'"),
+        ({"branching": [2.5]}, "branching: expected int, got 2.5"),
+        ({"exclusive": [1]}, "exclusive: expected bool, got 1"),
+        ({"learning_rate": [True]}, "learning_rate: expected float, got True"),
+        ({"learning_rate": [float("nan")]}, "learning_rate: expected float, got nan"),
+        ({"learning_rate": [-1]}, "learning_rate: must be above 0, got -1"),
+        ({"objective": ["matryoshka"]}, "objective: expected vanilla, all, sampled_N"),
+        ({"objective": ["sampled_0"]}, "objective: expected vanilla, all, sampled_N"),
+        ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
+        ({"edge_prob": [1.5]}, r"edge_prob: 1.5 is outside \[0, 1\]"),
+        ({"seed": []}, "seed: expected a list of values"),
+        ({"seed": 5}, "seed: expected a list of values, or range"),
+        ({"seed": {"range": 5}}, "seed: range needs two or three integers"),
+        ({"tree": ["nowhere.json"]}, "nowhere.json: No such file"),
+        ({}, "axes: expected an object of at least one axis"),
+        ([], "axes: expected an object of at least one axis"),
+    ],
+)
+def test_an_axis_that_cannot_be_is_named(axes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(axes)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"axis": {}}, "axis: no entry of a sweep; did you mean axes"),
+        ({"fixed": {"branching": 3}}, "branching: is an axis and fixed, too"),
+        ({"fixed": {"brunching": 3}}, "brunching: no axis of these trees; did you mean branching"),
+        ({"fixed": []}, None),
+        ({"fixed": [1]}, "fixed: expected an object"),
+        ({"metrics": ["hole_rates"]}, "metrics: 'hole_rates' is none; did you mean hole_rate"),
+        ({"combine": "cross"}, "combine: expected 'product' or 'zip', got 'cross'"),
+        ({"combine": "zip"}, "axes: with combine zip all have as many values; here branching 2, objective 2, seed 3"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_named(entries: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert len(parse(**entries)) == 12
+        return
+    with pytest.raises(ValueError, match=message):
+        parse(**entries)
+
+
+def test_a_value_of_another_kind_is_no_sweep() -> None:
+    with pytest.raises(ValueError, match="a sweep is an object with entries name, combine, axes"):
+        parse_sweep([1], no_file)
+
+
+def test_impossible_trees_are_cells_that_have_no_program() -> None:
+    possible, impossible = parse({"edge_prob": [0.3, 0.4]}).cells()
+    assert program_of(possible).shape.n_features == 32
+    with pytest.raises(ValueError, match=r"mutually exclusive children sum to 1\.2 > 1"):
+        program_of(impossible)
+    with pytest.raises(ValueError, match="20 features have no orthogonal directions in 8 dimensions"):
+        program_of(possible._replace(training=Training(d_in=8)))
