@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments.study import load_root
 from toy.io import load_json, plain, save_json, writing
+from toy.lm.hub import is_hub_name
 from toy.tree_json import tree_to_dict
 
 MAX_CPU_DEVICES = 8
@@ -115,6 +116,9 @@ def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
     data = dataclasses.asdict(config)
     data.pop("cache", None)
+    for name in ("corpus", "model", "tokenizer"):
+        if data.get(name) is not None and not is_hub_name(str(data[name])):
+            data[name] = Path(data[name]).name
     if "tree" in data:
         data["tree"] = tree_to_dict(load_root(config))
     return data

@@ -1,0 +1,217 @@
+"""Sweeps and their reports as a user runs them."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments import sweep, sweep_report
+from toy.sweep.store import open_sweep_store
+
+SWEEP: dict[str, Any] = {
+    "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": [0, 4]},
+    "fixed": {"n_roots": 1, "n_lone": 2, "n_steps": 30, "batch_size": 16, "n_eval_rows": 50},
+}
+EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "sweeps").glob("*.yaml"))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, arguments)])
+    try:
+        module.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small.yaml, its store and its report."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SWEEP))
+    with pytest.MonkeyPatch.context() as patch:
+        assert command(patch, sweep, folder / "small.yaml", "--store", folder / "s.sqlite") == 0
+        assert command(patch, sweep_report, folder / "s.sqlite", "--out", folder / "out") == 0
+    return folder
+
+
+def record_of(made: Path) -> dict[str, Any]:
+    return json.loads((made / "out" / "sweep_small.json").read_text())
+
+
+def test_a_report_is_a_record_a_page_and_figures(made: Path) -> None:
+    names = {path.name for path in (made / "out").iterdir()}
+    figures = {f"sweep_small_{part}.png" for part in ("recovered", "hole_rate", "parent_to_child", "effects")}
+    assert names == {"sweep_small.json", "sweep_small.html", *figures}
+    record = record_of(made)
+    assert record["config"]["axes"] == SWEEP["axes"]
+    assert record["seeds"] == [0, 4]
+    results = record["results"]
+    assert (results["n_cells"], results["n_failed"], results["n_missing"]) == (16, 4, 0)
+    assert [len(column) for column in results["columns"].values()] == [16] * len(results["columns"])
+    assert sum(value is None for value in results["columns"]["fvu"]) == 4
+    assert list(results["errors"].values()) == [4]
+
+
+def test_the_page_needs_no_other_file_and_names_every_failure(made: Path) -> None:
+    page = (made / "out" / "sweep_small.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "probabilities of mutually exclusive children sum to 1.2" in page
+
+
+def test_the_command_of_a_worst_cell_gives_its_numbers(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    page, results = (made / "out" / "sweep_small.html").read_text(), record_of(made)["results"]
+    file, key = re.findall(r"python -m experiments\.sweep (\S+) --cell (\w+)", page)[0]
+    monkeypatch.chdir(made)
+    assert command(monkeypatch, sweep, file, "--cell", key) == 0
+    told = json.loads(capsys.readouterr().out)
+    stored = {row.key: row.metrics for row in open_sweep_store(made / "s.sqlite").rows()}
+    assert told["metrics"] == stored[told["key"]]
+    place = results["keys"].index(key)
+    assert told["metrics"]["hole_rate"] == pytest.approx(results["columns"]["hole_rate"][place], rel=1e-5)
+    assert told["cell"]["training"]["seed"] in (0, 4)
+
+
+def test_figures_are_drawn_again_from_the_record_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert command(monkeypatch, sweep_report, made / "out" / "sweep_small.json", "--redraw", "--out", tmp_path) == 0
+    for path in tmp_path.glob("*.png"):
+        assert path.read_bytes() == (made / "out" / path.name).read_bytes()
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    assert (
+        command(
+            monkeypatch,
+            sweep_report,
+            made / "out" / "sweep_small.json",
+            "--redraw",
+            "--out",
+            tmp_path,
+            *("--metrics", "fvu", "l0", "--x", "objective", "--y", "branching"),
+        )
+        == 0
+    )
+    assert (tmp_path / "sweep_small_l0.png").exists()
+
+
+def test_a_second_start_trains_nothing(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep, "run_cells", lambda *_: pytest.fail("trained twice"))
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", made / "s.sqlite") == 0
+    captured = capsys.readouterr()
+    assert "16 cells: 16 finished, 0 to train" in captured.err
+    assert "16 of 16 cells have a row, 4 failed" in captured.out
+
+
+def test_a_dry_run_says_what_it_would_do_and_makes_nothing(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", tmp_path / "new.sqlite", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "16 cells: 0 finished, 12 to train in 1 compiled programs, 4 impossible; about a minute" in said
+    assert "12 cells of up to 16 features and 16 latents in 32 dimensions" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_seeds_extend_a_store(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    store = tmp_path / "s.sqlite"
+    store.write_bytes((made / "s.sqlite").read_bytes())
+    more = SWEEP | {"name": "small", "axes": SWEEP["axes"] | {"seed": [0, 4, 5]}}
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    assert command(monkeypatch, sweep, tmp_path / "more.json", "--store", store) == 2
+    assert "holds another sweep: sweep.axes.seed is [0, 4] there and [0, 4, 5] here" in capsys.readouterr().err
+    assert command(monkeypatch, sweep, tmp_path / "more.json", "--store", store, "--extend") == 0
+    assert "24 cells: 16 finished, 6 to train" in capsys.readouterr().err
+
+
+def test_stubs_store_zeros_in_a_store_of_their_own(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command(monkeypatch, sweep, made / "small.yaml", "--stub") == 2
+    assert "--stub: give a --store" in capsys.readouterr().err
+    assert command(monkeypatch, sweep, made / "small.yaml", "--stub", "--store", tmp_path / "stub.sqlite") == 0
+    rows = list(open_sweep_store(tmp_path / "stub.sqlite").rows())
+    assert {row.code for row in rows} == {"stub"}
+    assert len(rows) == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("axes: {brunching: [2]}", "bad.yaml: brunching: no axis of these trees; did you mean branching"),
+        ("axes: [", "bad.yaml: neither YAML nor JSON"),
+        ("- 1", "bad.yaml: a sweep is an object with entries"),
+        ("axes: {tree: [nowhere.json]}", "nowhere.json: No such file"),
+        ("axes: {seed: [0]}\nfixed: {lerning_rate: 1}", "did you mean learning_rate"),
+    ],
+)
+def test_a_fault_in_the_file_is_one_line_before_any_work(
+    content: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    assert command(monkeypatch, sweep, tmp_path / "bad.yaml", "--store", tmp_path / "s.sqlite") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "s.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.yaml",), "nowhere.yaml: No such file"),
+        (("{made}/small.yaml", "--store", "{made}/small.yaml"), "small.yaml: is no store of a sweep"),
+        (("{made}/small.yaml", "--store", "{made}/small.yaml/s.sqlite"), "cannot be written"),
+        (("{made}/small.yaml", "--cell", "zzz"), "no cell has that key"),
+        (("{made}/small.yaml", "--cell", ""), "16 cells have such a key"),
+        (("{made}/small.yaml", "--engine", "slrm"), "slrm"),
+    ],
+)
+def test_a_bad_option_is_told(
+    arguments: tuple[str, ...], message: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = (made / "small.yaml").read_bytes()
+    assert command(monkeypatch, sweep, *(argument.format(made=made) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert (made / "small.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.sqlite",), "nowhere.sqlite: there is no such store"),
+        (("{made}/s.sqlite", "--metrics", "holes"), "metrics: 'holes' is not in this sweep, which has recovered"),
+        (("{made}/s.sqlite", "--x", "depth"), "axes: 'depth' is not in this sweep, which has branching"),
+        (("{made}/nowhere.json", "--redraw"), "there is no record to draw from"),
+    ],
+)
+def test_a_bad_report_is_told(
+    arguments: tuple[str, ...], message: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    given = (argument.format(made=made) for argument in arguments)
+    assert command(monkeypatch, sweep_report, *given, "--out", made / "none") == 2
+    assert message in capsys.readouterr().err
+    assert not (made / "none").exists()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_shipped_sweeps_can_be_read(path: Path) -> None:
+    assert len(sweep.read_sweep(path)) >= 300
+    assert len(EXAMPLES) >= 3
+
+
+def test_help_shows_the_engines_and_a_misspelt_option_its_spelling(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert command(monkeypatch, sweep, "--help") == 0
+    assert "--engine" in capsys.readouterr().out
+    assert command(monkeypatch, sweep, "a.yaml", "--engin", "ray") == 2
+    assert "--engine" in capsys.readouterr().err
