@@ -116,7 +116,7 @@ def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
     data = dataclasses.asdict(config)
     data.pop("cache", None)
-    for name in ("corpus", "model", "tokenizer"):
+    for name in ("corpus", "model", "tokenizer", "sweep"):
         if data.get(name) is not None and not is_hub_name(str(data[name])):
             data[name] = Path(data[name]).name
     if "tree" in data:

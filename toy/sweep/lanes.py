@@ -168,6 +168,11 @@ def _run(lanes: Lanes, *, program: Program) -> Outcome:
     return each_lane(one, program.cfg, (0,), 0)(lanes)
 
 
+def n_compiled() -> int:
+    """How often this process has compiled a program of a sweep: once a program and device."""
+    return _run._cache_size()  # type: ignore[attr-defined]
+
+
 def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:
     """All of METRICS and FACTS; what is wrong where a number is not finite."""
     (_, source, _), (sae, features, acts) = lane
