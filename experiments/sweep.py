@@ -87,9 +87,8 @@ def main() -> None:
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
-        rows = [row for row in store.rows() if row.code == code]
-        n_failed = sum(row.error is not None for row in rows)
-        print(f"{sweep.name}: {len(rows):,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
+        n_rows, n_failed = store.count(code)
+        print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.stats import binomtest, t
+from scipy.stats import norm, t
 
 from experiments import plots
 
@@ -119,7 +119,7 @@ def _parted(names: list[str], table: Table) -> tuple[list[str], list[str]]:
 def _meaning(metric: str, n_seeds: int) -> str:
     if metric not in SHARES:
         return "mean over seeds, below it half of its 95% interval; hatched: impossible or failed"
-    least = binomtest(n_seeds, n_seeds).proportion_ci(method="wilson").low
+    least, _ = interval(metric, np.ones(n_seeds))
     return (
         "seeds in which every feature is found and no parent has holes "
         f"({n_seeds} of {n_seeds}: at least {least:.2f}, 95% Wilson); hatched: impossible or failed"
@@ -188,13 +188,25 @@ def _panel(
 def _cell_text(metric: str, values: np.ndarray) -> str:
     if metric in SHARES:
         return f"{int(values.sum())}/{len(values)}"
-    mean = f"{values.mean():.2f}".replace("0.", ".")
+    mean = f"{round(values.mean(), 2) + 0:.2f}".replace("0.", ".")  # + 0: no "-.00"
     return mean if len(values) < 2 else f"{mean}\n±{half_interval(values):.2f}".replace("0.", ".")
 
 
 def half_interval(values: np.ndarray) -> float:
     """Half of the 95% interval of the mean, by Student's t."""
     return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def interval(metric: str, values: np.ndarray) -> tuple[float, float]:
+    """95% interval of the mean over seeds; of a share Wilson's, every seed counting once."""
+    n, mean = len(values), float(values.mean())
+    if metric not in SHARES:
+        half = half_interval(values) if n > 1 else 0.0
+        return mean - half, mean + half
+    z = float(norm.ppf(0.975))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    return min(mean, centre - half), max(mean, centre + half)
 
 
 # --- main effects -----------------------------------------------------------------------------------------
@@ -215,7 +227,8 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
                     panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
         panels[0][0].legend(loc="best", fontsize=5.5)
         text = (
-            "Means over all other axes; bars: 95% intervals of the seeds' means (Student's t); failed cells left out."
+            "Means over all other axes; bars: 95% intervals over seeds (Student's t of their means; of shares "
+            "Wilson's); failed cells left out."
         )
         figure.supxlabel(text, fontsize=6, color="#555555")
     return figure
@@ -227,19 +240,20 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> None:
     n = len(table.axes[axis])
     for k, objective in enumerate(objectives):
         own = table.places[:, names.index("objective")] == k if "objective" in names else np.ones(len(values), bool)
-        shift = 0.12 * (k - (len(objectives) - 1) / 2)
-        middle, half = np.full(n, np.nan), np.zeros(n)
+        shift = 0.35 * (k - (len(objectives) - 1) / 2) / len(objectives)
+        middle, bars = np.full(n, np.nan), np.zeros((2, n))
         for place in range(n):
             here = own & (table.places[:, names.index(axis)] == place) & ~np.isnan(values)
             seeds = [values[here & (table.seeds == seed)].mean() for seed in np.unique(table.seeds[here])]
             if seeds:
                 middle[place] = np.mean(seeds)
-                half[place] = half_interval(np.array(seeds)) if len(seeds) > 1 else 0.0
+                low, high = interval(metric, np.array(seeds))
+                bars[:, place] = middle[place] - low, high - middle[place]
         colour = OBJECTIVE_COLOURS[k % len(OBJECTIVE_COLOURS)]
         ax.errorbar(
             np.arange(n) + shift,
             middle,
-            half,
+            bars,
             fmt="o-",
             color=colour,
             markersize=2.5,

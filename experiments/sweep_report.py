@@ -27,10 +27,13 @@ from toy.sweep.store import SweepStore, open_sweep_store
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
 N_WORST = 10  # of each objective
+LARGE_IS_GOOD = ("recovered", "min_cosine", "mcc", "uniqueness")
+LARGE_IS_GOOD += ("firing_accuracy", "firing_precision", "firing_recall", "shrinkage")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2em auto; padding: 0 1em; color: #222; }
 img { width: 100%; } table { border-collapse: collapse; font-size: 12px; } caption { text-align: left; }
-td, th { padding: 2px 8px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td, th { padding: 2px 6px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td:last-child, th:last-child { text-align: left; }
 code { font-size: 11px; } .wide { overflow-x: auto; }
 """
 
@@ -187,12 +190,19 @@ def _yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110)
 
 
+def sign(metric: str) -> int:
+    """What makes the worst value the least."""
+    return 1 if metric in LARGE_IS_GOOD else -1
+
+
 def worst_table(record: dict[str, Any], metric: str) -> str:
-    """Of each objective the cells with the largest value of the metric, and the commands that run them again."""
+    """Of each objective the cells with the worst value of the metric, and the commands that run them again."""
     results, table = record["results"], sweep_plots.table_of(record)
-    axes, shown = record["config"]["axes"], list(dict.fromkeys((metric, *SHOWN)))
+    axes, shown = record["config"]["axes"], list(dict.fromkeys((metric, *SHOWN, "min_cosine")))
     shown = [name for name in shown if name in table.metrics]
     names = list(table.axes)
+    badness = {name: np.nan_to_num(sign(name) * table.metrics[name]) for name in shown}
+    ranked = list(reversed(shown))  # the last counts most
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*names, "seed", *shown, "run it again"))
     body = []
     for k in range(len(table.axes.get("objective", [0]))):
@@ -200,7 +210,7 @@ def worst_table(record: dict[str, Any], metric: str) -> str:
             table.places[:, names.index("objective")] == k if "objective" in names else np.ones(len(table.seeds), bool)
         )
         (cells,) = np.nonzero(own & ~np.isnan(table.metrics[metric]))
-        for i in cells[np.argsort(-table.metrics[metric][cells], kind="stable")][:N_WORST]:
+        for i in cells[np.lexsort([badness[name][cells] for name in ranked])][:N_WORST]:
             values = [str(table.axes[name][place]) for name, place in zip(names, table.places[i], strict=True)]
             values.append(str(axes["seed"][table.seeds[i]] if "seed" in axes else record["seeds"][0]))
             values += [f"{table.metrics[name][i]:.3f}" for name in shown]

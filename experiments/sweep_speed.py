@@ -139,16 +139,16 @@ def plot(record: dict[str, Any]) -> Figure:
     for kind, seconds in r["sae_lens_s"].items():
         names.append(f"SAELens\n{kind.replace('_', ' ')}")
         values.append([3_600 / s for s in seconds])
-    with plots.styled(2.6) as figure:
+    with plots.styled(2.2) as figure:
         ax = figure.subplots()
         colours = [plots.COLOURS["matryoshka"], *[plots.COLOURS["other"]] * (len(names) - 1)]
         for y, (of_one, colour) in enumerate(zip(values, colours, strict=True)):
-            ax.barh(y, median(of_one), color=colour, height=0.6, alpha=0.8)
-            ax.plot(of_one, [y] * len(of_one), "o", color="#333333", markersize=2)
-            ax.text(median(of_one) * 1.08, y, f"{median(of_one):,.0f}", va="center", fontsize=7)
+            ax.plot(of_one, [y] * len(of_one), "o", color=colour, markersize=3, alpha=0.5)
+            ax.plot(median(of_one), y, "|", color=colour, markersize=14, markeredgewidth=2)
+            ax.text(median(of_one), y - 0.36, f"{median(of_one):,.0f}", ha="center", fontsize=7)
         ax.set_yticks(range(len(names)), names)
-        ax.set(xscale="log", xlabel="cells an hour")
-        ax.invert_yaxis()
+        ax.set(xscale="log", xlabel="cells an hour (log scale)", ylim=(len(names) - 0.5, -0.8))
+        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
         text = f"{r['n_cells']:,} cells of {r['n_tree_shapes']} tree shapes; bars: medians, dots: runs"
         figure.supxlabel(f"{text}; {record['versions']['devices']}.", fontsize=6, color="#555555")
     return figure

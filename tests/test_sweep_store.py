@@ -26,6 +26,8 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         ("k2", "code", {"fvu": 0.1, "hole_rate": None}, None, 0.5),
     ]
     assert again.finished() == {"k1", "k2"}
+    assert again.count("code") == (2, 1)
+    assert again.count("other") == (0, 0)
     assert again.finished(failed=False) == {"k2"}
     assert again.finished_of(["k1", "k2", "k3"]) == {"k1", "k2"}
     assert again.finished_of(["k1", "k2", "k3"], failed=False) == {"k2"}

@@ -123,6 +123,12 @@ class SweepStore:
             for key, code, metrics, error, seconds in connection.execute(asked):
                 yield Stored(key, code, None if metrics is None else json.loads(metrics), error, seconds)
 
+    def count(self, code: str) -> tuple[int, int]:
+        """Rows of a version of the code, and how many of them failed."""
+        with self._connected() as connection:
+            asked = "SELECT count(*), count(error) FROM cells WHERE code = ?"
+            return connection.execute(asked, (code,)).fetchone()
+
     def codes(self) -> list[str]:
         """Versions of the code that rows are of, the latest first."""
         with self._connected() as connection:
