@@ -36,7 +36,7 @@ OBJECTIVE_COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#2e4057", "#8d
 class Table(NamedTuple):
     """A sweep's cells as columns; NaN where a cell failed or the metric is not known."""
 
-    axes: dict[str, list[Any]]  # without seeds
+    axes: dict[str, list[Any]]  # without seeds, unless there is nothing else
     places: np.ndarray  # [n_cells n_axes] which value each cell has
     seeds: np.ndarray  # [n_cells]
     metrics: dict[str, np.ndarray]
@@ -44,15 +44,16 @@ class Table(NamedTuple):
 
 def table_of(record: dict[str, Any]) -> Table:
     config, results = record["config"], record["results"]
-    axes = {name: values for name, values in config["axes"].items() if name != "seed"}
+    alone = list(config["axes"]) == ["seed"]  # then seeds are an axis like others
+    axes = {name: values for name, values in config["axes"].items() if name != "seed" or alone}
     lengths = [len(values) for values in config["axes"].values()]
     if config["combine"] == "product":
         places = np.array(list(itertools.product(*map(range, lengths))), int).reshape(-1, len(lengths))
     else:
         places = np.tile(np.arange(lengths[0])[:, None], (1, len(lengths)))
     names = list(config["axes"])
-    own = [i for i, name in enumerate(names) if name != "seed"]
-    seeds = places[:, names.index("seed")] if "seed" in names else np.zeros(len(places), int)
+    own = [i for i, name in enumerate(names) if name in axes]
+    seeds = places[:, names.index("seed")] if "seed" in names and not alone else np.zeros(len(places), int)
     metrics = {name: np.array(column, float) for name, column in results["columns"].items()}
     return Table(axes, places[:, own], seeds, metrics)
 
@@ -225,7 +226,8 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
                     panels[i][j].set_ylabel(title_of(metric), fontsize=7)
                 if i == len(metrics) - 1:
                     panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
-        panels[0][0].legend(loc="best", fontsize=5.5)
+        if "objective" in table.axes:
+            panels[0][0].legend(loc="best", fontsize=5.5)
         text = (
             "Means over all other axes; bars: 95% intervals over seeds (Student's t of their means; of shares "
             "Wilson's); failed cells left out."

@@ -8,6 +8,7 @@ import base64
 import html
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,14 +47,15 @@ class Options:
     """SQLite file that `experiments.sweep` filled; with --redraw the record, sweep_NAME.json."""
     out: Path = DEFAULT_OUT
     """Folder for the record, the figures and the page."""
-    metrics: tuple[str, ...] = SHOWN
-    """Metrics that get a phase diagram and a row of main effects."""
+    metrics: tuple[str, ...] | None = None
+    """Metrics that get a phase diagram and a row of main effects; default: recovered, hole_rate and parent_to_child, or
+    the sweep's first three."""
     x: str | None = None
     """Horizontal axis of the phase diagrams; default: the one with most numbers."""
     y: str | None = None
     """Vertical axis; default: the next."""
-    worst: str = "hole_rate"
-    """Metric by which the worst cells are found."""
+    worst: str | None = None
+    """Metric by which the worst cells are found; default: hole_rate, or the first that is shown."""
     redraw: bool = False
     """Draw again from a record, without the store."""
 
@@ -63,20 +65,24 @@ def main() -> None:
         options = parse(Options, prog="python -m experiments.sweep_report", description=__doc__)
         check_writable(options.out)
         record = load_record(options.store) if options.redraw else plain(make_record(open_sweep_store(options.store)))
-        check(options, record)
-        matplotlib.use("Agg")
+        known = list(record["results"]["columns"])
+        metrics = options.metrics or tuple(name for name in SHOWN if name in known) or tuple(known[:3])
+        worst = options.worst or ("hole_rate" if "hole_rate" in known else metrics[0])
         table = sweep_plots.table_of(record)
+        check((*metrics, worst), known, "metrics")
+        check((options.x, options.y), list(table.axes), "axes")
+        matplotlib.use("Agg")
         x, y = sweep_plots.default_axes(table)
         x, y = options.x or x, options.y or y
-        images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in options.metrics}
-        images["effects"] = as_png(sweep_plots.main_effects(record, options.metrics))
+        images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
+        images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
         name = record["name"]
         if not options.redraw:
             save_json(options.out / f"{name}.json", record)
         for part, image in images.items():
             write_figure(options.out / f"{name}_{part}.png", image)
         with writing(options.out / f"{name}.html") as file:
-            file.write(page(record, images, options.worst).encode())
+            file.write(page(record, images, worst).encode())
         print("\n".join(summary(record)))
         print(f"{name}: {options.out / name}.html, .json and {len(images)} figures")
 
@@ -123,16 +129,11 @@ def _no_file(name: str) -> Any:
     raise ValueError(f"{name}: the store does not have this tree")
 
 
-def check(options: Options, record: dict[str, Any]) -> None:
-    """Raises: ValueError if a metric or an axis is not in the record."""
-    known = list(record["results"]["columns"])
-    for metric in (*options.metrics, options.worst):
-        if metric not in known:
-            raise ValueError(f"metrics: {metric!r} is not in this sweep, which has {', '.join(known)}")
-    axes = [name for name in record["config"]["axes"] if name != "seed"]
-    for name in (options.x, options.y):
-        if name is not None and name not in axes:
-            raise ValueError(f"axes: {name!r} is not in this sweep, which has {', '.join(axes)}")
+def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:
+    """Raises: ValueError if something is asked for that the record has not."""
+    for name in asked:
+        if name is not None and name not in known:
+            raise ValueError(f"{what}: {name!r} is not in this sweep, which has {', '.join(known)}")
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -203,7 +204,8 @@ def worst_table(record: dict[str, Any], metric: str) -> str:
     names = list(table.axes)
     badness = {name: np.nan_to_num(sign(name) * table.metrics[name]) for name in shown}
     ranked = list(reversed(shown))  # the last counts most
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*names, "seed", *shown, "run it again"))
+    own_seed = [] if "seed" in names else ["seed"]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*names, *own_seed, *shown, "run it again"))
     body = []
     for k in range(len(table.axes.get("objective", [0]))):
         own = (
@@ -212,7 +214,7 @@ def worst_table(record: dict[str, Any], metric: str) -> str:
         (cells,) = np.nonzero(own & ~np.isnan(table.metrics[metric]))
         for i in cells[np.lexsort([badness[name][cells] for name in ranked])][:N_WORST]:
             values = [str(table.axes[name][place]) for name, place in zip(names, table.places[i], strict=True)]
-            values.append(str(axes["seed"][table.seeds[i]] if "seed" in axes else record["seeds"][0]))
+            values += [str(axes["seed"][table.seeds[i]] if "seed" in axes else record["seeds"][0])] * len(own_seed)
             values += [f"{table.metrics[name][i]:.3f}" for name in shown]
             command = f"python -m experiments.sweep {results['file']} --cell {results['keys'][i]}"
             cells_of_row = "".join(f"<td>{html.escape(value)}</td>" for value in values)

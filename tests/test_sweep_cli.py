@@ -101,6 +101,25 @@ def test_figures_are_drawn_again_from_the_record_alone(
     assert (tmp_path / "sweep_small_l0.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("entries", "figures"),
+    [
+        ({"axes": {"edge_prob": [0.1, 0.2]}}, 4),
+        ({"axes": {"seed": [0, 1]}}, 4),
+        ({"axes": {"depth": [0, 1], "objective": ["vanilla", "all"]}, "combine": "zip"}, 4),
+        ({"axes": {"branching": [2, 3], "seed": [1]}, "metrics": ["fvu", "l0"]}, 3),
+    ],
+)
+def test_a_sweep_of_any_axes_and_metrics_has_a_report(
+    entries: dict[str, Any], figures: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "any.yaml").write_text(yaml.safe_dump({"fixed": SWEEP["fixed"], **entries}))
+    store, out = tmp_path / "s.sqlite", tmp_path / "out"
+    assert command(monkeypatch, sweep, tmp_path / "any.yaml", "--store", store, "--stub") == 0
+    assert command(monkeypatch, sweep_report, store, "--out", out) == 0
+    assert len(list(out.glob("*.png"))) == figures
+
+
 def test_a_second_start_trains_nothing(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
