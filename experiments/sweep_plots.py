@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -119,11 +120,11 @@ def _parted(names: list[str], table: Table) -> tuple[list[str], list[str]]:
 
 def _meaning(metric: str, n_seeds: int) -> str:
     if metric not in SHARES:
-        return "mean over seeds, below it half of its 95% interval; hatched: impossible or failed"
+        return "mean over seeds, below it half of its 95% interval; hatched: no number"
     least, _ = interval(metric, np.ones(n_seeds))
     return (
         "seeds in which every feature is found and no parent has holes "
-        f"({n_seeds} of {n_seeds}: at least {least:.2f}, 95% Wilson); hatched: impossible or failed"
+        f"({n_seeds} of {n_seeds}: at least {least:.2f}, 95% Wilson); hatched: no number"
     )
 
 
@@ -189,8 +190,13 @@ def _panel(
 def _cell_text(metric: str, values: np.ndarray) -> str:
     if metric in SHARES:
         return f"{int(values.sum())}/{len(values)}"
-    mean = f"{round(values.mean(), 2) + 0:.2f}".replace("0.", ".")  # + 0: no "-.00"
-    return mean if len(values) < 2 else f"{mean}\n±{half_interval(values):.2f}".replace("0.", ".")
+    mean = _two_digits(values.mean())
+    return mean if len(values) < 2 else f"{mean}\n±{_two_digits(half_interval(values))}"
+
+
+def _two_digits(value: float) -> str:
+    """.05 and 10.05, and no -.00"""
+    return re.sub(r"(?<!\d)0\.", ".", f"{round(float(value), 2) + 0:.2f}")
 
 
 def half_interval(values: np.ndarray) -> float:
@@ -229,8 +235,8 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
         if "objective" in table.axes:
             panels[0][0].legend(loc="best", fontsize=5.5)
         text = (
-            "Means over all other axes; bars: 95% intervals over seeds (Student's t of their means; of shares "
-            "Wilson's); failed cells left out."
+            "Means over what of the other axes has a number at every value of the axis; bars: 95% intervals over seeds "
+            "(Student's t of their means; of shares Wilson's)."
         )
         figure.supxlabel(text, fontsize=6, color="#555555")
     return figure
@@ -240,12 +246,13 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> None:
     names, values = list(table.axes), table.metrics[metric]
     objectives = table.axes.get("objective", [""])
     n = len(table.axes[axis])
+    matched = _matched(table, metric, axis)
     for k, objective in enumerate(objectives):
         own = table.places[:, names.index("objective")] == k if "objective" in names else np.ones(len(values), bool)
         shift = 0.35 * (k - (len(objectives) - 1) / 2) / len(objectives)
         middle, bars = np.full(n, np.nan), np.zeros((2, n))
         for place in range(n):
-            here = own & (table.places[:, names.index(axis)] == place) & ~np.isnan(values)
+            here = own & matched & (table.places[:, names.index(axis)] == place) & ~np.isnan(values)
             seeds = [values[here & (table.seeds == seed)].mean() for seed in np.unique(table.seeds[here])]
             if seeds:
                 middle[place] = np.mean(seeds)
@@ -266,6 +273,18 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> None:
     ax.set_xticks(range(n), [_short(value) for value in table.axes[axis]], fontsize=6)
     if metric in SHARES:
         ax.set_ylim(-0.05, 1.05)
+
+
+def _matched(table: Table, metric: str, axis: str) -> np.ndarray:
+    """Cells whose values on the other axes have a number at every value of this one, so that like is compared with
+    like; all cells where there are no such."""
+    i, known = list(table.axes).index(axis), ~np.isnan(table.metrics[metric])
+    others = np.delete(table.places, i, axis=1)
+    _, group = np.unique(others, axis=0, return_inverse=True)
+    found = np.zeros((group.max() + 1, len(table.axes[axis])), bool)
+    found[group.ravel()[known], table.places[known, i]] = True
+    whole = np.asarray(found.all(axis=1))[group.ravel()]
+    return whole if whole.any() else np.ones(len(known), bool)
 
 
 def _label(name: str, value: Any) -> str:

@@ -98,7 +98,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
     keys = [cell_key(cell, codes[0]) for cell in sweep.cells()]
     found = [rows.get(key) for key in keys]
     columns = {
-        metric: [None if row is None or row.metrics is None else row.metrics[metric] for row in found]
+        metric: [None if row is None or row.metrics is None else row.metrics.get(metric) for row in found]
         for metric in sweep.metrics
     }
     errors = Counter(row.error for row in found if row is not None and row.error is not None)

@@ -217,7 +217,8 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study", "tinystories"}
-    helpers |= {"language", "language_plots", "language_saes"}
+    helpers |= {"language", "language_config", "language_plots", "language_saes", "stages"}
+    helpers |= {"sweep", "sweep_plots", "sweep_report"}
     assert modules - helpers == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import sweep, sweep_report
+from experiments import cli, sweep, sweep_report, sweep_speed
 from toy.sweep.store import open_sweep_store
 
 SWEEP: dict[str, Any] = {
@@ -225,6 +225,24 @@ def test_a_bad_report_is_told(
 def test_the_shipped_sweeps_can_be_read(path: Path) -> None:
     assert len(sweep.read_sweep(path)) >= 300
     assert len(EXAMPLES) >= 3
+
+
+def test_speed_counts_cells_programs_and_shapes(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep_speed.check(sweep_speed.Config())
+    possible = SWEEP | {"name": "small", "axes": SWEEP["axes"] | {"edge_prob": [0.2, 0.3]}}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "possible.yaml").write_text(yaml.safe_dump(possible))
+    file = str(tmp_path / "in" / "possible.yaml")
+    monkeypatch.setattr(sys, "argv", ["x", "--sweep", file, "--no-peers", "--out", str(tmp_path)])
+    cli.main("sweep_speed")
+    record = json.loads((tmp_path / "sweep_speed.json").read_text())
+    assert record["config"]["sweep"] == "possible.yaml"  # and no path of this machine
+    results = record["results"]
+    assert (results["n_cells"], results["n_failed"], results["n_programs"], results["sae_lens_s"]) == (16, 0, 1, {})
+    assert results["n_compilations"] <= 2
+    assert results["s_per_cell"] == pytest.approx(results["seconds"] / 16, rel=1e-4)
+    assert 50 < results["peak_memory_mb"] < 100_000
+    assert (tmp_path / "sweep_speed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_help_shows_the_engines_and_a_misspelt_option_its_spelling(

@@ -15,6 +15,7 @@ from test_shard import start
 from toy import prefixes
 from toy.dictionary import make_directions
 from toy.metrics import evaluate
+from toy.node import Node
 from toy.source import TreeSource
 from toy.sweep import drive, lanes, program
 from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
@@ -22,7 +23,7 @@ from toy.sweep.drive import Done, make_plan, run_plan, stub_cells
 from toy.sweep.engines import LocalEngine, SlurmEngine
 from toy.sweep.lanes import METRICS, Row, code_version, n_compiled, run_cells
 from toy.sweep.program import program_of
-from toy.sweep.spec import Sweep
+from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore, open_sweep_store
 from toy.train import Hypers, TrainConfig, train, trained_sae
 from toy.tree import sample_features
@@ -238,14 +239,19 @@ def test_another_version_of_the_code_makes_all_cells_anew(tmp_path: Path) -> Non
     assert store.codes() == ["two", "one"]
 
 
-def test_a_worker_with_other_code_says_so(tmp_path: Path) -> None:
+def test_a_worker_with_other_code_stops_the_sweep_and_fails_no_cell(tmp_path: Path) -> None:
     sweep = small_sweep()
     store = opened(tmp_path, sweep)
-    run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
-    errors = {row.error for row in store.rows() if row.error and "worker" in row.error}
-    assert errors == {
-        f"RuntimeError: this worker has code of version {code_version()}, the driver other: install the same"
-    }
+    told = f"a worker has code of version {code_version()}, the driver other: install the same"
+    with pytest.raises(ValueError, match=told):
+        run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
+    assert store.count("other") == (8, 8)  # the impossible ones
+
+
+def test_a_tree_that_is_far_too_large_is_an_impossible_cell(tmp_path: Path) -> None:
+    axes = {"depth": [1, 1_500], "branching": [1]}
+    plan = make_plan(parse_sweep({"axes": axes}, lambda name: Node(1.0)))
+    assert (plan.n_missing, len(plan.impossible)) == (1, 1)
 
 
 def test_a_driver_killed_at_ten_random_moments_ends_in_the_same_table(

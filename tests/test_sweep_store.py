@@ -108,8 +108,10 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.sqlite") as other:
         other.execute("CREATE TABLE things (x)")
     other.close()
+    before = (tmp_path / "s.sqlite").read_bytes()
     with pytest.raises(SweepStoreError, match=r"s\.sqlite: is no store of a sweep"):
         store(tmp_path)
+    assert (tmp_path / "s.sqlite").read_bytes() == before
 
 
 def test_a_store_of_another_format_or_that_is_missing_or_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ MOST_TOLD = 500  # characters of an error that are kept
 Run = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
 
 
+class WorkerFault(ValueError):  # noqa: N818
+    """No cell is at fault: the sweep stops, and its cells stay missing."""
+
+
 class Plan(NamedTuple):
     """What is left to do."""
 
@@ -68,8 +72,8 @@ def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), c
             continue
         try:
             groups.setdefault(program_of(cell), []).append(place)
-        except ValueError as error:
-            impossible.append((place, str(error)))
+        except (ValueError, RecursionError, MemoryError) as error:  # the last two: a tree that is far too large
+            impossible.append((place, str(error) or type(error).__name__))
     ordered = dict(sorted(groups.items(), key=lambda item: -item[0].cost))
     return Plan(code, len(seen), len(seen & finished), ordered, impossible)
 
@@ -100,6 +104,8 @@ def run_plan(
     while groups:
         failed: list[Group] = []
         for group, answer in engine.run(function, groups):
+            if isinstance(answer, WorkerFault):
+                raise answer
             if isinstance(answer, Exception) and len(group.cells) > 1:
                 failed += _halves(group)
                 continue
@@ -142,7 +148,7 @@ def _cost(group: Group) -> float:
 def _rows_of(group: Group, *, run: Run, metrics: Sequence[str], code: str) -> list[Row]:
     """What a worker does."""
     if run is run_cells and code_version() != code:
-        raise RuntimeError(f"this worker has code of version {code_version()}, the driver {code}: install the same")
+        raise WorkerFault(f"a worker has code of version {code_version()}, the driver {code}: install the same")
     return run(group.cells, metrics)
 
 

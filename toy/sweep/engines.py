@@ -117,10 +117,8 @@ class SlurmEngine:
         running: list[tuple[Any, Any, int]] = []
         source = iter(tasks)
         while True:
-            for task in source:
+            for task in islice(source, self.most_jobs - len(running)):
                 running.append((executor.submit(answer_of, function, task), task, 1))
-                if len(running) >= self.most_jobs:
-                    break
             if not running:
                 return
             still: list[tuple[Any, Any, int]] = []

@@ -98,13 +98,24 @@ def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "swe
     both = sorted(set(axes) & set(fixed))
     if both:
         raise ValueError(f"{both[0]}: is an axis and fixed, too")
+    for names in (axes, fixed, data):
+        for key in names:
+            if not isinstance(key, str):
+                raise ValueError(f"{key!r}: names are text, got {type(key).__name__}; quote it in YAML")
     kinds = _values("tree", axes["tree"]) if "tree" in axes else (fixed.get("tree", "regular"),)
+    for kind in kinds:
+        if not isinstance(kind, str):
+            raise ValueError(f"tree: expected the name of a generator, a tree or a file, got {kind!r}")
     own_trees = data.get("trees") or {}
+    if not isinstance(own_trees, Mapping):
+        raise ValueError(f"trees: expected an object of names and trees, got {type(own_trees).__name__}")
     trees = {str(kind): _given(str(kind), read_tree, own_trees) for kind in kinds if kind not in GENERATORS}
     typed = {
         name: tuple(_typed(name, value, kinds) for value in _values(name, values)) for name, values in axes.items()
     }
     metrics = data.get("metrics") or METRICS
+    if not isinstance(metrics, list | tuple):
+        raise ValueError(f"metrics: expected a list of names, got {metrics!r}")
     for metric in metrics:
         if metric not in METRICS:
             raise ValueError(f"metrics: {metric!r} is none{_hint(str(metric), METRICS)}")
@@ -160,9 +171,9 @@ def _typed(name: str, value: Any, kinds: Sequence[Any]) -> Any:
     if not owners:
         known = sorted(_TRAINING | {key for kind in GENERATORS if kind in kinds for key in _parameters(kind).values()})
         raise ValueError(f"{name}: no axis of these trees{_hint(name, ['tree', *known])}")
-    owner, field = owners[0]
-    typed = _as_type(name, value, typing.get_type_hints(owner)[field])
-    for owner, field in owners:
+    typed = value
+    for owner, field in owners:  # generators side by side must all be able to have it
+        typed = _as_type(name, value, typing.get_type_hints(owner)[field])
         owner(**{field: typed})  # its own checks
     return typed
 

@@ -138,9 +138,10 @@ class SweepStore:
     def begin(self, about: dict[str, Any] | None, notes: dict[str, Any], extend: bool) -> None:
         """Make the tables if there are none; check, and with `about` say, what rows are of."""
         with self._connected() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # of the file, and stays
+            if not _tables(connection) - {"about", "cells"}:  # nothing is changed in a file of something else
+                connection.execute("PRAGMA journal_mode = WAL")  # of the file, and stays
         with self._writing() as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = _tables(connection)
             if not tables and about is not None:
                 for statement in filter(str.strip, _TABLES.split(";")):
                     connection.execute(statement)
@@ -177,6 +178,10 @@ def open_sweep_store(
     except OSError as error:
         raise SweepStoreError(f"{path}: cannot be written ({error.strerror}): give another --store") from None
     return store
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _about(connection: sqlite3.Connection) -> dict[str, Any]:
