@@ -20,7 +20,7 @@ from toy.store import write_store
 from toy.stream import ShardSource
 from toy.sweep import program
 from toy.sweep.cell import Cell
-from toy.sweep.drive import make_plan, run_plan
+from toy.sweep.drive import Done, make_plan, run_plan
 from toy.sweep.engines import LocalEngine, RayEngine
 from toy.sweep.lanes import Row, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
@@ -94,7 +94,12 @@ def sweep_slowly(folder: Path) -> None:
     store = open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
     plan = make_plan(sweep, store.finished())
     print(plan.n_missing, flush=True)
-    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: print(done.n_rows, flush=True))
+
+    def progress(done: Done) -> None:
+        print(done.n_rows, flush=True)
+        time.sleep(0.2)  # so that a kill comes before the end
+
+    run_plan(sweep, plan, store, LocalEngine(), progress=progress)
 
 
 def run_few(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
