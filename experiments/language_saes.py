@@ -12,12 +12,13 @@ import numpy as np
 from experiments.language import Activations, Chain, load_chain, n_layers
 from experiments.language_config import LanguageConfig
 from experiments.stages import Counted, notes, stage
-from experiments.study import Progress, lane, make_weighting
+from experiments.study import Progress, lane
 from toy.checkpoint import FileCheckpoint
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
 from toy.sae import SAE
 from toy.stream import ShardSource
+from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 
 KINDS = ("vanilla", "matryoshka")

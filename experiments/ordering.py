@@ -30,12 +30,12 @@ from experiments.study import (
     load_root,
     make_hypers,
     make_study,
-    make_weighting,
     train_config,
 )
 from toy.metrics import Evaluation
 from toy.node import Node
 from toy.source import TreeSource
+from toy.sweep.cell import make_weighting
 from toy.train import train_grid, trained_saes
 from toy.tree import Tree, build_tree, edges, marginals
 from toy.tree_json import tree_to_dict

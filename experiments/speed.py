@@ -30,10 +30,11 @@ from experiments import TOY_SET
 from experiments.bench import Job, has_peers, run_job
 from experiments.cli import main
 from experiments.speed_report import plot, summary
-from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, make_weighting, train_config
+from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
 from toy.node import Node
 from toy.sae import RELU, Activation, BatchTopK, TopK
 from toy.source import TreeSource
+from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train, train_grid
 from toy.tree import build_tree, sample_features
 from toy.trees import forest

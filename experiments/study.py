@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from toy import prefixes
 from toy.dictionary import make_directions
 from toy.io import load_tree
 from toy.loss import Sparsity
@@ -17,6 +16,7 @@ from toy.node import Node
 from toy.prefixes import Weighting
 from toy.sae import RELU, SAE, Activation
 from toy.source import TreeSource
+from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 from toy.tree import Tree, build_tree, mean_l0, sample_features
 from toy.trees import TREES
@@ -131,16 +131,6 @@ def held_out_features(cfg: StudyConfig, tree: Tree) -> np.ndarray:
     """[n_eval_rows n_features]"""
     key = jax.random.fold_in(jax.random.key(cfg.seed), EVALUATION_STREAM)
     return np.asarray(sample_features(key, tree, cfg.n_eval_rows))
-
-
-def make_weighting(name: str, n_latents: int) -> Weighting:
-    """`vanilla`, `all`, `sampled_N` or `expected_N`."""
-    kind, _, n_prefixes = name.partition("_")
-    if kind == "vanilla":
-        return prefixes.full(n_latents)
-    if kind == "all":
-        return prefixes.all_prefixes(n_latents)
-    return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(n_prefixes))
 
 
 def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> TrainConfig:

@@ -1,14 +1,12 @@
 """A sweep is data: axes with values, and the cells that they make."""
 
 import difflib
-import hashlib
 import json
 import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 from toy.node import Node
@@ -62,10 +60,6 @@ class Sweep:
         own = {name: given[key] for name, key in _parameters(kind).items() if key in given}
         spec: TreeSpec = GENERATORS[kind](**own)
         return Cell(spec, training)
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.as_data(), sort_keys=True).encode()).hexdigest()
 
     def as_data(self) -> dict[str, Any]:
         """As JSON; `parse_sweep` reads it again, with the trees in it."""
