@@ -61,8 +61,8 @@ def experiment_module(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def clean_exit() -> Iterator[None]:
-    """A fault of the user's is one line and exit code 2; an interrupt says so. Neither leaves a file behind."""
+def clean_exit(kept: str = "nothing of the unfinished experiment was written") -> Iterator[None]:
+    """A fault of the user's is one line and exit code 2; an interrupt says what is `kept`. No half of a file stays."""
     try:
         use_all_cores()
         yield
@@ -72,7 +72,7 @@ def clean_exit() -> Iterator[None]:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; nothing of the unfinished experiment was written", file=sys.stderr)
+        print(f"interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -18,12 +18,11 @@ from toy.sae import RELU, SAE, Activation
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
-from toy.tree import Tree, build_tree, mean_l0, sample_features
+from toy.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.trees import TREES
 
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
-EVALUATION_STREAM = 1  # folded into the first seed's key: held-out rows, the same for every SAE
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,8 @@ def make_study(cfg: TreeConfig, root: Node | None = None) -> Study:
 
 
 def held_out_features(cfg: StudyConfig, tree: Tree) -> np.ndarray:
-    """[n_eval_rows n_features]"""
-    key = jax.random.fold_in(jax.random.key(cfg.seed), EVALUATION_STREAM)
-    return np.asarray(sample_features(key, tree, cfg.n_eval_rows))
+    """[n_eval_rows n_features] of the first seed, the same for every SAE."""
+    return np.asarray(sample_features(held_out_key(jax.random.key(cfg.seed)), tree, cfg.n_eval_rows))
 
 
 def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> TrainConfig:

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from experiments.cli import clean_exit, parse
 from toy.extras import optional
 from toy.io import load_tree
-from toy.sweep.cell import as_data, cell_key
+from toy.sweep.cell import as_data, cell_digest, cell_key
 from toy.sweep.drive import Done, Plan, make_plan, run_plan, stub_cells
 from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store
+from toy.sweep.store import SweepStore, open_sweep_store, read_sweep_store
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
 STUB = "stub"  # in place of the code's version
@@ -35,13 +35,14 @@ class Options:
     """Which sweep, where its rows are kept, and who runs it."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The sweep, as YAML or JSON; experiments/sweeps/ has examples."""
+    """The sweep, as YAML or JSON, or a record sweep_NAME.json; experiments/sweeps/ has examples."""
     store: Path | None = None
     """SQLite file of its rows; default: NAME.sqlite in the user's cache."""
     dry_run: bool = False
     """Say which cells and programs there are and about how long they take, and stop."""
     cell: str | None = None
-    """Run only the cell with this key (or the start of one) and print its row; nothing is stored."""
+    """Run only the cell with this digest (or the start of one) and print its row; nothing is stored. Reports tell
+    digests."""
     retry: bool = False
     """Run cells that failed once more."""
     extend: bool = False
@@ -62,43 +63,63 @@ class Options:
     """Time limit of a Slurm job, which is one group of cells."""
     slurm_jobs: int = 100
     """Jobs in the queue at a time."""
+    slurm_folder: Path | None = None
+    """For jobs' scripts, logs and answers, where all machines see it; default: beside the store."""
     stub: bool = False
     """Store zeros and train nothing, to see what planning, scheduling and storing take; needs a --store of its own."""
 
 
 def main() -> None:
-    with clean_exit():
+    with clean_exit("finished cells are kept: the same command goes on with those that are missing"):
         options = parse(Options, prog="python -m experiments.sweep", description=__doc__)
         if options.stub and options.store is None:
             raise ValueError("--stub: give a --store for its zeros, so that nobody takes them for results")
         sweep = read_sweep(options.file)
-        code = STUB if options.stub else code_version()
         if options.cell is not None:
-            print(json.dumps(one_cell(sweep, options.cell, code), indent=1))
+            print(json.dumps(one_cell(sweep, options.cell), indent=1))
             return
         path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
         engine = make_engine(options, path)
+        code = STUB if options.stub else code_version(platform(options))
+        about = sweep.as_data()
+        notes = {"metrics": about.pop("metrics")}
         if options.dry_run:
-            finished = open_sweep_store(path).finished(failed=not options.retry) if path.exists() else set()
+            asked = None if options.extend else {"sweep": about}
+            finished = read_sweep_store(path, asked).finished(failed=not options.retry) if path.exists() else set()
             print("\n".join(describe(make_plan(sweep, finished, code))))
             return
-        notes = {"file": options.file.name if options.file.is_absolute() else options.file.as_posix()}
-        store = open_sweep_store(path, {"sweep": sweep.as_data()}, notes=notes, extend=options.extend)
+        store = open_sweep_store(path, {"sweep": about}, notes=notes, extend=options.extend)
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
-        n_rows, n_failed = store.count(code)
+        n_rows, n_failed = count(sweep, store, code)
         print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
 
 
+def platform(options: Options) -> str | None:
+    """What workers are to compute on; None: what this process does, which is asked only of a process that trains."""
+    if options.engine == "local":
+        return None
+    return "gpu" if options.gpus else "cpu"
+
+
+def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
+    """Cells that have a row, and those of them that failed."""
+    keys = {cell_key(cell, code) for cell in sweep.cells()}
+    return len(keys & store.finished()), len(keys & store.finished() - store.finished(failed=False))
+
+
 def read_sweep(path: Path) -> Sweep:
-    """Raises: ValueError naming the file and what is wrong in it."""
+    """Of a file, or of the record of a report on it. Raises: ValueError naming the file and what is wrong in it."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    if isinstance(data, dict) and {"config", "results"} <= data.keys():  # the record of a report
+        data = data["config"]
     try:
         return parse_sweep(data, lambda tree: load_tree(path.parent / tree), name=path.stem)
     except ValueError as error:
@@ -117,7 +138,8 @@ def make_engine(options: Options, store: Path) -> Engine:
         parameters |= {"cpus_per_task": int(options.cpus), "gpus_per_node": int(options.gpus)}
     if options.slurm_partition is not None:
         parameters["slurm_partition"] = options.slurm_partition
-    return SlurmEngine(store.parent / f"{store.stem}.jobs", options.slurm_cluster, options.slurm_jobs, parameters)
+    folder = store.parent / f"{store.stem}.jobs" if options.slurm_folder is None else options.slurm_folder
+    return SlurmEngine(folder, options.slurm_cluster, options.slurm_jobs, parameters)
 
 
 def describe(plan: Plan) -> list[str]:
@@ -154,16 +176,16 @@ def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Op
         run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
 
 
-def one_cell(sweep: Sweep, key: str, code: str) -> dict[str, Any]:
-    """Raises: ValueError if not one cell has such a key."""
-    cells = {cell_key(cell, code): cell for cell in sweep.cells()}
-    found = [known for known in cells if known.startswith(key)]
+def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:
+    """Raises: ValueError if not one cell has such a digest, or if its tree is impossible."""
+    cells = {cell_digest(cell): cell for cell in sweep.cells()}
+    found = [known for known in cells if known.startswith(digest)]
     if len(found) != 1:
-        told = f"{len(found)} cells have such a key" if found else "no cell has that key"
-        raise ValueError(f"--cell {key}: {told}; keys are of sweep and code, which is version {code} here")
+        told = f"{len(found)} cells have digests that start so" if found else "no cell of this sweep has that digest"
+        raise ValueError(f"--cell {digest}: {told}")
     cell = cells[found[0]]
-    (row,) = run_cells([cell], sweep.metrics)
-    return {"key": found[0], "cell": as_data(cell), "metrics": row.metrics, "error": row.error}
+    (row,) = run_cells([cell])
+    return {"digest": found[0], "code": code_version(), "cell": as_data(cell), **row._asdict()}
 
 
 if __name__ == "__main__":

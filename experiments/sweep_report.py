@@ -6,6 +6,7 @@ metric, one of main effects, and sweep_NAME.html to --out; --redraw makes them a
 
 import base64
 import html
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,14 +21,15 @@ import yaml
 
 from experiments import sweep_plots
 from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, load_record, parse, versions, write_figure
+from experiments.sweep_table import SHARES, SIGNED, Table, default_axes, table_of
 from toy.io import plain, save_json, writing
-from toy.sweep.cell import cell_key
-from toy.sweep.lanes import METRICS
+from toy.sweep.cell import cell_digest, cell_key
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store
+from toy.sweep.store import SweepStore, read_sweep_store
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
 N_WORST = 10  # of each objective
+N_DIGITS = 12  # of a cell's digest
 LARGE_IS_GOOD = ("recovered", "min_cosine", "mcc", "uniqueness")
 LARGE_IS_GOOD += ("firing_accuracy", "firing_precision", "firing_recall", "shrinkage")
 STYLE = """
@@ -55,7 +57,7 @@ class Options:
     y: str | None = None
     """Vertical axis; default: the next."""
     worst: str | None = None
-    """Metric by which the worst cells are found; default: hole_rate, or the first that is shown."""
+    """Metric by which the worst cells are found; default: hole_rate, or the first that some cell has."""
     redraw: bool = False
     """Draw again from a record, without the store."""
 
@@ -64,16 +66,15 @@ def main() -> None:
     with clean_exit():
         options = parse(Options, prog="python -m experiments.sweep_report", description=__doc__)
         check_writable(options.out)
-        record = load_record(options.store) if options.redraw else plain(make_record(open_sweep_store(options.store)))
-        known = list(record["results"]["columns"])
+        record = load_record(options.store) if options.redraw else plain(make_record(read_sweep_store(options.store)))
+        table = table_of(record)
+        known = list(table.metrics)
         metrics = options.metrics or tuple(name for name in SHOWN if name in known) or tuple(known[:3])
-        worst = options.worst or ("hole_rate" if "hole_rate" in known else metrics[0])
-        table = sweep_plots.table_of(record)
+        worst = options.worst or default_worst(table, metrics)
         check((*metrics, worst), known, "metrics")
         check((options.x, options.y), list(table.axes), "axes")
         matplotlib.use("Agg")
-        x, y = sweep_plots.default_axes(table)
-        x, y = options.x or x, options.y or y
+        x, y = choose_axes(table, options.x, options.y)
         images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
         images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
         name = record["name"]
@@ -82,7 +83,7 @@ def main() -> None:
         for part, image in images.items():
             write_figure(options.out / f"{name}_{part}.png", image)
         with writing(options.out / f"{name}.html") as file:
-            file.write(page(record, images, worst).encode())
+            file.write(page(record, images, worst, options.out / f"{name}.json").encode())
         print("\n".join(summary(record)))
         print(f"{name}: {options.out / name}.html, .json and {len(images)} figures")
 
@@ -90,33 +91,39 @@ def main() -> None:
 def make_record(store: SweepStore) -> dict[str, Any]:
     """Of the rows by the code that made the latest. Raises: ValueError if there are none."""
     about = store.about()
-    sweep = parse_sweep(about["sweep"], lambda name: _no_file(name))
+    config = about["sweep"] | {"metrics": about.get("metrics")}
+    sweep = parse_sweep(config, _no_file)
     codes = store.codes()
     if not codes:
         raise ValueError(f"{store.path}: has no rows yet; run the sweep first")
     rows = {row.key: row for row in store.rows() if row.code == codes[0]}
-    keys = [cell_key(cell, codes[0]) for cell in sweep.cells()]
-    found = [rows.get(key) for key in keys]
+    cells = list(sweep.cells())
+    found = [rows.get(cell_key(cell, codes[0])) for cell in cells]
     columns = {
         metric: [None if row is None or row.metrics is None else row.metrics.get(metric) for row in found]
         for metric in sweep.metrics
     }
-    errors = Counter(row.error for row in found if row is not None and row.error is not None)
+    digests = [cell_digest(cell)[:N_DIGITS] for cell in cells]
+    errors = {i: row.error for i, row in enumerate(found) if row is not None and row.error is not None}
+    told = [
+        {"error": error, "n_cells": n, "first_cell": next(digests[i] for i in errors if errors[i] == error)}
+        for error, n in Counter(errors.values()).most_common()
+    ]
     return {
         "name": f"sweep_{sweep.name}",
-        "config": about["sweep"],
+        "config": config,
         "seeds": seeds_of(sweep),
         "versions": versions(),
         "seconds": sum(row.seconds for row in found if row is not None),
         "results": {
-            "file": about.get("file"),
             "code": codes[0],
             "n_cells": len(found),
             "n_missing": sum(row is None for row in found),
-            "n_failed": sum(errors.values()),
-            "errors": dict(errors.most_common()),
+            "n_failed": len(errors),
+            "errors": told,
+            "failed": list(errors),
             "columns": columns,
-            "keys": [key[:12] for key in keys],
+            "cells": digests,
         },
     }
 
@@ -136,20 +143,32 @@ def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:
             raise ValueError(f"{what}: {name!r} is not in this sweep, which has {', '.join(known)}")
 
 
+def choose_axes(table: Table, x: str | None, y: str | None) -> tuple[str, str | None]:
+    """Those that are asked for; in place of others the default ones that are left."""
+    default_x, default_y = default_axes(table)
+    if x is None:
+        x = default_y if y == default_x and default_y is not None else default_x
+    if y is None:
+        y = default_x if x == default_y else default_y
+    return x, None if x == y else y
+
+
+def default_worst(table: Table, metrics: Sequence[str]) -> str:
+    known = [name for name in ("hole_rate", *metrics) if not np.isnan(table.metrics.get(name, np.nan)).all()]
+    return known[0] if known else metrics[0]
+
+
 def summary(record: dict[str, Any]) -> list[str]:
     """One line an objective: over all of its cells that did not fail."""
-    results, table = record["results"], sweep_plots.table_of(record)
-    names = list(table.axes)
-    objectives = table.axes.get("objective", ["all cells"])
+    results, table = record["results"], table_of(record)
     counts = ", ".join(f"{results[name]:,} {name[2:]}" for name in ("n_cells", "n_failed", "n_missing"))
     lines = [f"{record['name']}: {counts}"]
-    for k, objective in enumerate(objectives):
-        own = table.places[:, names.index("objective")] == k if "objective" in names else slice(None)
+    for objective, own in table.of_objectives():
         told = []
-        for metric in [metric for metric in METRICS if metric in table.metrics and metric in SHOWN]:
+        for metric in [name for name in SHOWN if name in table.metrics]:
             values = table.metrics[metric][own]
             values = values[~np.isnan(values)]
-            if metric in sweep_plots.SHARES:
+            if metric in SHARES:
                 told.append(f"{metric} {int(values.sum()):,}/{len(values):,}")
             elif len(values):
                 told.append(f"{metric} {values.mean():.3f}")
@@ -160,14 +179,18 @@ def summary(record: dict[str, Any]) -> list[str]:
 # --- the page ---------------------------------------------------------------------------------------------
 
 
-def page(record: dict[str, Any], images: dict[str, bytes], worst: str) -> str:
+def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Path) -> str:
+    """`path` is where the record is, which commands read."""
     results = record["results"]
     figures = "\n".join(
-        f"<h2>{html.escape('Main effects' if part == 'effects' else sweep_plots.title_of(part).capitalize())}</h2>"
+        f"<h2>{html.escape('Main effects' if part == 'effects' else _capital(sweep_plots.title_of(part)))}</h2>"
         f'<img alt="{html.escape(part)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for part, image in images.items()
     )
-    errors = "".join(f"<li>{count:,} cells: {html.escape(error)}</li>" for error, count in results["errors"].items())
+    errors = "".join(
+        f"<li>{one['n_cells']:,} cells: {html.escape(one['error'])}<br>{_command(path, one['first_cell'])}</li>"
+        for one in results["errors"]
+    )
     config = {name: value for name, value in record["config"].items() if name in ("axes", "fixed", "combine")}
     return f"""<!doctype html>
 <html lang="en">
@@ -175,50 +198,56 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str) -> str:
 <body>
 <h1>{html.escape(record["name"].removeprefix("sweep_"))}</h1>
 <p>{"<br>".join(map(html.escape, summary(record)))}</p>
-<p>{record["seconds"]:.0f} seconds of training; code version {html.escape(results["code"])};
-{html.escape(", ".join(f"{name} {value}" for name, value in record["versions"].items()))}.</p>
+<p>{record["seconds"]:.0f} seconds of training, by {html.escape(results["code"])}.</p>
 <pre>{html.escape(_yaml(config))}</pre>
 {figures}
-<h2>Worst cells</h2>
-{worst_table(record, worst)}
+<h2>Worst cells by {html.escape(sweep_plots.title_of(worst))}</h2>
+{worst_table(record, worst, path)}
 <h2>Failures</h2>
 <ul>{errors or "<li>none</li>"}</ul>
 </body></html>
 """
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110)
 
 
-def sign(metric: str) -> int:
-    """What makes the worst value the least."""
-    return 1 if metric in LARGE_IS_GOOD else -1
+def _command(path: Path, cell: str) -> str:
+    """What runs a cell again."""
+    command = f"python -m experiments.sweep {shlex.quote(path.as_posix())} --cell {cell}"
+    return f"<code>{html.escape(command)}</code>"
 
 
-def worst_table(record: dict[str, Any], metric: str) -> str:
+def badness(table: Table, metric: str) -> np.ndarray:
+    """[n_cells] what is least where the metric is worst; mixing is bad either way."""
+    values = np.abs(table.metrics[metric]) if metric in SIGNED else table.metrics[metric]
+    return np.nan_to_num(values if metric in LARGE_IS_GOOD else -values)
+
+
+def worst_table(record: dict[str, Any], metric: str, path: Path) -> str:
     """Of each objective the cells with the worst value of the metric, and the commands that run them again."""
-    results, table = record["results"], sweep_plots.table_of(record)
-    axes, shown = record["config"]["axes"], list(dict.fromkeys((metric, *SHOWN, "min_cosine")))
-    shown = [name for name in shown if name in table.metrics]
-    names = list(table.axes)
-    badness = {name: np.nan_to_num(sign(name) * table.metrics[name]) for name in shown}
-    ranked = list(reversed(shown))  # the last counts most
-    own_seed = [] if "seed" in names else ["seed"]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*names, *own_seed, *shown, "run it again"))
+    table, axes = table_of(record), record["config"]["axes"]
+    shown = [name for name in dict.fromkeys((metric, *SHOWN, "min_cosine")) if name in table.metrics]
+    order = [badness(table, name) for name in reversed(shown)]  # the last counts most
+    seeds = list(dict.fromkeys(axes.get("seed", record["seeds"])))
+    own_seed = [] if "seed" in table.axes else ["seed"]
     body = []
-    for k in range(len(table.axes.get("objective", [0]))):
-        own = (
-            table.places[:, names.index("objective")] == k if "objective" in names else np.ones(len(table.seeds), bool)
-        )
+    for _, own in table.of_objectives():
         (cells,) = np.nonzero(own & ~np.isnan(table.metrics[metric]))
-        for i in cells[np.lexsort([badness[name][cells] for name in ranked])][:N_WORST]:
-            values = [str(table.axes[name][place]) for name, place in zip(names, table.places[i], strict=True)]
-            values += [str(axes["seed"][table.seeds[i]] if "seed" in axes else record["seeds"][0])] * len(own_seed)
+        for i in cells[np.lexsort([values[cells] for values in order])][:N_WORST]:
+            values = [str(of_axis[place]) for of_axis, place in zip(table.axes.values(), table.places[i], strict=True)]
+            values += [str(seeds[table.seeds[i]])] * len(own_seed)
             values += [f"{table.metrics[name][i]:.3f}" for name in shown]
-            command = f"python -m experiments.sweep {results['file']} --cell {results['keys'][i]}"
-            cells_of_row = "".join(f"<td>{html.escape(value)}</td>" for value in values)
-            body.append(f"<tr>{cells_of_row}<td><code>{html.escape(command)}</code></td></tr>")
+            told = "".join(f"<td>{html.escape(value)}</td>" for value in values)
+            body.append(f"<tr>{told}<td>{_command(path, str(table.digests[i]))}</td></tr>")
+    if not body:
+        return f"<p>No cell has a number for {html.escape(metric)}.</p>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*table.axes, *own_seed, *shown, "run it again"))
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
 
 

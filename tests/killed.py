@@ -97,18 +97,18 @@ def sweep_slowly(folder: Path) -> None:
 
     def progress(done: Done) -> None:
         print(done.n_rows, flush=True)
-        time.sleep(0.2)  # so that a kill comes before the end
+        time.sleep(0.2)  # so that kills come before the end
 
     run_plan(sweep, plan, store, LocalEngine(), progress=progress)
 
 
-def run_few(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+def run_few(cells: Sequence[Cell]) -> list[Row]:
     """As `run_cells`, in a worker that has not heard of `few_lanes`."""
     few_lanes()
-    return run_cells(cells, metrics)
+    return run_cells(cells)
 
 
-def run_and_die_once(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+def run_and_die_once(cells: Sequence[Cell]) -> list[Row]:
     """As `run_cells`, but the first process that gets here is killed; others raise for cells of the seed BROKEN."""
     mark = Path(os.environ["DIED"])
     try:
@@ -119,7 +119,7 @@ def run_and_die_once(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]
     broken = os.environ.get("BROKEN")
     if any(str(cell.training.seed) == broken for cell in cells):
         raise RuntimeError(f"seed {broken} is not to be had")
-    return run_few(cells, metrics)
+    return run_few(cells)
 
 
 def sweep_on_ray(folder: Path) -> None:

@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from experiments import cli, sweep, sweep_report, sweep_speed
-from toy.sweep.store import open_sweep_store
+from experiments import cli, sweep, sweep_plots, sweep_report, sweep_speed
+from experiments.sweep_table import table_of
+from toy.sweep.lanes import code_version
+from toy.sweep.program import program_of
+from toy.sweep.store import read_sweep_store
 
 SWEEP: dict[str, Any] = {
     "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": [0, 4]},
@@ -39,8 +43,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def record_at(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
 def record_of(made: Path) -> dict[str, Any]:
-    return json.loads((made / "out" / "sweep_small.json").read_text())
+    return record_at(made / "out" / "sweep_small.json")
 
 
 def test_a_report_is_a_record_a_page_and_figures(made: Path) -> None:
@@ -54,29 +62,39 @@ def test_a_report_is_a_record_a_page_and_figures(made: Path) -> None:
     assert (results["n_cells"], results["n_failed"], results["n_missing"]) == (16, 4, 0)
     assert [len(column) for column in results["columns"].values()] == [16] * len(results["columns"])
     assert sum(value is None for value in results["columns"]["fvu"]) == 4
-    assert list(results["errors"].values()) == [4]
+    assert [error["n_cells"] for error in results["errors"]] == [4]
+    table = table_of(record)
+    assert table.failed.sum() == np.isnan(table.metrics["fvu"]).sum() == 4
 
 
-def test_the_page_needs_no_other_file_and_names_every_failure(made: Path) -> None:
+def test_the_page_needs_no_other_file_and_names_every_failure_and_its_command(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     page = (made / "out" / "sweep_small.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert "probabilities of mutually exclusive children sum to 1.2" in page
+    failure = page[page.index("<h2>Failures") :]
+    assert "4 cells: root.children[0].children: probabilities of mutually exclusive children sum to 1.2" in failure
+    record, cell = re.findall(r"python -m experiments\.sweep (\S+) --cell (\w+)", failure)[0]
+    assert command(monkeypatch, sweep, record, "--cell", cell) == 2
+    assert "probabilities of mutually exclusive children sum to 1.2" in capsys.readouterr().err
 
 
 def test_the_command_of_a_worst_cell_gives_its_numbers(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     page, results = (made / "out" / "sweep_small.html").read_text(), record_of(made)["results"]
-    file, key = re.findall(r"python -m experiments\.sweep (\S+) --cell (\w+)", page)[0]
-    monkeypatch.chdir(made)
-    assert command(monkeypatch, sweep, file, "--cell", key) == 0
+    file, digest = re.findall(r"python -m experiments\.sweep (\S+) --cell (\w+)", page)[0]
+    assert command(monkeypatch, sweep, file, "--cell", digest) == 0
     told = json.loads(capsys.readouterr().out)
-    stored = {row.key: row.metrics for row in open_sweep_store(made / "s.sqlite").rows()}
-    assert told["metrics"] == stored[told["key"]]
-    place = results["keys"].index(key)
+    stored = [row.metrics for row in read_sweep_store(made / "s.sqlite").rows()]
+    assert told["metrics"] in stored
+    assert told["code"] == results["code"] == code_version()
+    place = results["cells"].index(digest)
     assert told["metrics"]["hole_rate"] == pytest.approx(results["columns"]["hole_rate"][place], rel=1e-5)
     assert told["cell"]["training"]["seed"] in (0, 4)
+    assert command(monkeypatch, sweep, made / "small.yaml", "--cell", digest) == 0  # the file makes the same cells
+    assert json.loads(capsys.readouterr().out)["metrics"] == told["metrics"]
 
 
 def test_figures_are_drawn_again_from_the_record_alone(
@@ -102,22 +120,73 @@ def test_figures_are_drawn_again_from_the_record_alone(
 
 
 @pytest.mark.parametrize(
-    ("entries", "figures"),
+    ("entries", "shown", "panels"),  # of the phase diagram: texts, and hatched places
     [
-        ({"axes": {"edge_prob": [0.1, 0.2]}}, 4),
-        ({"axes": {"seed": [0, 1]}}, 4),
-        ({"axes": {"depth": [0, 1], "objective": ["vanilla", "all"]}, "combine": "zip"}, 4),
-        ({"axes": {"branching": [2, 3], "seed": [1]}, "metrics": ["fvu", "l0"]}, 3),
+        ({"axes": {"edge_prob": [0.1, 0.2]}}, 4, [(2, 0)]),  # one axis: a row
+        ({"axes": {"seed": [0, 1]}}, 4, [(2, 0)]),
+        ({"axes": {"objective": ["vanilla", "all"], "seed": [0, 1]}}, 4, [(2, 0)]),
+        ({"axes": {"depth": [0, 1], "objective": ["vanilla", "all"]}, "combine": "zip"}, 4, [(2, 0)]),
+        ({"axes": {"depth": [1, 1, 2], "seed": [0, 1, 0]}, "combine": "zip"}, 4, [(2, 0)]),
+        ({"axes": {"depth": [1, 1], "seed": [0, 0]}}, 4, [(1, 0)]),  # the same cell four times
+        ({"axes": {"branching": [2, 3], "seed": [1]}, "metrics": ["fvu", "l0"]}, 3, [(2, 0)]),
+        ({"axes": {"edge_prob": [0.2, 0.6], "objective": ["vanilla"]}}, 4, [(1, 1)]),  # 0.6 is impossible
     ],
 )
 def test_a_sweep_of_any_axes_and_metrics_has_a_report(
-    entries: dict[str, Any], figures: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    entries: dict[str, Any], shown: int, panels: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "any.yaml").write_text(yaml.safe_dump({"fixed": SWEEP["fixed"], **entries}))
     store, out = tmp_path / "s.sqlite", tmp_path / "out"
     assert command(monkeypatch, sweep, tmp_path / "any.yaml", "--store", store, "--stub") == 0
     assert command(monkeypatch, sweep_report, store, "--out", out) == 0
-    assert len(list(out.glob("*.png"))) == figures
+    assert len(list(out.glob("*.png"))) == shown
+    record = json.loads((out / "sweep_any.json").read_text())
+    x, y = sweep_report.choose_axes(table_of(record), None, None)
+    figure = sweep_plots.phase_diagram(record, next(iter(record["results"]["columns"])), x, y)
+    drawn = [ax for ax in figure.axes if ax.get_images()]
+    assert [(len(ax.texts), len(ax.patches)) for ax in drawn] == panels
+
+
+def test_a_zip_of_seeds_is_counted_over_seeds(tmp_path: Path) -> None:
+    record = {
+        "config": {"axes": {"depth": [1, 1, 2], "seed": [3, 5, 3]}, "combine": "zip"},
+        "results": {"columns": {"fvu": [0.1, 0.3, None]}, "failed": [2], "cells": ["a", "b", "c"]},
+    }
+    table = table_of(record)
+    assert table.axes == {"depth": [1, 2]}
+    assert table.places.tolist() == [[0], [0], [1]]
+    assert table.seeds.tolist() == [0, 1, 0]
+    assert table.failed.tolist() == [False, False, True]
+    assert table.having(depth=0).tolist() == [True, True, False]
+
+
+def test_the_worst_mixing_is_the_largest_of_either_sign() -> None:
+    record = {
+        "config": {"axes": {"depth": [1, 2, 3]}, "combine": "product"},
+        "results": {
+            "columns": {"parent_to_child": [-0.5, 0.1, 0.4], "recovered": [1, 0, 1]},
+            "failed": [],
+            "cells": ["a", "b", "c"],
+        },
+    }
+    table = table_of(record)
+    assert np.argsort(sweep_report.badness(table, "parent_to_child")).tolist() == [0, 2, 1]
+    assert np.argmin(sweep_report.badness(table, "recovered")) == 1
+
+
+def test_a_report_by_a_metric_that_no_cell_has_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trees of depth 0 have no parents, so no holes."""
+    lone = {"axes": {"seed": [0, 1]}, "fixed": SWEEP["fixed"] | {"depth": 0, "n_lone": 4}}
+    (tmp_path / "lone.yaml").write_text(yaml.safe_dump(lone))
+    store, out = tmp_path / "s.sqlite", tmp_path / "out"
+    assert command(monkeypatch, sweep, tmp_path / "lone.yaml", "--store", store) == 0
+    assert command(monkeypatch, sweep_report, store, "--out", out) == 0
+    page = (out / "sweep_lone.html").read_text()
+    assert "Worst cells by recovered" in page
+    figure = sweep_plots.phase_diagram(record_at(out / "sweep_lone.json"), "hole_rate", "seed", None)
+    assert "dotted: not known" in figure.get_suptitle()
+    assert command(monkeypatch, sweep_report, store, "--out", out, "--worst", "hole_rate") == 0
+    assert "No cell has a number for hole_rate" in (out / "sweep_lone.html").read_text()
 
 
 def test_a_second_start_trains_nothing(
@@ -138,6 +207,25 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(
     assert "16 cells: 0 finished, 12 to train in 1 compiled programs, 4 impossible; about a minute" in said
     assert "12 cells of up to 16 features and 16 latents in 32 dimensions" in said
     assert not list(tmp_path.iterdir())
+    other = {**SWEEP, "axes": {"seed": [0]}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    before = (made / "s.sqlite").read_bytes()
+    assert command(monkeypatch, sweep, tmp_path / "other.yaml", "--store", made / "s.sqlite", "--dry-run") == 2
+    assert "holds another sweep" in capsys.readouterr().err
+    assert (made / "s.sqlite").read_bytes() == before
+
+
+def test_other_metrics_are_shown_of_the_same_rows(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "s.sqlite").write_bytes((made / "s.sqlite").read_bytes())
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SWEEP | {"metrics": ["mcc", "dead_latents"]}))
+    assert command(monkeypatch, sweep, tmp_path / "small.yaml", "--store", tmp_path / "s.sqlite") == 0
+    assert "16 finished, 0 to train" in capsys.readouterr().err
+    assert command(monkeypatch, sweep_report, tmp_path / "s.sqlite", "--out", tmp_path) == 0
+    columns = record_at(tmp_path / "sweep_small.json")["results"]["columns"]
+    assert list(columns) == ["mcc", "dead_latents"]
+    assert columns["mcc"] == record_of(made)["results"]["columns"]["mcc"]
 
 
 def test_more_seeds_extend_a_store(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
@@ -148,7 +236,11 @@ def test_more_seeds_extend_a_store(made: Path, monkeypatch: pytest.MonkeyPatch, 
     assert command(monkeypatch, sweep, tmp_path / "more.json", "--store", store) == 2
     assert "holds another sweep: sweep.axes.seed is [0, 4] there and [0, 4, 5] here" in capsys.readouterr().err
     assert command(monkeypatch, sweep, tmp_path / "more.json", "--store", store, "--extend") == 0
-    assert "24 cells: 16 finished, 6 to train" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "24 cells: 16 finished, 6 to train" in captured.err
+    assert "24 of 24 cells have a row, 6 failed" in captured.out
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", store, "--extend") == 0
+    assert "16 of 16 cells have a row, 4 failed" in capsys.readouterr().out  # of this sweep
 
 
 def test_stubs_store_zeros_in_a_store_of_their_own(
@@ -157,7 +249,7 @@ def test_stubs_store_zeros_in_a_store_of_their_own(
     assert command(monkeypatch, sweep, made / "small.yaml", "--stub") == 2
     assert "--stub: give a --store" in capsys.readouterr().err
     assert command(monkeypatch, sweep, made / "small.yaml", "--stub", "--store", tmp_path / "stub.sqlite") == 0
-    rows = list(open_sweep_store(tmp_path / "stub.sqlite").rows())
+    rows = list(read_sweep_store(tmp_path / "stub.sqlite").rows())
     assert {row.code for row in rows} == {"stub"}
     assert len(rows) == 16
 
@@ -189,8 +281,8 @@ def test_a_fault_in_the_file_is_one_line_before_any_work(
         (("nowhere.yaml",), "nowhere.yaml: No such file"),
         (("{made}/small.yaml", "--store", "{made}/small.yaml"), "small.yaml: is no store of a sweep"),
         (("{made}/small.yaml", "--store", "{made}/small.yaml/s.sqlite"), "cannot be written"),
-        (("{made}/small.yaml", "--cell", "zzz"), "no cell has that key"),
-        (("{made}/small.yaml", "--cell", ""), "16 cells have such a key"),
+        (("{made}/small.yaml", "--cell", "zzz"), "no cell of this sweep has that digest"),
+        (("{made}/small.yaml", "--cell", ""), "16 cells have digests that start so"),
         (("{made}/small.yaml", "--engine", "slrm"), "slrm"),
     ],
 )
@@ -224,7 +316,15 @@ def test_a_bad_report_is_told(
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_shipped_sweeps_can_be_read(path: Path) -> None:
     assert len(sweep.read_sweep(path)) >= 300
-    assert len(EXAMPLES) >= 3
+
+
+def test_the_thousand_cells_are_of_many_shapes_and_few_programs() -> None:
+    assert {path.stem for path in EXAMPLES} >= {"branching", "latents", "sparsity", "thousand"}
+    cells = list(sweep.read_sweep(sweep_speed.Config().sweep).cells())
+    assert len(cells) == 1_000
+    assert len({cell.tree for cell in cells}) == 40
+    assert len({program_of(cell) for cell in cells}) <= 8
+    assert {cell.training.n_steps for cell in cells} == {5_000}
 
 
 def test_speed_counts_cells_programs_and_shapes(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

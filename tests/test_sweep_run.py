@@ -1,5 +1,6 @@
 """A cell's numbers depend on the cell alone, and a sweep ends in the same table whatever happens on the way."""
 
+import re
 import signal
 import subprocess
 import time
@@ -10,24 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import submitit
 from killed import few_lanes, run_and_die_once, small_sweep
 from test_shard import start
 
 from toy import prefixes
-from toy.dictionary import make_directions
+from toy.dictionary import _superposed, make_directions
 from toy.metrics import evaluate
 from toy.node import Node
 from toy.source import TreeSource
 from toy.sweep import drive, lanes, program
 from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
 from toy.sweep.drive import Done, make_plan, run_plan, stub_cells
-from toy.sweep.engines import LocalEngine, SlurmEngine
+from toy.sweep.engines import MOST_ATTEMPTS, Failure, LocalEngine, SlurmEngine, WorkerFault, answer_of
 from toy.sweep.lanes import METRICS, Row, code_version, n_compiled, run_cells
 from toy.sweep.program import program_of
 from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore, open_sweep_store
 from toy.train import Hypers, TrainConfig, train, trained_sae
-from toy.tree import sample_features
+from toy.tree import held_out_key, sample_features
 from toy.trees import RegularTree
 
 SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}
@@ -52,7 +54,7 @@ def single_run(cell: Cell) -> dict[str, float]:
     if isinstance(hypers.prefixes, prefixes.FixedPrefixes):
         hypers = hypers._replace(prefixes=make_weighting(training.objective, n_latents(cell)))
     state, _ = train(key_training, TreeSource(tree, W_feat), hypers, cfg=cfg)
-    features = sample_features(jax.random.fold_in(key, lanes.EVALUATION_STREAM), tree, training.n_eval_rows)
+    features = sample_features(held_out_key(key), tree, training.n_eval_rows)
     found = evaluate(trained_sae(state), W_feat, tree, features)
     return {name: getattr(found, name) for name in ("fvu", "l0", "min_cosine", "mcc", "shrinkage", "hole_rate")}
 
@@ -78,13 +80,20 @@ def test_neighbours_and_lanes_change_not_one_bit() -> None:
     assert metrics_of(many) == together * (len(many) // 4)
 
 
-def test_a_row_has_the_metrics_that_were_asked_for_and_the_sizes() -> None:
-    (row,) = run_cells(CELLS[:1], ["fvu"])
+def test_a_row_has_every_metric_and_the_sizes() -> None:
+    (row,) = run_cells(CELLS[:1])
     assert row.metrics is not None
-    assert list(row.metrics) == ["n_features", "n_latents", "target_l0", "fvu"]
+    assert list(row.metrics) == ["n_features", "n_latents", "target_l0", *METRICS]
     assert row.metrics["n_features"] == row.metrics["n_latents"] == 6
     assert row.metrics["target_l0"] == pytest.approx(0.15 * 1.4 + 3 * 0.05)
-    assert set(metrics_of(CELLS[:1])[0]) >= set(METRICS)
+
+
+def test_superposed_directions_are_compiled_once_for_all_seeds() -> None:
+    before = _superposed._cache_size()  # type: ignore[attr-defined]
+    training = {"max_cosine": 0.9, "d_in": 13, **SHORT}
+    rows = run_cells([Cell(RegularTree(), Training(seed=seed, **training)) for seed in range(4)])
+    assert len({row.metrics["fvu"] for row in rows if row.metrics is not None}) == 4
+    assert _superposed._cache_size() - before == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +216,7 @@ def test_what_another_driver_has_done_meanwhile_is_left_out(
     plan = make_plan(sweep, store.finished())
     run_plan(sweep, plan, store, LocalEngine(), run=stub_cells)
     trained: list[Any] = []
-    run_plan(sweep, plan, store, LocalEngine(), run=lambda cells, metrics: trained.append(cells) or [])  # type: ignore[func-returns-value]
+    run_plan(sweep, plan, store, LocalEngine(), run=lambda cells: trained.append(cells) or [])  # type: ignore[func-returns-value]
     assert not trained
 
 
@@ -243,10 +252,69 @@ def test_another_version_of_the_code_makes_all_cells_anew(tmp_path: Path) -> Non
 def test_a_worker_with_other_code_stops_the_sweep_and_fails_no_cell(tmp_path: Path) -> None:
     sweep = small_sweep()
     store = opened(tmp_path, sweep)
-    told = f"a worker has code of version {code_version()}, the driver other: install the same"
-    with pytest.raises(ValueError, match=told):
+    told = rf"workers failed: a worker has \({re.escape(code_version())}\), the driver \(other\): install the same"
+    with pytest.raises(WorkerFault, match=told):
         run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
-    assert store.count("other") == (8, 8)  # the impossible ones
+    assert [row.error is not None for row in store.rows()] == [True] * 8  # the impossible ones
+
+
+def test_a_version_of_the_code_is_its_source_its_libraries_and_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"source \w{16}, jax [\d.]+, jaxlib [\d.]+, optax [\d.]+, numpy .+, cpu", code_version())
+    assert code_version("gpu") == code_version()[:-3] + "gpu"
+    before = code_version.__wrapped__()
+    monkeypatch.setattr(lanes, "version", lambda name: "0")
+    assert code_version.__wrapped__() != before
+
+
+class Faulty:
+    """Workers that fail at some groups, counted from 0."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.n = at, 0
+
+    def run(self, function: Any, tasks: Any) -> Iterator[tuple[Any, Any]]:
+        for i, task in enumerate(tasks):
+            self.n += 1
+            yield task, Failure("the node was lost", of_worker=True) if i in self.at else answer_of(function, task)
+
+
+def test_cells_whose_workers_fail_stay_missing_and_the_others_are_done(
+    tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    with pytest.raises(WorkerFault, match="2 groups of cells have no rows, since their workers failed: the node was"):
+        run_plan(sweep, make_plan(sweep), store, Faulty(1, 5))
+    assert len(table(store)) == 32 - 4
+    assert all(row in undisturbed for row in table(store))
+    run_plan(sweep, make_plan(sweep, store.finished()), store, LocalEngine())
+    assert table(store) == undisturbed
+
+
+def test_workers_that_always_fail_stop_the_sweep(tiny_groups: None, tmp_path: Path) -> None:
+    sweep, engine = small_sweep(), Faulty(*range(12))
+    with pytest.raises(WorkerFault, match="10 groups of cells have no rows"):
+        run_plan(sweep, make_plan(sweep), opened(tmp_path, sweep), engine)
+    assert engine.n == drive.MOST_LOST == 10
+
+
+@pytest.mark.parametrize(
+    ("error", "of_worker"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), True),
+        (WorkerFault("other code"), True),
+        (RuntimeError("of the\ntask"), False),
+    ],
+)
+def test_what_a_worker_lacks_is_no_fault_of_the_task(error: Exception, of_worker: bool) -> None:
+    def fail(task: int) -> None:
+        raise error
+
+    answer = answer_of(fail, 0)
+    assert isinstance(answer, Failure)
+    assert answer.of_worker == of_worker
+    assert "\n" not in answer.told
 
 
 def test_a_tree_that_is_far_too_large_is_an_impossible_cell(tmp_path: Path) -> None:
@@ -256,25 +324,27 @@ def test_a_tree_that_is_far_too_large_is_an_impossible_cell(tmp_path: Path) -> N
 
 
 def test_a_driver_killed_at_ten_random_moments_ends_in_the_same_table(
-    tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, missing = np.random.default_rng(), []
+    """A cell a group. Drivers wait a little after each, so that ten kills leave something to do."""
+    monkeypatch.setenv("LANES", "1")
+    monkeypatch.setattr(program, "MOST_LANES", 1)
+    seed, missing = time.time_ns() % 2**32, []
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
     for _ in range(10):
         process = start("killed.py", "sweep", str(tmp_path))
         assert process.stdout is not None
         missing.append(int(process.stdout.readline()))
-        if missing[-1] == 0:
-            process.communicate(timeout=60)
-            break
-        for _ in range(rng.integers(3)):  # groups that are done before the kill
+        for _ in range(rng.integers(2)):  # groups that are done before the kill
             process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
     assert missing == sorted(missing, reverse=True)  # no kill takes a row back
-    assert len(missing) > 2, f"it was never killed on the way: {missing}"
-    assert sorted(table(run_all(tmp_path, LocalEngine()))) == sorted(undisturbed)
+    assert missing[0] > missing[-1] > 0
+    assert table(run_all(tmp_path, LocalEngine())) == table(run_all(tmp_path / "whole", LocalEngine()))
 
 
 def test_two_drivers_on_one_store_make_one_table(tiny_groups: None, tmp_path: Path, undisturbed: list[Any]) -> None:
@@ -332,6 +402,69 @@ def test_slurm_s_local_executor_gives_the_same_table_though_a_job_dies(
     by_slurm = table(run_all(tmp_path / "slurm", engine, run=run_and_die_once))
     assert (tmp_path / "died").exists()
     assert by_slurm == table(run_all(tmp_path / "local", LocalEngine()))
+
+
+class FakeJob:
+    def __init__(self, executor: "FakeExecutor", call: Any) -> None:
+        self.executor, self.call, self.cancelled = executor, call, False
+
+    def done(self) -> bool:
+        return self.executor.ends
+
+    def result(self) -> Any:
+        self.executor.n_ended += 1
+        if self.executor.n_ended <= self.executor.n_deaths:
+            raise OSError("the job died")
+        return self.call()
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled = True
+
+
+class FakeExecutor:
+    """In place of submitit's: its jobs end at once or never, and the first ones die."""
+
+    def __init__(self, n_deaths: int = 0, ends: bool = True) -> None:
+        self.n_deaths, self.ends, self.n_ended, self.jobs = n_deaths, ends, 0, []
+
+    def update_parameters(self) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any) -> FakeJob:
+        self.jobs.append(FakeJob(self, lambda: function(*arguments)))
+        return self.jobs[-1]
+
+
+def on_slurm(executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[tuple[int, Any]]:
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: executor)
+    return SlurmEngine(Path("none"), poll_s=0.0, **options).run(lambda task: 2 * task, iter(range(20)))
+
+
+def test_a_slurm_job_that_dies_is_submitted_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = dict(on_slurm(FakeExecutor(MOST_ATTEMPTS - 1), monkeypatch, most_jobs=1))
+    assert again == {i: 2 * i for i in range(20)}
+    given_up = dict(on_slurm(FakeExecutor(MOST_ATTEMPTS), monkeypatch, most_jobs=1))
+    assert given_up[0] == Failure("OSError: the job died", of_worker=True)
+    assert {i: given_up[i] for i in range(1, 20)} == {i: 2 * i for i in range(1, 20)}
+
+
+def test_no_more_slurm_jobs_wait_than_may_and_a_driver_that_stops_cancels_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor = FakeExecutor(ends=False)
+
+    def sleep(seconds: float) -> None:
+        if len(executor.jobs) != 3:
+            raise AssertionError(f"{len(executor.jobs)} jobs")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        list(on_slurm(executor, monkeypatch, most_jobs=3))
+    assert [job.cancelled for job in executor.jobs] == [True] * 3
+    finished = FakeExecutor()
+    assert len(list(on_slurm(finished, monkeypatch, most_jobs=3))) == 20
+    assert not any(job.cancelled for job in finished.jobs)
 
 
 def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:

@@ -108,6 +108,10 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"objective": ["sampled_0"]}, "objective: expected vanilla, all, sampled_N"),
         ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
         ({"edge_prob": [1.5]}, r"edge_prob: 1.5 is outside \[0, 1\]"),
+        ({"max_cosine": [1.5]}, r"max_cosine: 1.5 is outside \(0, 1\]"),
+        ({"seed": [2**32]}, "seed: 4294967296 is above 4294967295"),
+        ({"seed": [-1]}, "seed: must not be negative, got -1"),
+        ({"tree": ["random"], "tree_seed": [-1]}, "seed: must not be negative, got -1"),
         ({"seed": []}, "seed: expected a list of values"),
         ({"seed": 5}, "seed: expected a list of values, or range"),
         ({"seed": {"range": 5}}, "seed: range needs two or three integers"),
@@ -159,5 +163,7 @@ def test_impossible_trees_are_cells_that_have_no_program() -> None:
     assert program_of(possible).shape.n_features == 32
     with pytest.raises(ValueError, match=r"mutually exclusive children sum to 1\.2 > 1"):
         program_of(impossible)
-    with pytest.raises(ValueError, match="20 features have no orthogonal directions in 8 dimensions"):
+    with pytest.raises(ValueError, match="20 features have no orthogonal directions in d_in = 8"):
         program_of(possible._replace(training=Training(d_in=8)))
+    with pytest.raises(ValueError, match=r"20 directions in d_in = 8 have a \|cosine\| of at least 0\.281"):
+        program_of(possible._replace(training=Training(d_in=8, max_cosine=0.2)))

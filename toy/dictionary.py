@@ -27,6 +27,22 @@ def make_directions(
 
     Raises: ValueError if orthogonal directions do not fit, or if `max_cosine` cannot be reached.
     """
+    check_directions(n_features, d_in, max_cosine)
+    if max_cosine is None:
+        return jax.vmap(partial(orthogonal_directions, n_features=n_features, d_in=d_in, norm_std=norm_std))(keys)
+    W_feat, reached = _superposed(keys, n_features, d_in, max_cosine, norm_std)
+    worst = float(jnp.max(reached))
+    if worst > max_cosine:
+        raise ValueError(
+            f"max_cosine: {max_cosine} was not reached in {_SEPARATION_STEPS} steps for {n_features} directions in "
+            f"d_in = {d_in} (got {worst:.3f}, the Welch bound is {welch_bound(n_features, d_in):.3f}); raise d_in or "
+            "max_cosine"
+        )
+    return W_feat
+
+
+def check_directions(n_features: int, d_in: int, max_cosine: float | None) -> None:
+    """Raises: ValueError if there can be no such directions; that they are found is known only once they are."""
     if n_features < 1 or d_in < 1:
         raise ValueError(f"n_features and d_in must be at least 1, got {n_features} and {d_in}")
     if max_cosine is None:
@@ -35,7 +51,7 @@ def make_directions(
                 f"{n_features} features have no orthogonal directions in d_in = {d_in}: raise d_in to at least "
                 f"{n_features}, or use superposition mode by giving max_cosine (for example 0.5)"
             )
-        return jax.vmap(partial(orthogonal_directions, n_features=n_features, d_in=d_in, norm_std=norm_std))(keys)
+        return
     if not 0 < max_cosine <= 1:
         raise ValueError(f"max_cosine: {max_cosine} is outside (0, 1]")
     bound = welch_bound(n_features, d_in)
@@ -44,15 +60,6 @@ def make_directions(
             f"max_cosine: {n_features} directions in d_in = {d_in} have a |cosine| of at least {bound:.3f} "
             f"(Welch bound), so {max_cosine} is impossible; raise d_in or max_cosine"
         )
-    draw = partial(superposed_directions, n_features=n_features, d_in=d_in, max_cosine=max_cosine, norm_std=norm_std)
-    W_feat, reached = jax.jit(jax.vmap(draw))(keys)
-    worst = float(jnp.max(reached))
-    if worst > max_cosine:
-        raise ValueError(
-            f"max_cosine: {max_cosine} was not reached in {_SEPARATION_STEPS} steps for {n_features} directions in "
-            f"d_in = {d_in} (got {worst:.3f}, the Welch bound is {bound:.3f}); raise d_in or max_cosine"
-        )
-    return W_feat
 
 
 def welch_bound(n_features: int, d_in: int) -> float:
@@ -68,6 +75,15 @@ def orthogonal_directions(
     Q, R = jnp.linalg.qr(jax.random.normal(key_directions, (d_in, d_in)))
     Q = Q * jnp.sign(jnp.diagonal(R))  # without this the matrix is not uniform over rotations
     return Q.T[:n_features] * _norms(key_norms, n_features, norm_std)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _superposed(
+    keys: Key[Array, " lanes"], n_features: int, d_in: int, max_cosine: float, norm_std: float
+) -> tuple[Float[Array, "lanes n_features d_in"], Float[Array, " lanes"]]:
+    """Compiled once for all keys of a size: a sweep asks for a dictionary a seed."""
+    draw = partial(superposed_directions, n_features=n_features, d_in=d_in, max_cosine=max_cosine, norm_std=norm_std)
+    return jax.vmap(draw)(keys)
 
 
 def superposed_directions(

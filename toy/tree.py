@@ -136,6 +136,11 @@ def _assign_draws(parent: np.ndarray, prob: np.ndarray, group: np.ndarray) -> di
 # --- sampling -------------------------------------------------------------------------------------------
 
 
+def held_out_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """For rows that an SAE trained from `key` has not seen: trainers split the key, this folds a number into it."""
+    return jax.random.fold_in(key, 1)
+
+
 def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[Array, "batch n_features"]:
     """A batch of independent draws from the tree: each feature's magnitude where it is on, else 0.
 

@@ -122,6 +122,8 @@ class RandomTree:
             raise ValueError(f"n_roots and depth must be at least 1, got {self.n_roots} and {self.depth}")
         if not 0 <= self.exclusive_share <= 1:
             raise ValueError(f"exclusive_share: {self.exclusive_share} is outside [0, 1]")
+        if self.seed < 0:
+            raise ValueError(f"seed: must not be negative, got {self.seed}")
 
 
 def random_tree(spec: RandomTree) -> Node:

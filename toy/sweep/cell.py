@@ -17,6 +17,7 @@ from toy.trees import RandomTree, RegularTree, random_tree, regular_tree
 
 D_IN = 32  # the least; doubled until it holds the features
 OBJECTIVES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
+MAX_SEED = 2**32 - 1
 _HYPERS = Hypers._field_defaults
 
 
@@ -69,6 +70,10 @@ class Training:
         for name in ("d_in", "n_eval_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.max_cosine is not None and not 0 < self.max_cosine <= 1:
+            raise ValueError(f"max_cosine: {self.max_cosine} is outside (0, 1]")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed: {self.seed} is above {MAX_SEED}")
 
 
 class Cell(NamedTuple):
@@ -141,7 +146,15 @@ def as_data(cell: Cell) -> dict:
     return {"tree": tree, "training": vars(cell.training)}
 
 
+def cell_digest(cell: Cell) -> str:
+    """32 hexadecimal digits that say which cell it is, to any version of the code."""
+    return _digest(json.dumps(as_data(cell), sort_keys=True))
+
+
 def cell_key(cell: Cell, code: str) -> str:
-    """32 hexadecimal digits: a digest of all that determines a cell's numbers, the code among it."""
-    text = json.dumps({"code": code, **as_data(cell)}, sort_keys=True)
+    """A digest of all that determines a cell's numbers: the cell, and the version of the code (`code_version`)."""
+    return _digest(f"{cell_digest(cell)} {code}")
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]

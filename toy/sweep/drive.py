@@ -6,19 +6,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from toy.sweep.cell import Cell, cell_key
-from toy.sweep.engines import Engine
-from toy.sweep.lanes import FACTS, Row, code_version, run_cells
+from toy.sweep.engines import Engine, Failure, WorkerFault
+from toy.sweep.lanes import FACTS, METRICS, Row, code_version, run_cells
 from toy.sweep.program import Program, program_of
 from toy.sweep.spec import Sweep
 from toy.sweep.store import SweepStore
 
 MOST_ROWS = 1_000  # of impossible cells, written at once
-MOST_TOLD = 500  # characters of an error that are kept
-Run = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
-
-
-class WorkerFault(ValueError):  # noqa: N818
-    """No cell is at fault: the sweep stops, and its cells stay missing."""
+MOST_LOST = 10  # groups without an answer, before it is clear that others will have none, either
+Run = Callable[[Sequence[Cell]], list[Row]]
 
 
 class Plan(NamedTuple):
@@ -92,27 +88,39 @@ def run_plan(
 
     A group that fails is halved until the cell at fault stands alone; that one gets a row with its error. Groups are
     taken from a random place on, and what another driver has finished meanwhile is left out.
+
+    Raises: WorkerFault, once the rest is done, if workers failed for no fault of their cells, which then have no row.
     """
-    code = plan.code
+    code, lost = plan.code, []
     tell = (lambda done: None) if progress is None else progress
     for i in range(0, len(plan.impossible), MOST_ROWS):
         part = plan.impossible[i : i + MOST_ROWS]
         store.add(code, [(cell_key(sweep.cell(place), code), Row(None, error, 0.0)) for place, error in part])
         tell(Done(len(part), len(part), 0.0))
-    function = partial(_rows_of, run=run, metrics=sweep.metrics, code=code)
+    function = partial(_rows_of, run=run, code=code)
     groups: Iterable[Group] = _missing(_groups(sweep, plan), store, retry, tell)
     while groups:
         failed: list[Group] = []
         for group, answer in engine.run(function, groups):
-            if isinstance(answer, WorkerFault):
-                raise answer
-            if isinstance(answer, Exception) and len(group.cells) > 1:
+            if isinstance(answer, Failure) and answer.of_worker:
+                lost.append(answer.told)
+                if len(lost) == MOST_LOST:
+                    raise _fault(lost)
+                continue
+            if isinstance(answer, Failure) and len(group.cells) > 1:
                 failed += _halves(group)
                 continue
-            rows = [Row(None, _told(answer), 0.0)] if isinstance(answer, Exception) else answer
+            rows = [Row(None, answer.told, 0.0)] if isinstance(answer, Failure) else answer
             store.add(code, zip(group.keys, rows, strict=True))
             tell(Done(len(rows), sum(row.error is not None for row in rows), _cost(group)))
         groups = failed
+    if lost:
+        raise _fault(lost)
+
+
+def _fault(lost: Sequence[str]) -> WorkerFault:
+    told = f"{len(lost)} groups of cells have no rows, since their workers failed: {lost[-1]}"
+    return WorkerFault(f"{told}; start again to run what is missing")
 
 
 def _groups(sweep: Sweep, plan: Plan) -> Iterator[Group]:
@@ -145,18 +153,13 @@ def _cost(group: Group) -> float:
     return program_of(group.cells[0]).cost * len(group.cells)
 
 
-def _rows_of(group: Group, *, run: Run, metrics: Sequence[str], code: str) -> list[Row]:
+def _rows_of(group: Group, *, run: Run, code: str) -> list[Row]:
     """What a worker does."""
     if run is run_cells and code_version() != code:
-        raise WorkerFault(f"a worker has code of version {code_version()}, the driver {code}: install the same")
-    return run(group.cells, metrics)
+        raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install the same")
+    return run(group.cells)
 
 
-def _told(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text[:MOST_TOLD]
-
-
-def stub_cells(cells: Sequence[Cell], metrics: Sequence[str]) -> list[Row]:
+def stub_cells(cells: Sequence[Cell]) -> list[Row]:
     """Rows of cells that nobody trained: to see what planning, scheduling and storing take."""
-    return [Row(dict.fromkeys((*FACTS, *metrics), 0.0), None, 0.0) for _ in cells]
+    return [Row(dict.fromkeys((*FACTS, *METRICS), 0.0), None, 0.0) for _ in cells]

@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -15,12 +15,24 @@ from toy.extras import optional
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 MOST_ATTEMPTS = 3  # of a task whose worker died
+MOST_TOLD = 500  # characters of an error that are kept
+
+
+class WorkerFault(ValueError):  # noqa: N818
+    """A task cannot be done where it is, and may be done elsewhere or later: no task is at fault."""
+
+
+class Failure(NamedTuple):
+    """In place of an answer."""
+
+    told: str  # in one line
+    of_worker: bool  # it died, ran out of memory, cannot start: another attempt may go well
 
 
 @runtime_checkable
 class Engine(Protocol):
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Each task with `function(task)`, or the exception that it raised, as they are done.
+        """Each task with `function(task)`, or the Failure that came of it, as they are done.
 
         Tasks are asked for as workers get free, a few ahead, so that a million of them are never held.
         """
@@ -53,12 +65,19 @@ class LocalEngine:
                     yield task, done.result()
 
 
-def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Exception:
-    """What workers do: an error of the task is an answer, and only the loss of a worker is none."""
+def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failure:
+    """What workers do: an error is an answer, too, so that what a cluster raises itself is the loss of a worker."""
     try:
         return function(task)
+    except (WorkerFault, MemoryError) as error:
+        return failure(error, of_worker=True)
     except Exception as error:
-        return error
+        return failure(error, of_worker="RESOURCE_EXHAUSTED" in str(error))  # JAX has no type for it
+
+
+def failure(error: Exception, *, of_worker: bool) -> Failure:
+    text = str(error) if isinstance(error, WorkerFault) else f"{type(error).__name__}: {error}"
+    return Failure(" ".join(text.split())[:MOST_TOLD], of_worker)
 
 
 @dataclass(frozen=True)
@@ -92,14 +111,20 @@ class RayEngine:
             if not waiting:
                 return
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done), answer_of(ray.get, done)
+            task = waiting.pop(done)
+            try:
+                answer = ray.get(done)
+            except Exception as error:  # not the task's: those are answers
+                answer = failure(error, of_worker=True)
+            yield task, answer
 
 
 @dataclass(frozen=True)
 class SlurmEngine:
     """On Slurm through submitit: a job a group, `most_jobs` of them at a time. Extra `cluster`.
 
-    A job that dies is submitted again. With cluster "local" jobs are processes of this machine.
+    A job that dies is submitted again; those that are left when the driver stops are cancelled (not if it is killed).
+    With cluster "local" jobs are processes of this machine.
     """
 
     folder: Path  # for scripts, logs and answers; all machines must see it
@@ -110,27 +135,29 @@ class SlurmEngine:
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         submitit = optional("submitit", "cluster", "the Slurm engine")
-        died = optional("submitit.core.utils", "cluster", "the Slurm engine").UncompletedJobError
-
         executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
         executor.update_parameters(**self.parameters)
-        running: list[tuple[Any, Any, int]] = []
+        running: dict[Any, tuple[Any, int]] = {}  # jobs with their tasks, and which attempt it is
         source = iter(tasks)
-        while True:
-            for task in islice(source, self.most_jobs - len(running)):
-                running.append((executor.submit(answer_of, function, task), task, 1))
-            if not running:
-                return
-            still: list[tuple[Any, Any, int]] = []
-            for job, task, attempt in running:
-                if not job.done():
-                    still.append((job, task, attempt))
-                    continue
-                answer = answer_of(lambda job: job.result(), job)
-                if isinstance(answer, died) and attempt < MOST_ATTEMPTS:
-                    still.append((executor.submit(answer_of, function, task), task, attempt + 1))
-                else:
+        try:
+            while True:
+                for task in islice(source, self.most_jobs - len(running)):
+                    running[executor.submit(answer_of, function, task)] = task, 1
+                if not running:
+                    return
+                done = [job for job in running if job.done()]
+                for job in done:
+                    task, attempt = running.pop(job)
+                    try:
+                        answer = job.result()
+                    except Exception as error:  # not the task's: those are answers
+                        if attempt < MOST_ATTEMPTS:
+                            running[executor.submit(answer_of, function, task)] = task, attempt + 1
+                            continue
+                        answer = failure(error, of_worker=True)
                     yield task, answer
-            if len(still) == len(running):
-                time.sleep(self.poll_s)
-            running = still
+                if not done:
+                    time.sleep(self.poll_s)
+        finally:
+            for job in running:
+                job.cancel(check=False)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -22,15 +23,15 @@ from toy.source import TreeSource
 from toy.state import init_state, trained_sae
 from toy.sweep.cell import Cell, built, make_weighting, n_latents, target_l0
 from toy.sweep.program import Program, program_of
-from toy.tree import sample_features
+from toy.tree import held_out_key, sample_features
 
 OF_EVALUATION = (
     *("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
     *("firing_accuracy", "firing_precision", "firing_recall"),
 )
 FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
-METRICS = (*OF_EVALUATION, *Mixing._fields)
-EVALUATION_STREAM = 1  # folded into the seed's key: held-out rows
+METRICS = (*OF_EVALUATION, *Mixing._fields)  # which it has unless it failed
+LIBRARIES = ("jax", "jaxlib", "optax", "numpy", "scipy")
 
 
 class Row(NamedTuple):
@@ -55,12 +56,16 @@ class Outcome(NamedTuple):
     acts: Float[Array, "lanes rows n_latents"]
 
 
-def code_version() -> str:
-    """Of all that a cell's numbers follow from."""
-    return code_digest("toy.sweep.lanes")[:16]
+@cache
+def code_version(platform: str | None = None) -> str:
+    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, and the platform
+    (cpu, gpu or tpu) that JAX computes on, of which None is this process' own."""
+    libraries = (f"{name} {version(name)}" for name in LIBRARIES)
+    source = code_digest("toy.sweep.lanes")[:16]
+    return ", ".join((f"source {source}", *libraries, platform or jax.default_backend()))
 
 
-def run_cells(cells: Sequence[Cell], metrics: Sequence[str] = METRICS) -> list[Row]:
+def run_cells(cells: Sequence[Cell]) -> list[Row]:
     """Train and measure cells of one program, `n_lanes` at the most, on the default device, all at the same time.
 
     A cell whose numbers are not finite has a row with an error; what goes wrong otherwise is raised.
@@ -77,11 +82,7 @@ def run_cells(cells: Sequence[Cell], metrics: Sequence[str] = METRICS) -> list[R
     outcome = jax.device_get(_run(lanes, program=program))
     measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
     share = (time.monotonic() - start) / len(cells)
-    kept = (*FACTS, *metrics)
-    return [
-        Row(None, found, share) if isinstance(found, str) else Row({name: found[name] for name in kept}, None, share)
-        for found in measured
-    ]
+    return [Row(None, found, share) if isinstance(found, str) else Row(found, None, share) for found in measured]
 
 
 def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
@@ -141,7 +142,7 @@ def _direction_keys(seeds: UInt32[Array, " lanes"]) -> Key[Array, " lanes"]:
 def _keys(seed: UInt32[Array, ""]) -> tuple[Key[Array, ""], ...]:
     """Of the directions, the training and the held-out rows."""
     key = jax.random.key(seed)
-    return (*jax.random.split(key), jax.random.fold_in(key, EVALUATION_STREAM))
+    return (*jax.random.split(key), held_out_key(key))
 
 
 def _seeds(cells: Sequence[Cell]) -> UInt32[Array, " lanes"]:
@@ -174,14 +175,14 @@ def n_compiled() -> int:
 
 
 def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:
-    """All of METRICS and FACTS; what is wrong where a number is not finite."""
+    """FACTS and METRICS; what is wrong where a number is not finite."""
     (_, source, _), (sae, features, acts) = lane
     tree, n, m = built(cell.tree).tree, built(cell.tree).tree.n_features, n_latents(cell)
     sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec)
     if not all(np.isfinite(leaf).all() for leaf in sae if leaf is not None):
         return "the SAE's parameters are not finite: its training diverged; lower learning_rate"
     found = evaluate(sae, source.W_feat[:n], tree, features[:, :n], acts=acts[:, :m])
-    return _flat(found) | {"n_features": n, "n_latents": m, "target_l0": target_l0(cell)}
+    return {"n_features": n, "n_latents": m, "target_l0": target_l0(cell), **_flat(found)}
 
 
 def _flat(found: Evaluation) -> dict[str, float | None]:

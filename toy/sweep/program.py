@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from toy.config import TrainConfig
+from toy.dictionary import check_directions
 from toy.padding import TreeShape, tree_shape
 from toy.prefixes import SampledPrefixes
 from toy.sweep.cell import Cell, built, d_in, make_weighting, n_latents
@@ -40,8 +41,7 @@ def program_of(cell: Cell) -> Program:
     """Raises: ValueError if the cell cannot be: an impossible tree, or directions that do not fit into d_in."""
     training, tree = cell.training, built(cell.tree).tree
     own = tree_shape(tree)
-    if training.max_cosine is None and own.n_features > d_in(cell):
-        raise ValueError(f"d_in: {own.n_features} features have no orthogonal directions in {d_in(cell)} dimensions")
+    check_directions(own.n_features, d_in(cell), training.max_cosine)
     n_nodes = _size(own.n_nodes + own.has_readout)
     shape = own._replace(
         n_nodes=n_nodes,

@@ -2,7 +2,7 @@
 
 SQLite since rows come a few at a time and from more than one process: a transaction survives a kill at any moment,
 a primary key keeps a cell from being stored twice, and Python has it. Parquet would need a file a group, or rewriting.
-Only drivers write, never workers, so the file may be anywhere that locks work (not on NFS).
+Only drivers write, never workers. All drivers of a store must run on one machine: they share memory (WAL).
 """
 
 import json
@@ -54,14 +54,15 @@ class Stored(NamedTuple):
 class SweepStore:
     """Rows are only ever added; what was there already stays. Several drivers may write at the same time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """For one operation: nothing is held between them, and each ends with a single tidy file."""
         try:
-            with closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+            with closing(sqlite3.connect(self._uri, timeout=_BUSY_S, isolation_level=None, uri=True)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
         except sqlite3.Error as error:
@@ -123,54 +124,65 @@ class SweepStore:
             for key, code, metrics, error, seconds in connection.execute(asked):
                 yield Stored(key, code, None if metrics is None else json.loads(metrics), error, seconds)
 
-    def count(self, code: str) -> tuple[int, int]:
-        """Rows of a version of the code, and how many of them failed."""
-        with self._connected() as connection:
-            asked = "SELECT count(*), count(error) FROM cells WHERE code = ?"
-            return connection.execute(asked, (code,)).fetchone()
-
     def codes(self) -> list[str]:
         """Versions of the code that rows are of, the latest first."""
         with self._connected() as connection:
             asked = "SELECT code FROM cells GROUP BY code ORDER BY max(finished) DESC"
             return [code for (code,) in connection.execute(asked)]
 
-    def begin(self, about: dict[str, Any] | None, notes: dict[str, Any], extend: bool) -> None:
-        """Make the tables if there are none; check, and with `about` say, what rows are of."""
+    def begin(self, about: dict[str, Any], notes: dict[str, Any], extend: bool) -> None:
+        """Make the tables if there are none; check and say what rows are of."""
         with self._connected() as connection:
             if not _tables(connection) - {"about", "cells"}:  # nothing is changed in a file of something else
                 connection.execute("PRAGMA journal_mode = WAL")  # of the file, and stays
         with self._writing() as connection:
-            tables = _tables(connection)
-            if not tables and about is not None:
+            if not _tables(connection):
                 for statement in filter(str.strip, _TABLES.split(";")):
                     connection.execute(statement)
                 connection.executemany(_TELL, _as_text({"format": _FORMAT, **about}))
-            elif not {"about", "cells"} <= tables:
-                raise SweepStoreError(f"{self.path}: is no store of a sweep: give another --store")
-            theirs = _about(connection)
-            if theirs.get("format") != _FORMAT:
-                raise SweepStoreError(f"{self.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
-            for name, value in json.loads(json.dumps(about or {})).items():
-                if theirs.get(name) != value and not extend:
-                    difference = _difference(name, theirs.get(name), value)
-                    raise SweepStoreError(
-                        f"{self.path}: holds another sweep: {difference}: give another --store, or --extend this one"
-                    )
-            connection.executemany(_TELL, _as_text({**(about or {}), **notes}))
+            self._check(connection, {} if extend else about)
+            connection.executemany(_TELL, _as_text({**about, **notes}))
+
+    def check(self, about: dict[str, Any]) -> None:
+        with self._connected() as connection:
+            self._check(connection, about)
+
+    def _check(self, connection: sqlite3.Connection, about: dict[str, Any]) -> None:
+        """Raises: SweepStoreError if it is no store, or one of something else."""
+        if not {"about", "cells"} <= _tables(connection):
+            raise SweepStoreError(f"{self.path}: is no store of a sweep: give another --store")
+        theirs = _about(connection)
+        if theirs.get("format") != _FORMAT:
+            raise SweepStoreError(f"{self.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
+        for name, value in json.loads(json.dumps(about)).items():
+            if theirs.get(name) != value:
+                difference = _difference(name, theirs.get(name), value)
+                raise SweepStoreError(
+                    f"{self.path}: holds another sweep: {difference}: give another --store, or --extend this one"
+                )
+
+
+def read_sweep_store(path: Path, about: dict[str, Any] | None = None) -> SweepStore:
+    """The store at `path`, to read; with `about` refused if its rows are of something else.
+
+    Raises: SweepStoreError naming the file.
+    """
+    if not path.is_file():
+        raise SweepStoreError(f"{path}: there is no such store; run the sweep first")
+    store = SweepStore(path, read_only=True)
+    store.check(about or {})
+    return store
 
 
 def open_sweep_store(
-    path: Path, about: dict[str, Any] | None = None, *, notes: dict[str, Any] | None = None, extend: bool = False
+    path: Path, about: dict[str, Any], *, notes: dict[str, Any] | None = None, extend: bool = False
 ) -> SweepStore:
-    """The store at `path`. With `about` (what its rows are of) it is made if there is none, and refused if another's.
+    """The store at `path` of rows of `about`, which is made if there is none and refused if it is of something else.
 
     To `extend` it is to have it be of `about` from now on; its rows stay. `notes` are kept beside, and may differ.
 
     Raises: SweepStoreError naming the file.
     """
-    if about is None and not path.is_file():
-        raise SweepStoreError(f"{path}: there is no such store; run the sweep first")
     store = SweepStore(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
