@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import exit_code
 
 from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, bench, cli, study
 from toy.io import plain
@@ -40,12 +42,7 @@ def record_of(figures: Path, name: str) -> dict:
 
 def command(monkeypatch, name: str, *arguments: str) -> int:
     """What `python -m experiments[.NAME] ARGUMENTS` exits with."""
-    monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
-    try:
-        __main__.main() if name == "" else cli.main(name)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(__main__.main if name == "" else partial(cli.main, name), monkeypatch, *arguments)
 
 
 @pytest.mark.parametrize("name", TOY_SET)
@@ -217,7 +214,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study", "tinystories"}
     helpers |= {"language", "language_config", "language_plots", "language_saes", "stages"}
-    helpers |= {"sweep", "sweep_plots", "sweep_report"}
+    helpers |= {"sweep", "sweep_plots", "sweep_report", "sweep_table"}
     assert modules - helpers == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
 
 

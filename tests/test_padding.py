@@ -46,8 +46,7 @@ def test_a_padded_tree_draws_the_same_features_and_then_none(name: str, more: in
     padded = pad_tree(tree, larger(tree, more))
     features, n = sample_features(KEY, padded, 500), tree.n_features
     np.testing.assert_array_equal(features[:, n:], 0)
-    if tree.magnitude_std is None:
-        np.testing.assert_array_equal(features[:, :n], sample_features(KEY, tree, 500))
+    np.testing.assert_array_equal(features[:, :n], sample_features(KEY, tree, 500))
     assert tree_shape(padded) == larger(tree, more)
     assert np.all(padded.first[len(tree.parent) :] > padded.last[len(tree.parent) :])  # empty, not only narrow
 

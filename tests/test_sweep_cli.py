@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from commands import exit_code
 
 from experiments import cli, sweep, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
@@ -24,12 +25,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "sweeps").glob("*
 
 
 def command(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["x", *map(str, arguments)])
-    try:
-        module.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(module.main, monkeypatch, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """The chain from text to the language-model figures at tiny size, through its command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import exit_code
 
 from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories
 from toy.lm.corpus import make_stories
@@ -20,12 +20,7 @@ TINY = (
 
 def command(monkeypatch, *arguments: str) -> int:
     """What `python -m experiments.tinystories ARGUMENTS` exits with."""
-    monkeypatch.setattr(sys, "argv", ["tinystories", *arguments])
-    try:
-        tinystories.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(tinystories.main, monkeypatch, *arguments)
 
 
 @pytest.fixture(scope="module")
