@@ -20,11 +20,11 @@ from experiments.cli import clean_exit, parse
 from toy.extras import optional
 from toy.io import load_tree
 from toy.sweep.cell import as_data, cell_digest, cell_key
-from toy.sweep.drive import Done, Plan, make_plan, run_plan, stub_cells
+from toy.sweep.drive import Done, Plan, make_plan, open_store, read_store, run_plan, stub_cells
 from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store, read_sweep_store
+from toy.sweep.store import SweepStore
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
 STUB = "stub"  # in place of the code's version
@@ -81,14 +81,12 @@ def main() -> None:
         path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
         engine = make_engine(options, path)
         code = STUB if options.stub else code_version(platform(options))
-        about = sweep.as_data()
-        notes = {"metrics": about.pop("metrics")}
         if options.dry_run:
-            asked = None if options.extend else {"sweep": about}
-            finished = read_sweep_store(path, asked).finished(failed=not options.retry) if path.exists() else set()
+            store = read_store(path, None if options.extend else sweep) if path.exists() else None
+            finished = set() if store is None else store.finished(failed=not options.retry)
             print("\n".join(describe(make_plan(sweep, finished, code))))
             return
-        store = open_sweep_store(path, {"sweep": about}, notes=notes, extend=options.extend)
+        store = open_store(path, sweep, extend=options.extend)
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)

@@ -180,10 +180,8 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
         if "objective" in table.axes and axes != ["objective"]:
             panels[0][0].legend(loc="best", fontsize=5.5)
         over = "Means over what of the other axes has a number at every value of the axis"
-        over += (
-            "" if all_matched else " (over all cells where nothing has: values of the axis then differ in others, too)"
-        )
-        text = f"{over}; bars: 95% intervals over seeds (Student's t of their means; of shares Wilson's)."
+        over += "" if all_matched else " (where none has, over all cells: then other axes differ, too)"
+        text = f"{over}; bars: 95% intervals over seeds (Student's t; of shares Wilson)."
         figure.supxlabel(textwrap.fill(text, 150), fontsize=6, color="#555555")
     return figure
 

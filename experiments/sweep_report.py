@@ -24,8 +24,9 @@ from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, loa
 from experiments.sweep_table import SHARES, SIGNED, Table, default_axes, table_of
 from toy.io import plain, save_json, writing
 from toy.sweep.cell import cell_digest, cell_key
-from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, read_sweep_store
+from toy.sweep.drive import read_store, sweep_of
+from toy.sweep.spec import Sweep
+from toy.sweep.store import SweepStore
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
 N_WORST = 10  # of each objective
@@ -66,7 +67,7 @@ def main() -> None:
     with clean_exit():
         options = parse(Options, prog="python -m experiments.sweep_report", description=__doc__)
         check_writable(options.out)
-        record = load_record(options.store) if options.redraw else plain(make_record(read_sweep_store(options.store)))
+        record = load_record(options.store) if options.redraw else plain(make_record(read_store(options.store)))
         table = table_of(record)
         known = list(table.metrics)
         metrics = options.metrics or tuple(name for name in SHOWN if name in known) or tuple(known[:3])
@@ -90,9 +91,7 @@ def main() -> None:
 
 def make_record(store: SweepStore) -> dict[str, Any]:
     """Of the rows by the code that made the latest. Raises: ValueError if there are none."""
-    about = store.about()
-    config = about["sweep"] | {"metrics": about.get("metrics")}
-    sweep = parse_sweep(config, _no_file)
+    sweep = sweep_of(store)
     codes = store.codes()
     if not codes:
         raise ValueError(f"{store.path}: has no rows yet; run the sweep first")
@@ -111,7 +110,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
     ]
     return {
         "name": f"sweep_{sweep.name}",
-        "config": config,
+        "config": sweep.as_data(),
         "seeds": seeds_of(sweep),
         "versions": versions(),
         "seconds": sum(row.seconds for row in found if row is not None),
@@ -130,10 +129,6 @@ def make_record(store: SweepStore) -> dict[str, Any]:
 
 def seeds_of(sweep: Sweep) -> list[int]:
     return list(sweep.axes.get("seed", (sweep.fixed.get("seed", 0),)))
-
-
-def _no_file(name: str) -> Any:
-    raise ValueError(f"{name}: the store does not have this tree")
 
 
 def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:

@@ -27,11 +27,10 @@ from experiments.cli import main
 from experiments.study import Progress
 from experiments.sweep import read_sweep
 from toy.sweep.cell import Cell, built, d_in, root_of
-from toy.sweep.drive import make_plan, run_plan
+from toy.sweep.drive import make_plan, open_store, run_plan
 from toy.sweep.engines import LocalEngine
 from toy.sweep.lanes import n_compiled
 from toy.sweep.spec import Sweep
-from toy.sweep.store import open_sweep_store
 
 KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
 
@@ -81,7 +80,7 @@ def time_sweep(sweep: Sweep, progress: Progress) -> dict[str, Any]:
     compiled = n_compiled()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        store = open_sweep_store(Path(folder) / "store.sqlite", {"sweep": sweep.as_data()})
+        store = open_store(Path(folder) / "store.sqlite", sweep)
         plan = make_plan(sweep)
         run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows))
         seconds = time.perf_counter() - start

@@ -75,6 +75,8 @@ def default_axes(table: Table) -> tuple[str, str | None]:
 def matched(table: Table, metric: str, axis: str) -> np.ndarray | None:
     """[n_cells] bool: those whose values on the other axes have a number at every value of this one, so that like is
     compared with like. None if there are no such."""
+    if len(table.axes) == 1:
+        return table.having()
     i, known = list(table.axes).index(axis), ~np.isnan(table.metrics[metric])
     others = np.delete(table.places, i, axis=1)
     _, group = np.unique(others, axis=0, return_inverse=True)

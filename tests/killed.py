@@ -20,11 +20,10 @@ from toy.store import write_store
 from toy.stream import ShardSource
 from toy.sweep import program
 from toy.sweep.cell import Cell
-from toy.sweep.drive import Done, make_plan, run_plan
+from toy.sweep.drive import Done, make_plan, open_store, run_plan
 from toy.sweep.engines import LocalEngine, RayEngine
 from toy.sweep.lanes import Row, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import open_sweep_store
 from toy.train import Hypers, TrainConfig, train
 
 CFG = TrainConfig(20, n_steps=60, batch_size=24, n_lr_warmup_steps=10, reinit_every=10)
@@ -91,7 +90,7 @@ def sweep_slowly(folder: Path) -> None:
     """Tells when it trains, and after each group; killed between, in a group or while rows are written."""
     few_lanes()
     sweep = small_sweep()
-    store = open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+    store = open_store(folder / "sweep.sqlite", sweep)
     plan = make_plan(sweep, store.finished())
     print(plan.n_missing, flush=True)
 
@@ -135,7 +134,7 @@ def sweep_on_ray(folder: Path) -> None:
         runtime_env={"env_vars": environment},
     )
     sweep = small_sweep()
-    store = open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+    store = open_store(folder / "sweep.sqlite", sweep)
     run_plan(sweep, make_plan(sweep), store, RayEngine(), run=run_and_die_once if "DIED" in os.environ else run_few)
     ray.shutdown()
 

@@ -13,9 +13,9 @@ from commands import exit_code
 
 from experiments import cli, sweep, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
+from toy.sweep.drive import read_store
 from toy.sweep.lanes import code_version
 from toy.sweep.program import program_of
-from toy.sweep.store import read_sweep_store
 
 SWEEP: dict[str, Any] = {
     "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": [0, 4]},
@@ -83,7 +83,7 @@ def test_the_command_of_a_worst_cell_gives_its_numbers(
     file, digest = re.findall(r"python -m experiments\.sweep (\S+) --cell (\w+)", page)[0]
     assert command(monkeypatch, sweep, file, "--cell", digest) == 0
     told = json.loads(capsys.readouterr().out)
-    stored = [row.metrics for row in read_sweep_store(made / "s.sqlite").rows()]
+    stored = [row.metrics for row in read_store(made / "s.sqlite").rows()]
     assert told["metrics"] in stored
     assert told["code"] == results["code"] == code_version()
     place = results["cells"].index(digest)
@@ -245,7 +245,7 @@ def test_stubs_store_zeros_in_a_store_of_their_own(
     assert command(monkeypatch, sweep, made / "small.yaml", "--stub") == 2
     assert "--stub: give a --store" in capsys.readouterr().err
     assert command(monkeypatch, sweep, made / "small.yaml", "--stub", "--store", tmp_path / "stub.sqlite") == 0
-    rows = list(read_sweep_store(tmp_path / "stub.sqlite").rows())
+    rows = list(read_store(tmp_path / "stub.sqlite").rows())
     assert {row.code for row in rows} == {"stub"}
     assert len(rows) == 16
 

@@ -22,12 +22,12 @@ from toy.node import Node
 from toy.source import TreeSource
 from toy.sweep import drive, lanes, program
 from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
-from toy.sweep.drive import Done, make_plan, run_plan, stub_cells
+from toy.sweep.drive import Done, make_plan, open_store, run_plan, stub_cells
 from toy.sweep.engines import MOST_ATTEMPTS, Failure, LocalEngine, SlurmEngine, WorkerFault, answer_of
 from toy.sweep.lanes import METRICS, Row, code_version, n_compiled, run_cells
 from toy.sweep.program import program_of
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store
+from toy.sweep.store import SweepStore
 from toy.train import Hypers, TrainConfig, train, trained_sae
 from toy.tree import held_out_key, sample_features
 from toy.trees import RegularTree
@@ -158,7 +158,7 @@ def tiny_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(folder: Path, sweep: Sweep) -> SweepStore:
-    return open_sweep_store(folder / "sweep.sqlite", {"sweep": sweep.as_data()})
+    return open_store(folder / "sweep.sqlite", sweep)
 
 
 def table(store: SweepStore) -> list[Any]:

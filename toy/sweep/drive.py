@@ -3,14 +3,15 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from toy.sweep.cell import Cell, cell_key
 from toy.sweep.engines import Engine, Failure, WorkerFault
 from toy.sweep.lanes import FACTS, METRICS, Row, code_version, run_cells
 from toy.sweep.program import Program, program_of
-from toy.sweep.spec import Sweep
-from toy.sweep.store import SweepStore
+from toy.sweep.spec import Sweep, parse_sweep
+from toy.sweep.store import SweepStore, open_sweep_store, read_sweep_store
 
 MOST_ROWS = 1_000  # of impossible cells, written at once
 MOST_LOST = 10  # groups without an answer, before it is clear that others will have none, either
@@ -52,6 +53,35 @@ class Done(NamedTuple):
     n_rows: int
     n_failed: int
     cost: float
+
+
+def open_store(path: Path, sweep: Sweep, *, extend: bool = False) -> SweepStore:
+    """The sweep's store, made if there is none. Which metrics are shown may change from one start to the next.
+
+    Raises: SweepStoreError naming the file, also if it is another sweep's and not to `extend`.
+    """
+    about, notes = _about(sweep)
+    return open_sweep_store(path, about, notes=notes, extend=extend)
+
+
+def read_store(path: Path, sweep: Sweep | None = None) -> SweepStore:
+    """A store to read, of this sweep or of any. Raises: SweepStoreError naming the file."""
+    return read_sweep_store(path, None if sweep is None else _about(sweep)[0])
+
+
+def sweep_of(store: SweepStore) -> Sweep:
+    about = store.about()
+    return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
+
+
+def _about(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
+    data = sweep.as_data()
+    metrics = data.pop("metrics")
+    return {"sweep": data}, {"metrics": metrics}
+
+
+def _no_file(name: str) -> Any:
+    raise ValueError(f"{name}: the store does not have this tree")
 
 
 def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), code: str | None = None) -> Plan:
