@@ -143,10 +143,10 @@ def test_a_sweep_of_any_axes_and_metrics_has_a_report(
     assert [(len(ax.texts), len(ax.patches)) for ax in drawn] == panels
 
 
-def test_a_zip_of_seeds_is_counted_over_seeds(tmp_path: Path) -> None:
+def test_a_zip_of_seeds_is_counted_over_seeds_and_the_same_cell_once() -> None:
     record = {
-        "config": {"axes": {"depth": [1, 1, 2], "seed": [3, 5, 3]}, "combine": "zip"},
-        "results": {"columns": {"fvu": [0.1, 0.3, None]}, "failed": [2], "cells": ["a", "b", "c"]},
+        "config": {"axes": {"depth": [1, 1, 2, 1], "seed": [3, 5, 3, 5]}, "combine": "zip"},
+        "results": {"columns": {"fvu": [0.1, 0.3, None, 0.3]}, "failed": [2], "cells": ["a", "b", "c", "b"]},
     }
     table = table_of(record)
     assert table.axes == {"depth": [1, 2]}
