@@ -6,8 +6,13 @@ python -m experiments.sweep_report STORE draws it. --engine ray or slurm runs th
 """
 
 import json
+import math
 import os
+import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +66,21 @@ class Options:
     """Slurm's partition; default: the cluster's own."""
     slurm_minutes: int = 60
     """Time limit of a Slurm job, which is one group of cells."""
-    slurm_jobs: int = 100
-    """Jobs in the queue at a time."""
+    slurm_jobs: int | None = None
+    """Jobs in the queue at a time; default: 100, with --slurm-cluster local as many as there are cores."""
     slurm_folder: Path | None = None
     """For jobs' scripts, logs and answers, where all machines see it; default: beside the store."""
     stub: bool = False
     """Store zeros and train nothing, to see what planning, scheduling and storing take; needs a --store of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "slurm_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')}: must be above 0, got {getattr(self, name)}")
+        if self.gpus < 0:
+            raise ValueError(f"--gpus: must not be negative, got {self.gpus}")
+        if self.slurm_jobs is not None and self.slurm_jobs < 1:
+            raise ValueError(f"--slurm-jobs: must be at least 1, got {self.slurm_jobs}")
 
 
 def main() -> None:
@@ -81,6 +95,8 @@ def main() -> None:
         path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
         engine = make_engine(options, path)
         code = STUB if options.stub else code_version(platform(options))
+        if path.is_file() and path.stat().st_size:
+            check_zeros(path, options.stub)
         if options.dry_run:
             store = read_store(path, None if options.extend else sweep) if path.exists() else None
             finished = set() if store is None else store.finished(failed=not options.retry)
@@ -92,6 +108,16 @@ def main() -> None:
         run(sweep, plan, store, engine, options)
         n_rows, n_failed = count(sweep, store, code)
         print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
+        if n_rows < plan.n_cells:
+            raise ValueError(f"{path}: {plan.n_cells - n_rows:,} cells have no row: start again to run them")
+
+
+def check_zeros(path: Path, stub: bool) -> None:
+    """Raises: ValueError if zeros and results would come to stand in one store."""
+    codes = read_store(path).codes()
+    if codes and stub != (STUB in codes):
+        told = "has results" if stub else "has the zeros of --stub"
+        raise ValueError(f"{path}: {told}: give another --store")
 
 
 def platform(options: Options) -> str | None:
@@ -114,7 +140,7 @@ def read_sweep(path: Path) -> Sweep:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
     if isinstance(data, dict) and {"config", "results"} <= data.keys():  # the record of a report
         data = data["config"]
@@ -128,22 +154,27 @@ def make_engine(options: Options, store: Path) -> Engine:
     """Raises: ValueError if what the engine needs is not installed."""
     if options.engine == "local":
         return LocalEngine()
+    local = options.slurm_cluster == "local"
+    if options.engine == "slurm" and not local and shutil.which("srun") is None:
+        raise ValueError("--engine slurm: there is no srun here: start it on Slurm, or with --slurm-cluster local")
     optional({"ray": "ray", "slurm": "submitit"}[options.engine], "cluster", f"--engine {options.engine}")
     if options.engine == "ray":
         return RayEngine(options.ray_address, options.cpus, options.gpus)
     parameters: dict[str, Any] = {"timeout_min": options.slurm_minutes}
-    if options.slurm_cluster == "slurm":
-        parameters |= {"cpus_per_task": int(options.cpus), "gpus_per_node": int(options.gpus)}
+    if not local:
+        parameters |= {"cpus_per_task": math.ceil(options.cpus), "gpus_per_node": math.ceil(options.gpus)}
     if options.slurm_partition is not None:
         parameters["slurm_partition"] = options.slurm_partition
     folder = store.parent / f"{store.stem}.jobs" if options.slurm_folder is None else options.slurm_folder
-    return SlurmEngine(folder, options.slurm_cluster, options.slurm_jobs, parameters)
+    most_jobs = options.slurm_jobs or ((os.cpu_count() or 1) if local else 100)
+    return SlurmEngine(folder, options.slurm_cluster, most_jobs, parameters)
 
 
 def describe(plan: Plan) -> list[str]:
+    about = f"; about {_minutes(plan)} on two CPU cores" if plan.groups else ""
     lines = [
         f"{plan.n_cells:,} cells: {plan.n_finished:,} finished, {plan.n_missing:,} to train in {len(plan.groups)} "
-        f"compiled programs, {len(plan.impossible):,} impossible; about {_minutes(plan)} on two CPU cores"
+        f"compiled programs, {len(plan.impossible):,} impossible{about}"
     ]
     for program, places in plan.groups.items():
         lines.append(
@@ -171,7 +202,29 @@ def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Op
             bar.update(done.cost)
 
         what = stub_cells if options.stub else run_cells
-        run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
+        with interrupts(options.engine == "local"):
+            run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
+
+
+@contextmanager
+def interrupts(told: bool) -> Iterator[None]:
+    """The first ends the sweep once the groups under way are stored, which is told; the second ends it at once."""
+    n = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal n
+        n += 1
+        if n > 1:
+            os._exit(130)  # nothing is half-written: the store is whole at any moment
+        if told:
+            print("\nstopping after the groups under way; interrupt again to drop them", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:

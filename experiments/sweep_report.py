@@ -25,6 +25,7 @@ from experiments.sweep_table import SHARES, SIGNED, Table, default_axes, table_o
 from toy.io import plain, save_json, writing
 from toy.sweep.cell import cell_digest, cell_key
 from toy.sweep.drive import read_store, sweep_of
+from toy.sweep.lanes import code_version
 from toy.sweep.spec import Sweep
 from toy.sweep.store import SweepStore
 
@@ -90,14 +91,17 @@ def main() -> None:
 
 
 def make_record(store: SweepStore) -> dict[str, Any]:
-    """Of the rows by the code that made the latest. Raises: ValueError if there are none."""
+    """Of the rows by this code if there are any, else by the code of the latest. Raises: ValueError without rows."""
     sweep = sweep_of(store)
     codes = store.codes()
     if not codes:
         raise ValueError(f"{store.path}: has no rows yet; run the sweep first")
-    rows = {row.key: row for row in store.rows() if row.code == codes[0]}
+    code = code_version() if code_version() in codes else codes[0]
+    if len(codes) > 1:
+        print(f"{store.path}: also has rows by other code, which are left out: {'; '.join(set(codes) - {code})}")
+    rows = {row.key: row for row in store.rows() if row.code == code}
     cells = list(sweep.cells())
-    found = [rows.get(cell_key(cell, codes[0])) for cell in cells]
+    found = [rows.get(cell_key(cell, code)) for cell in cells]
     columns = {
         metric: [None if row is None or row.metrics is None else row.metrics.get(metric) for row in found]
         for metric in sweep.metrics
@@ -115,7 +119,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
         "versions": versions(),
         "seconds": sum(row.seconds for row in found if row is not None),
         "results": {
-            "code": codes[0],
+            "code": code,
             "n_cells": len(found),
             "n_missing": sum(row is None for row in found),
             "n_failed": len(errors),

@@ -1,7 +1,9 @@
 """Sweeps and their reports as a user runs them."""
 
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from commands import exit_code
 
 from experiments import cli, sweep, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
-from toy.sweep.drive import read_store
+from toy.sweep.drive import make_plan, open_store, read_store, run_plan, stub_cells
+from toy.sweep.engines import LocalEngine
 from toy.sweep.lanes import code_version
 from toy.sweep.program import program_of
 
@@ -248,6 +251,45 @@ def test_stubs_store_zeros_in_a_store_of_their_own(
     rows = list(read_store(tmp_path / "stub.sqlite").rows())
     assert {row.code for row in rows} == {"stub"}
     assert len(rows) == 16
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", tmp_path / "stub.sqlite") == 2
+    assert "stub.sqlite: has the zeros of --stub: give another --store" in capsys.readouterr().err
+
+
+def test_a_report_is_of_this_code_though_other_code_was_later(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    store = tmp_path / "s.sqlite"
+    store.write_bytes((made / "s.sqlite").read_bytes())
+    small = sweep.read_sweep(made / "small.yaml")
+    run_plan(small, make_plan(small, code="other"), open_store(store, small), LocalEngine(), run=stub_cells)
+    assert command(monkeypatch, sweep_report, store, "--out", tmp_path) == 0
+    assert "also has rows by other code, which are left out: other" in capsys.readouterr().out
+    assert record_at(tmp_path / "sweep_small.json")["results"] == record_of(made)["results"]
+
+
+def test_cells_without_a_row_end_in_an_error(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep, "run_plan", lambda *_, **__: None)
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", tmp_path / "s.sqlite") == 2
+    assert "16 cells have no row: start again to run them" in capsys.readouterr().err
+
+
+def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    before = signal.getsignal(signal.SIGINT)
+    with sweep.interrupts(told=True):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert "stopping after the groups under way" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize(
@@ -256,6 +298,7 @@ def test_stubs_store_zeros_in_a_store_of_their_own(
         ("axes: {brunching: [2]}", "bad.yaml: brunching: no axis of these trees; did you mean branching"),
         ("axes: [", "bad.yaml: neither YAML nor JSON"),
         ("- 1", "bad.yaml: a sweep is an object with entries"),
+        ("[" * 3_000, "bad.yaml: neither YAML nor JSON"),
         ("axes: {tree: [nowhere.json]}", "nowhere.json: No such file"),
         ("axes: {seed: [0]}\nfixed: {lerning_rate: 1}", "did you mean learning_rate"),
     ],
@@ -277,6 +320,12 @@ def test_a_fault_in_the_file_is_one_line_before_any_work(
         (("nowhere.yaml",), "nowhere.yaml: No such file"),
         (("{made}/small.yaml", "--store", "{made}/small.yaml"), "small.yaml: is no store of a sweep"),
         (("{made}/small.yaml", "--store", "{made}/small.yaml/s.sqlite"), "cannot be written"),
+        (("{made}/small.yaml", "--store", "{made}"), "is a folder: give a file as --store"),
+        (("{made}/small.yaml", "--store", "{made}/s.sqlite", "--stub"), "s.sqlite: has results: give another --store"),
+        (("{made}/small.yaml", "--engine", "slurm", "--slurm-jobs", "0"), "--slurm-jobs: must be at least 1, got 0"),
+        (("{made}/small.yaml", "--cpus", "0"), "--cpus: must be above 0, got 0"),
+        (("{made}/small.yaml", "--gpus", "-1"), "--gpus: must not be negative, got -1"),
+        (("{made}/small.yaml", "--engine", "slurm"), "there is no srun here: start it on Slurm, or with"),
         (("{made}/small.yaml", "--cell", "zzz"), "no cell of this sweep has that digest"),
         (("{made}/small.yaml", "--cell", ""), "16 cells have digests that start so"),
         (("{made}/small.yaml", "--engine", "slrm"), "slrm"),

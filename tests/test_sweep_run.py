@@ -1,5 +1,6 @@
 """A cell's numbers depend on the cell alone, and a sweep ends in the same table whatever happens on the way."""
 
+import concurrent.futures
 import re
 import signal
 import subprocess
@@ -20,10 +21,10 @@ from toy.dictionary import _superposed, make_directions
 from toy.metrics import evaluate
 from toy.node import Node
 from toy.source import TreeSource
-from toy.sweep import drive, lanes, program
+from toy.sweep import drive, engines, lanes, program
 from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
 from toy.sweep.drive import Done, make_plan, open_store, run_plan, stub_cells
-from toy.sweep.engines import MOST_ATTEMPTS, Failure, LocalEngine, SlurmEngine, WorkerFault, answer_of
+from toy.sweep.engines import MOST_ATTEMPTS, Failure, LocalEngine, RayEngine, SlurmEngine, WorkerFault, answer_of
 from toy.sweep.lanes import METRICS, Row, code_version, n_compiled, run_cells
 from toy.sweep.program import program_of
 from toy.sweep.spec import Sweep, parse_sweep
@@ -402,6 +403,31 @@ def test_slurm_s_local_executor_gives_the_same_table_though_a_job_dies(
     by_slurm = table(run_all(tmp_path / "slurm", engine, run=run_and_die_once))
     assert (tmp_path / "died").exists()
     assert by_slurm == table(run_all(tmp_path / "local", LocalEngine()))
+
+
+def test_an_interrupt_ends_once_what_is_under_way_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+
+    def wait(running: Any, **options: Any) -> Any:
+        waited.append(options)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return concurrent.futures.wait(running, **options)
+
+    monkeypatch.setattr(engines, "wait", wait)
+    answers: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        answers.extend(LocalEngine().run(lambda task: 2 * task, iter(range(10))))
+    assert sorted(answers) == [(0, 0), (1, 2)]
+
+
+def test_a_ray_cluster_that_can_never_take_a_task_is_refused_or_waited_for() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+    RayEngine(cpus=2)._check(nodes)
+    with pytest.raises(ValueError, match="no node of the Ray cluster has 1 CPUs and 1 GPUs, which a task is to have"):
+        RayEngine(gpus=1)._check(nodes)
+    with pytest.warns(UserWarning, match="has 4 CPUs and 0 GPUs, which a task is to have: waiting for the cluster"):
+        RayEngine("auto", cpus=4)._check(nodes)
 
 
 class FakeJob:

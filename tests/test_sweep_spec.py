@@ -50,6 +50,12 @@ def test_values_go_where_their_names_say() -> None:
     )
 
 
+def test_a_number_may_be_written_as_yaml_takes_for_text() -> None:
+    cells = parse({"learning_rate": ["1e-3", "2E+0", 0.5]}, metrics=["fvu", "fvu"])
+    assert [cell.training.learning_rate for cell in cells.cells()] == [0.001, 2.0, 0.5]
+    assert cells.metrics == ("fvu",)
+
+
 def test_trees_are_generators_named_ones_or_files_together() -> None:
     seen: list[str] = []
 
@@ -114,7 +120,10 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"tree": ["random"], "tree_seed": [-1]}, "seed: must not be negative, got -1"),
         ({"seed": []}, "seed: expected a list of values"),
         ({"seed": 5}, "seed: expected a list of values, or range"),
-        ({"seed": {"range": 5}}, "seed: range needs two or three integers"),
+        ({"seed": {"range": 5}}, "seed: range needs two integers, or three of which the last is not 0, got 5"),
+        ({"seed": {"range": [0, 9, 0]}}, "seed: range needs two integers, or three of which the last is not 0"),
+        ({"learning_rate": ["a1e-3"]}, "learning_rate: expected float, got 'a1e-3'"),
+        ({"learning_rate": ["1e999"]}, "learning_rate: expected float, got inf"),
         ({"tree": ["nowhere.json"]}, "nowhere.json: No such file"),
         ({"tree": ["regular", "random"], "branching": [2]}, "branching: expected tuple"),
         ({"tree": [{"active_prob": 1}]}, "tree: expected the name of a generator, a tree or a file"),
@@ -138,6 +147,8 @@ def test_an_axis_that_cannot_be_is_named(axes: Any, message: str) -> None:
         ({"fixed": [1]}, "fixed: expected an object"),
         ({"metrics": ["hole_rates"]}, "metrics: 'hole_rates' is none; did you mean hole_rate"),
         ({"metrics": "fvu"}, "metrics: expected a list of names, got 'fvu'"),
+        *(({"name": name}, "name: files are called by it") for name in ("a/b", "..", "a\\b", "", " ", 5, None, "a\0")),
+        ({"trees": {"x": {1, 2}}, "axes": {"tree": ["x"]}}, "trees: x: is not JSON: Object of type set"),
         ({"metrics": 5}, "metrics: expected a list of names, got 5"),
         ({"trees": [1]}, "trees: expected an object of names and trees, got list"),
         ({"fixed": {"tree": ["reference"]}}, "tree: expected the name of a generator"),
@@ -150,7 +161,7 @@ def test_an_entry_that_cannot_be_is_named(entries: dict[str, Any], message: str 
         assert len(parse(**entries)) == 12
         return
     with pytest.raises(ValueError, match=message):
-        parse(**entries)
+        parse(**{"axes": AXES} | entries)
 
 
 def test_a_value_of_another_kind_is_no_sweep() -> None:

@@ -1,7 +1,8 @@
 """Who runs a sweep's groups of cells: this process, a Ray cluster, or Slurm. All run the same function."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,10 +60,17 @@ class LocalEngine:
                     running[threads.submit(call, task, device)] = task, device
                 if not running:
                     return
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                interrupted = False
+                try:
+                    finished = wait(running, return_when=FIRST_COMPLETED).done
+                except KeyboardInterrupt:  # what is under way cannot be stopped, so it need not be lost
+                    finished, interrupted = wait(running).done, True
+                for done in finished:
                     task, device = running.pop(done)
                     free.append(device)
                     yield task, done.result()
+                if interrupted:
+                    raise KeyboardInterrupt
 
 
 def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failure:
@@ -95,12 +103,13 @@ class RayEngine:
         ray = optional("ray", "cluster", "the Ray engine")
         if not ray.is_initialized():
             ray.init(self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        self._check(ray.nodes())
 
         def call(task: Any) -> Any:
             return answer_of(function, task)
 
         remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MOST_ATTEMPTS - 1)(call)
-        window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1) // max(self.cpus, 1e-9)))
+        window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1) // self.cpus))
         waiting: dict[Any, Any] = {}
         source = iter(tasks)
         while True:
@@ -117,6 +126,16 @@ class RayEngine:
             except Exception as error:  # not the task's: those are answers
                 answer = failure(error, of_worker=True)
             yield task, answer
+
+    def _check(self, nodes: Sequence[Any]) -> None:
+        """Ray itself waits for ever, and says nothing. Raises: ValueError if no node can ever take a task."""
+        resources = [node["Resources"] for node in nodes if node["Alive"]]
+        if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in resources):
+            return
+        told = f"no node of the Ray cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs, which a task is to have"
+        if self.address is None:
+            raise ValueError(f"{told}: ask for fewer, or give the address of a cluster that has them")
+        warnings.warn(f"{told}: waiting for the cluster to grow", stacklevel=2)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from toy.trees import TREES, RandomTree, RegularTree
 GENERATORS: dict[str, type] = {"regular": RegularTree, "random": RandomTree}
 TREE_SEED = "tree_seed"  # of random trees; `seed` is that of directions, initialisation and data
 ENTRIES = ("name", "combine", "axes", "fixed", "metrics")
+NUMBER = re.compile(r"[-+]?\d+[eE][-+]?\d+")  # 1e-3, which YAML takes for text
 _TRAINING = {field.name for field in fields(Training)}
 
 
@@ -76,8 +78,8 @@ class Sweep:
 def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "sweep") -> Sweep:
     """A checked sweep from what a YAML or JSON file holds, or a Python value. `read_tree` reads that of a file.
 
-    Raises: ValueError naming the axis or entry and what may stand there. Impossible trees of a generator are no fault
-    of the sweep: they are cells that fail.
+    Raises: ValueError naming the axis or entry and what may stand there, or the file of a tree that cannot be.
+    Impossible trees of a generator are no fault of the sweep: they are cells that fail.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"a sweep is an object with entries {', '.join(ENTRIES)}, got {type(data).__name__}")
@@ -113,6 +115,9 @@ def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "swe
     for metric in metrics:
         if metric not in METRICS:
             raise ValueError(f"metrics: {metric!r} is none{_hint(str(metric), METRICS)}")
+    name = data.get("name", name)
+    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"name: files are called by it, expected text without slashes or a leading dot, got {name!r}")
     combine = data.get("combine", "product")
     if combine not in ("product", "zip"):
         raise ValueError(f"combine: expected 'product' or 'zip', got {combine!r}")
@@ -122,18 +127,21 @@ def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "swe
             + ", ".join(f"{name} {len(values)}" for name, values in typed.items())
         )
     return Sweep(
-        name=str(data.get("name", name)),
+        name=name,
         axes=typed,
         fixed={name: _typed(name, value, kinds) for name, value in fixed.items()},
         combine=combine,
-        metrics=tuple(metrics),
+        metrics=tuple(dict.fromkeys(metrics)),
         trees=trees,
     )
 
 
 def _given(kind: str, read_tree: Callable[[str], Node], known: Mapping[str, Any]) -> GivenTree:
     if kind in known:
-        return GivenTree(kind, json.dumps(known[kind]))
+        try:
+            return GivenTree(kind, json.dumps(known[kind]))
+        except TypeError as error:
+            raise ValueError(f"trees: {kind}: is not JSON: {error}") from None
     return GivenTree(kind, json.dumps(tree_to_dict(TREES[kind]() if kind in TREES else read_tree(kind))))
 
 
@@ -147,8 +155,10 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, Mapping) and list(values) == ["range"]:
         try:
             values = list(range(*values["range"]))
-        except TypeError:
-            raise ValueError(f"{name}: range needs two or three integers, got {values['range']!r}") from None
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name}: range needs two integers, or three of which the last is not 0, got {values['range']!r}"
+            ) from None
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise ValueError(f"{name}: expected a list of values, or range: [first, end], got {values!r}")
     return tuple(values)
@@ -174,6 +184,8 @@ def _typed(name: str, value: Any, kinds: Sequence[Any]) -> Any:
 
 def _as_type(name: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in options and isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
     for option in options:
         if option is type(None) and value is None:
             return None

@@ -184,6 +184,8 @@ def open_sweep_store(
     Raises: SweepStoreError naming the file.
     """
     store = SweepStore(path)
+    if path.is_dir():
+        raise SweepStoreError(f"{path}: is a folder: give a file as --store")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store.begin(about, notes or {}, extend)
