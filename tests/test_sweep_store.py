@@ -139,5 +139,5 @@ def test_a_store_of_another_format_or_that_is_missing_or_cannot_be_made_is_refus
     with pytest.raises(SweepStoreError, match=r"file/s\.sqlite: cannot be written \(.*\): give another --store"):
         open_sweep_store(tmp_path / "file" / "s.sqlite", ABOUT)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SweepStoreError, match=r"folder: unable to open database file"):
+    with pytest.raises(SweepStoreError, match=r"folder: is a folder: give a file as --store"):
         open_sweep_store(tmp_path / "folder", ABOUT)
