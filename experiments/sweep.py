@@ -130,7 +130,8 @@ def platform(options: Options) -> str | None:
 def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
     """Cells that have a row, and those of them that failed."""
     keys = {cell_key(cell, code) for cell in sweep.cells()}
-    return len(keys & store.finished()), len(keys & store.finished() - store.finished(failed=False))
+    finished = keys & store.finished()
+    return len(finished), len(finished - store.finished(failed=False))
 
 
 def read_sweep(path: Path) -> Sweep:

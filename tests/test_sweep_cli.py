@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commands import exit_code
 
-from experiments import cli, sweep, sweep_plots, sweep_report, sweep_speed
+from experiments import cli, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
 from toy.sweep.drive import make_plan, open_store, read_store, run_plan, stub_cells
 from toy.sweep.engines import LocalEngine
@@ -102,6 +102,8 @@ def test_figures_are_drawn_again_from_the_record_alone(
     assert command(monkeypatch, sweep_report, made / "out" / "sweep_small.json", "--redraw", "--out", tmp_path) == 0
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes() == (made / "out" / path.name).read_bytes()
+    record = made / "out" / "sweep_small.json"
+    assert f"experiments.sweep {record} --cell" in (tmp_path / "sweep_small.html").read_text()  # which is not there
     assert len(list(tmp_path.glob("*.png"))) == 4
     assert (
         command(
@@ -169,8 +171,8 @@ def test_the_worst_mixing_is_the_largest_of_either_sign() -> None:
         },
     }
     table = table_of(record)
-    assert np.argsort(sweep_report.badness(table, "parent_to_child")).tolist() == [0, 2, 1]
-    assert np.argmin(sweep_report.badness(table, "recovered")) == 1
+    assert np.argsort(sweep_page.badness(table, "parent_to_child")).tolist() == [0, 2, 1]
+    assert np.argmin(sweep_page.badness(table, "recovered")) == 1
 
 
 def test_a_report_by_a_metric_that_no_cell_has_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
