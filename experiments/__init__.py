@@ -1,5 +1,5 @@
 """One module a figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-BENCHMARKS = ("speed", "sweep_speed")
+BENCHMARKS = ("speed", "sweep_speed", "store_speed")
 LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`

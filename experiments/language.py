@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.language_config import BUILT_IN, LanguageConfig
+from experiments.language_config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.stages import Counted, digest_of, notes, stage
 from experiments.study import Progress
 from toy.checkpoint import FileCheckpoint
@@ -20,9 +20,8 @@ from toy.lm.text import held_out, read_stories
 from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_tokenizer, train_tokenizer
 from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, train_lm, unigram_entropy
 from toy.lm.weights import load_model, model_digest, save_model
-from toy.store import Store, open_store
+from toy.store import Store
 
-D_HEAD = 32
 PROMPTS = ("Once upon a time", "One day, there was a little girl named")
 
 
@@ -120,10 +119,12 @@ def model_stage(cfg: LanguageConfig, tokens: Tokens, progress: Progress) -> Path
 def described(cfg: LanguageConfig, lm: LM, tokens: Tokens) -> dict[str, Any]:
     """Losses in nats a token, and stories that the model tells."""
     key = jax.random.key(cfg.seed)
+    longest = cfg.sizes.context - 2  # the begin before, and one token after
+    prompts = [prompt for prompt in PROMPTS if len(tokens.tokenizer.encode([prompt])[0]) <= longest]
     return {
         "loss": mean_loss(lm, tokens.valid),
         "unigram_entropy": unigram_entropy(tokens.valid),
-        "stories": [generate(key, lm, tokens.tokenizer, prompt) for prompt in PROMPTS],
+        "stories": [generate(key, lm, tokens.tokenizer, prompt) for prompt in prompts],
     }
 
 
@@ -179,14 +180,22 @@ def sites_of(cfg: LanguageConfig, n_layers: int) -> tuple[Site, ...]:
 def activations_stage(cfg: LanguageConfig, tokens: Tokens, lm: LM) -> Path:
     """Activations at every site, of training and of held-out rows."""
     sites = sites_of(cfg, lm.cfg.n_layers)
-    facts = {"tokens": tokens.digest, "model": model_digest(lm)}
+    facts = {"tokens": tokens.digest, "model": model_digest(lm), "sites": [str(site) for site in sites]}
 
     def make(folder: Path) -> None:
-        for name in ("train", "valid"):
-            export_activations(folder / name, lm, getattr(tokens, name), sites, facts=facts)
+        export(folder, tokens, lm, sites)
 
-    named = facts | {"sites": [str(site) for site in sites]}
-    return stage(cfg.cache, "activations", named, ["toy.lm.export"], make)
+    return stage(cfg.cache, "activations", facts, ["toy.lm.export"], make)
+
+
+def export(folder: Path, tokens: Tokens, lm: LM, sites: tuple[Site, ...]) -> tuple[Store, Store]:
+    """The stores of a folder, of training and of held-out rows; what is there is only opened."""
+    facts = {"tokenizer_sha256": tokens.tokenizer.digest()}
+    train, valid = (
+        export_activations(folder / name, lm, rows, sites, facts=facts)
+        for name, rows in (("train", tokens.train), ("valid", tokens.valid))
+    )
+    return train, valid
 
 
 def load_chain(cfg: LanguageConfig, progress: Progress) -> Chain:
@@ -194,8 +203,9 @@ def load_chain(cfg: LanguageConfig, progress: Progress) -> Chain:
     tokens = load_tokens(cfg)
     lm = load_lm(cfg, tokens, progress)
     folder = activations_stage(cfg, tokens, lm)
-    train, valid = (open_store(folder / name) for name in ("train", "valid"))
-    return Chain(tokens, lm, Activations(train, valid, sites_of(cfg, lm.cfg.n_layers), folder.name))
+    sites = sites_of(cfg, lm.cfg.n_layers)
+    stores = export(folder, tokens, lm, sites)  # opened, and one that was deleted since made again
+    return Chain(tokens, lm, Activations(*stores, sites, folder.name))
 
 
 def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:

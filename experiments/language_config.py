@@ -10,6 +10,7 @@ from toy.lm.model import LOCATIONS
 from toy.loss import Sparsity
 
 BUILT_IN = "built-in"
+D_HEAD = 32  # of the models that are trained
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,9 @@ class LanguageConfig:
             raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {', '.join(sorted(unknown))}")
         if min(self.reference_widths) < 4 or min(self.sizes.target_l0) <= 0:
             raise ValueError("reference_widths and target_l0: must be at least 4 and above 0")
-        for text in self.concepts:
-            name, _, words = text.partition("=")
-            if not name or len([word for word in words.split(",") if word]) < 2:
-                raise ValueError(f"concepts: expected NAME=word,word,... with two words at least, got {text!r}")
+        if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
+            raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
+        _parse_concepts(self.concepts)
         if self.model is not None and not is_hub_name(self.model) and not Path(self.model).exists():
             raise ValueError(f"model: {self.model} does not exist")
 
@@ -143,9 +143,24 @@ class LanguageConfig:
         """By name, broader concepts first."""
         if not self.concepts:
             return {concept.name: concept.all_words() for root in CONCEPTS for concept in root.walk()}
-        named = (text.partition("=") for text in self.concepts)
-        return {name: tuple(word.lower() for word in words.split(",") if word) for name, _, words in named}
+        return _parse_concepts(self.concepts)
 
     @property
     def reference_l0(self) -> float:
         return sorted(self.sizes.target_l0)[len(self.sizes.target_l0) // 2]
+
+
+def _parse_concepts(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Words by concept. Raises: ValueError."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, _, listed = (part.strip() for part in text.partition("="))
+        words = tuple(dict.fromkeys(word.strip().lower() for word in listed.split(",")))  # each once
+        if not name or len(words) < 2:
+            raise ValueError(f"concepts: expected NAME=word,word,... with two words at least, got {text!r}")
+        if strange := [word for word in words if not word.isalpha()]:
+            raise ValueError(f"concepts: {name}: a word is of letters alone, got {strange[0]!r}")
+        if name in found:
+            raise ValueError(f"concepts: {name} is given twice")
+        found[name] = words
+    return found

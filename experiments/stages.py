@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Progress
-from toy.io import load_json, save_json
+from toy.io import load_json, locked, save_json
 from toy.provenance import code_digest
+
+DONE = "stage.json"  # written last
 
 
 def digest_of(facts: Any) -> str:
@@ -25,16 +27,18 @@ def stage(
     """
     facts = {"code": code_digest(*code), **facts}
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
-    if not (folder / "stage.json").exists():
-        start = time.monotonic()
-        noted = make(folder)
-        save_json(folder / "stage.json", {"facts": facts, "seconds": time.monotonic() - start, **(noted or {})})
+    if not (folder / DONE).exists():
+        with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made
+            if not (folder / DONE).exists():
+                start = time.monotonic()
+                noted = make(folder)
+                save_json(folder / DONE, {"facts": facts, "seconds": time.monotonic() - start, **(noted or {})})
     return folder
 
 
 def notes(folder: Path) -> dict[str, Any]:
     """What a stage noted, its seconds among them."""
-    return load_json(folder / "stage.json")
+    return load_json(folder / DONE)
 
 
 class Counted:

@@ -27,6 +27,7 @@ from toy.metrics import mean_known
 from toy.sae import SAE
 
 Config = LanguageConfig
+MOST_ROWS = 100_000  # of the held-out ones
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
@@ -49,7 +50,8 @@ def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
     """
     store, concepts = chain.acts.valid, cfg.concept_words
     wanted = sorted({word for words in concepts.values() for word in words})
-    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(store.document, store.position)
+    places = store.document[:MOST_ROWS], store.position[:MOST_ROWS]
+    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(*places)
     found = {}
     for name, words in concepts.items():
         place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
@@ -70,7 +72,7 @@ def of_site(
 ) -> dict[str, Any]:
     """For each kind lists [seed, L0, concept], and of the middle L0 every member's numbers [seed, concept, member]."""
     acts = chain.acts.valid.activations(str(site))
-    x = np.concatenate(list(acts.slices(65_536)))
+    x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
     probes = [fit_probe(x[::2], of[::2] >= 0) for of in members.values()]
     middle = cfg.sizes.target_l0.index(cfg.reference_l0)
     found: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """What tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -16,7 +17,8 @@ from toy.checkpoint import FileCheckpoint
 from toy.matrix import Activations
 from toy.node import Node
 from toy.prefixes import sampled
-from toy.store import write_store
+from toy.store import StoreError, write_store
+from toy.store import open_store as reopen
 from toy.stream import ShardSource
 from toy.sweep import program
 from toy.sweep.cell import Cell
@@ -70,6 +72,27 @@ def export_slowly(folder: Path) -> None:
         return make_shard(i)
 
     write_store(folder, FACTS, N_SHARDS, slowly)
+
+
+def open_many_shards(folder: Path) -> None:
+    """With few files allowed: first more may be had, then not."""
+    soft, n_shards = 200, 300
+
+    def small(i: int) -> dict[str, np.ndarray]:
+        return {name: array[:1] for name, array in make_shard(i).items()}
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 5_000))
+    store = write_store(folder / "s", FACTS, n_shards, small)
+    print(f"opened {len(store.activations('a').parts)} shards", flush=True)
+    del store
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 280))
+    made: list[int] = []
+    for folder_of in (lambda: write_store(folder / "t", FACTS, n_shards, made.append), lambda: reopen(folder / "s")):  # type: ignore[arg-type]
+        try:
+            folder_of()
+        except StoreError as error:
+            print(error, flush=True)
+    print("made" if made or (folder / "t").exists() else "nothing was made", flush=True)
 
 
 AXES = {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": {"range": [0, 4]}}
@@ -144,6 +167,7 @@ if __name__ == "__main__":
         "train": train_and_die,
         "long": train_long,
         "store": export_slowly,
+        "shards": open_many_shards,
         "sweep": sweep_slowly,
         "ray": sweep_on_ray,
     }

@@ -108,9 +108,20 @@ def tiny_model_errors(data: Arrays) -> Errors:
     """The largest absolute error of a location over all layers, and of the log-probabilities."""
     outputs = {key.removeprefix("out."): value for key, value in data.items() if key.startswith("out.")}
     state = {key: value for key, value in data.items() if key not in {"tok_ids", "n_heads"} and key[:4] != "out."}
-    d_model = data["embed.weight"].shape[-1]
-    given = [int(data["n_heads"])] if "n_heads" in data else [n for n in range(1, d_model + 1) if d_model % n == 0]
-    tries = [_lm_errors(tiny_model_from(state, n_heads), data["tok_ids"], outputs) for n_heads in given]
+    tok_ids, embed = data["tok_ids"], data["embed.weight"]
+    if embed.ndim != 2 or 0 in embed.shape:
+        raise ValueError(f"embed.weight should have shape (vocabulary, d_model), and has {embed.shape}")
+    if tok_ids.ndim != 2 or not tok_ids.size or not np.issubdtype(tok_ids.dtype, np.integer):
+        raise ValueError(f"tok_ids should be whole numbers (rows, positions), and are {tok_ids.dtype} {tok_ids.shape}")
+    if not 0 <= tok_ids.min() <= tok_ids.max() < len(embed):
+        raise ValueError(f"tok_ids are {tok_ids.min()} to {tok_ids.max()}, of a vocabulary of {len(embed)}")
+    if "n_heads" in data and (data["n_heads"].size != 1 or not np.issubdtype(data["n_heads"].dtype, np.integer)):
+        raise ValueError("n_heads should be one whole number")
+    d_model = embed.shape[1]
+    given = (
+        [int(data["n_heads"].item())] if "n_heads" in data else [n for n in range(1, d_model + 1) if d_model % n == 0]
+    )
+    tries = [_lm_errors(tiny_model_from(state, n_heads), tok_ids, outputs) for n_heads in given]
     return min(tries, key=lambda errors: max(errors.values()))
 
 

@@ -247,6 +247,19 @@ def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(mo
     assert "SAELens: not measured" in said
 
 
+def test_store_speed_times_reading_and_training_in_turn(monkeypatch, tmp_path, capsys):
+    sizes = ("--n-rows", "3000", "--d-in", "8", "--n-latents", "150", "--batch-size", "16", "--n-rounds", "2")
+    assert command(monkeypatch, "store_speed", *sizes, "--out", str(tmp_path)) == 0
+    results = record_of(tmp_path, "store_speed")["results"]
+    assert {name: len(rates) for name, rates in results["read"].items()} == {"float32": 2, "bfloat16": 2}
+    assert all(len(rates) == 4 and min(rates) > 0 for rates in results["trained"].values())  # 2 chunks a round
+    expected = np.median(results["read"]["float32"]) / np.median(results["trained"]["matryoshka"])
+    assert results["ratio"] == pytest.approx(expected, rel=1e-4)
+    assert f"{expected:.0f} times as fast as training" in capsys.readouterr().out
+    assert command(monkeypatch, "store_speed", "--n-rows", "1", "--out", str(tmp_path)) == 2
+    assert "n_rows" in capsys.readouterr().err
+
+
 def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.speed", "--device", "gpu", "--out", str(tmp_path)],

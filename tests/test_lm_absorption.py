@@ -10,7 +10,7 @@ from toy.lm.absorption import MIN_ROWS, NO_WORD, Absorption, best_latents, find_
 from toy.lm.corpus import make_stories
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
 from toy.lm.tokens import words as words_of
-from toy.sae import SAE, encode
+from toy.sae import SAE, TopK, encode
 
 D = 6  # direction 0 is the concept's, 1 to 3 its members', 4 another's
 EYE = np.eye(D, dtype=np.float32)
@@ -67,18 +67,72 @@ def test_a_hole_in_which_no_latent_has_the_concepts_direction_is_not_absorbed() 
 
 
 def test_the_absorber_adds_most_in_the_holes_and_is_not_the_one_with_the_largest_decoder() -> None:
-    some = absorbing(parent=0.3)
+    some = absorbing(parent=0.6)
     louder = some._replace(W_dec=some.W_dec.at[4, 0].set(50.0).at[5, 0].set(0.2), W_enc=some.W_enc.at[2, 5].set(1.0))
     found = measure(louder)  # latent 4 is off in the hole, 5 adds less than 2
     assert found.absorbers.tolist() == [-1, 2, -1]
-    assert found.cosines[1] == pytest.approx(0.3 / np.hypot(1, 0.3))
+    assert found.cosines[1] == pytest.approx(0.6 / np.hypot(1, 0.6))
 
 
 def test_what_the_concepts_latent_leaks_in_a_hole_absorbs_nothing() -> None:
-    some = absorbing(share=0.95)
-    found = measure(some._replace(W_dec=some.W_dec.at[0, 0].set(100.0)))
+    x = X.copy()
+    x[33:60, 3] = 0.0
+    x[30:33, 3] = 1.0  # on a tenth of the holes another latent stands for the concept, on all it leaks a little more
+    some = absorbing(share=0.88, parent=0.0)
+    found = measure(some._replace(W_dec=some.W_dec.at[3, 0].set(1.0)), x)
     assert found.hole_rates.tolist() == [0, 1, 0]
-    assert found.absorbers.tolist() == [-1, 2, -1]
+    assert found.absorbers.tolist() == [-1, 3, -1]
+    assert found.absorbed_rates[1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("parent", "absorbs"), [(0.45, True), (0.35, False)])
+def test_an_absorber_makes_up_for_a_fair_share_of_what_the_concepts_latent_adds(parent: float, absorbs: bool) -> None:
+    found = measure(absorbing(parent=parent))
+    assert found.hole_rates.tolist() == [0, 1, 0]
+    assert found.absorbed_rates.tolist() == [0, float(absorbs), 0]
+    assert found.absorbers.tolist() == [-1, 2 if absorbs else -1, -1]
+
+
+def test_an_absorber_points_along_the_probe() -> None:
+    some = absorbing(parent=1.0)
+    for other, absorbs in ((9.0, True), (11.0, False)):  # cosines of .11 and .09
+        found = measure(some._replace(W_dec=some.W_dec.at[2, 4].set(other).at[2, 2].set(0.0)))
+        assert (found.absorbers[1] == 2) == absorbs
+
+
+def test_a_members_own_direction_is_no_absorption_though_a_probe_points_along_it() -> None:
+    rng = np.random.default_rng(0)
+    x = (X + 0.05 * rng.normal(size=X.shape)).astype(np.float32)
+    probe = fit_probe(x, MEMBERS >= 0)
+    assert (probe[1:4] > 0.1).all()
+    silenced = measure_absorption(absorbing(share=1.5, parent=0.0), x, MEMBERS, 3, 0, probe)
+    assert silenced.hole_rates[1] == 1
+    assert silenced.absorbed_rates[1] == 0
+    absorbed = measure_absorption(absorbing(share=1.5), x, MEMBERS, 3, 0, probe)
+    assert (absorbed.absorbed_rates[1], absorbed.absorbers[1]) == (1, 2)
+
+
+def test_where_the_concepts_latent_adds_nothing_along_the_probe_no_absorption_is_told() -> None:
+    some = absorbing()
+    for other in (some._replace(W_dec=some.W_dec.at[0, 0].set(-1.0)), some._replace(b_enc=some.b_enc.at[0].set(-9.0))):
+        found = measure(other)
+        assert found.hole_rates[1] == 1
+        assert np.isnan(found.absorbed_rates[1])
+        assert found.absorbers[1] == -1
+
+
+def test_a_topk_saes_latents_are_on_where_they_are_among_the_k_largest() -> None:
+    W_enc = EYE.copy()
+    W_enc[2, 2] = 3.0  # on member 1 its own latent is the largest, on the others the concept's
+    some, top = sae(1.5 * W_enc - 0.5 * EYE, EYE), TopK(1)
+    some = some._replace(W_enc=some.W_enc.at[0, 0].set(2.0))
+    assert measure(some).hole_rates.tolist() == [0, 0, 0]
+    found = measure_absorption(some, X, MEMBERS, 3, 0, EYE[0].astype(float), top)
+    assert found.hole_rates.tolist() == [0, 1, 0]
+    assert found.precision == 1
+    present = (MEMBERS >= 0)[:, None]
+    assert best_latents(some, X, present)[1][0] == pytest.approx(1)
+    assert best_latents(some, X, present, top)[1][0] < 0.9
 
 
 @pytest.mark.parametrize(("left", "is_hole"), [(0.15, True), (0.3, False)])
@@ -125,6 +179,8 @@ def test_precision_is_the_share_of_the_latents_rows_that_are_members() -> None:
     found = measure(sae(W_enc, EYE))
     assert found.precision == pytest.approx(90 / 120)
     assert found.hole_rate == 0
+    W_enc[4, 0] = 0.1  # on, but by less than a fifth of what it is on members
+    assert measure(sae(W_enc, EYE)).precision == 1
     never = measure(absorbing(), latent=5)
     assert np.isnan(never.precision)
     assert never.hole_rate == 1
@@ -154,7 +210,7 @@ def test_the_best_latent_is_the_one_that_correlates_most(chunk: int) -> None:
     present = np.stack([x[:, 0] > 0.5, x @ W[:, 3] > 1, x[:, 1] + x[:, 2] > 0], axis=1)
     acts = np.asarray(encode(some, jnp.asarray(x)), float)[:, :6]
     expected = np.array([[np.corrcoef(acts[:, i], present[:, c])[0, 1] for c in range(3)] for i in range(6)])
-    latent, correlation = best_latents(some, x, present, chunk)
+    latent, correlation = best_latents(some, x, present, chunk=chunk)
     assert latent.tolist() == expected.argmax(axis=0).tolist()
     np.testing.assert_allclose(correlation, expected.max(axis=0), atol=1e-5)
     assert latent[1] == 3
@@ -173,6 +229,38 @@ def test_a_latent_that_is_always_as_much_on_is_never_the_best() -> None:
 def test_without_rows_no_latent_is_best() -> None:
     with pytest.raises(ValueError, match="x: there are no rows"):
         best_latents(sae(EYE, EYE), X[:0], np.zeros((0, 1), bool))
+
+
+def classes(seed: int = 0, n: int = 2_000) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that overlap, and which of them have the concept."""
+    rng = np.random.default_rng(seed)
+    present = np.arange(n) < 300
+    x = rng.normal(size=(n, 4)) * [1, 2, 1, 1] + present[:, None] * [1, 1, 0, 0]
+    return x.astype(np.float32), present
+
+
+def test_a_probe_turns_and_scales_with_the_activations() -> None:
+    x, present = classes()
+    turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))
+    probe = fit_probe(x, present, 0.1)
+    np.testing.assert_allclose(fit_probe((x @ turn).astype(np.float32), present, 0.1), probe @ turn, atol=1e-3)
+    np.testing.assert_allclose(fit_probe(100 * x + 5, present, 0.1), probe, atol=1e-3)
+
+
+def test_a_class_of_more_rows_has_no_more_weight_in_a_probe() -> None:
+    x, present = classes()
+    x[present, 2] += 3 * (np.arange(300) < 150)  # else the boundary's place would not turn it
+    often = np.concatenate([x[present]] * 5 + [x[~present]])
+    labels = np.repeat([True, False], [5 * 300, 1_700])
+    np.testing.assert_allclose(fit_probe(x, present), fit_probe(often, labels), atol=0.02)
+
+
+def test_a_probe_is_penalised() -> None:
+    x, present = classes()
+    x[:, 3] = 0.01 * present  # tells the classes apart, but takes large weights
+    assert fit_probe(x, present, 1e-2)[3] < 0.2
+    assert 0.7 < fit_probe(x, present)[3] < 0.9
+    assert fit_probe(x, present, 0.0)[3] > 0.99
 
 
 @pytest.mark.parametrize("n_present", [400, 150])

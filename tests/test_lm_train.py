@@ -18,8 +18,9 @@ from toy.lm.export import export_activations
 from toy.lm.model import LM, LMConfig, Site, acts_at
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
-from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, row_batches, summed_loss, unigram_entropy
-from toy.sae import SAE
+from toy.lm.train_lm import LMState, LMTrainConfig, generate, mean_loss, row_batches, summed_loss, unigram_entropy
+from toy.lm.weights import model_digest
+from toy.sae import SAE, TopK
 from toy.store import Store, StoreError, open_store
 
 STORIES = make_stories(60, seed=0)
@@ -225,6 +226,26 @@ def test_a_generated_story_ends_where_the_model_ends_it(trained: tuple[LM, Any])
     assert generate(KEY, lm, TOKENIZER, "One day") == "One day"
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_cannot_be_is_refused(temperature: float, trained: tuple[LM, Any]) -> None:
+    with pytest.raises(ValueError, match="temperature: must be above 0"):
+        generate(KEY, trained[0], TOKENIZER, "One day", temperature=temperature)
+
+
+def test_gradients_are_clipped_and_only_matrices_decay() -> None:
+    cfg = replace(SHORT, n_steps=1, n_warmup_steps=1, learning_rate=1.0, weight_decay=0.5, clip_norm=1e-30)
+    graph, params = nnx.split(LM(LM_CFG, rngs=nnx.Rngs(0)), nnx.Param)
+    params = jax.tree.map(lambda leaf: leaf + 1.0, params)
+    before = jax.tree.map(np.asarray, params)
+    optimizer = train_lm._optimizer(cfg)
+    state = LMState(jnp.int32(0), params, optimizer.init(params))
+    ids = SMALL.ids[None, :4], SMALL.real()[None, :4]
+    after = train_lm._advance(state, train_lm._TokenBatches(*ids), 1, graph=graph, cfg=cfg)[0].params
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        decayed = old * (1 - 0.5) if old.ndim == 2 else old  # a gradient of nothing moves nothing
+        np.testing.assert_allclose(new, decayed, rtol=1e-5)
+
+
 # --- activations --------------------------------------------------------------------------------------------
 
 
@@ -264,6 +285,7 @@ def check_rows(store: Store, lm: LM) -> None:
         acts = store.activations(str(site)).take(np.arange(store.n_rows))
         np.testing.assert_allclose(acts, np.asarray(whole[site])[rows, within], rtol=1e-4, atol=1e-5)
     told = {"model": "m", "seed": 3, "dtype": "float32", "sites": ["resid_mid.0", "mlp_out.0"]}
+    told |= {"model_sha256": model_digest(lm), "rows_sha256": SMALL.digest()}
     assert {name: store.facts[name] for name in told} == told
 
 
@@ -304,8 +326,21 @@ def test_a_store_of_other_facts_and_no_site_are_refused(tmp_path: Path, trained:
         exported(tmp_path / "s", trained[0], facts={"model": "n"})
     with pytest.raises(StoreError, match="seed was 3, now is 5"):
         exported(tmp_path / "s", trained[0], seed=5)
-    with pytest.raises(ValueError, match="sites: none is given"):
-        export_activations(tmp_path / "t", trained[0], SMALL, (), facts={})
+    with pytest.raises(StoreError, match=r"of another export: model_sha256 was .*, now is "):
+        exported(tmp_path / "s", LM(LM_CFG, rngs=nnx.Rngs(1)))
+    fewer = Rows(*(column[:3] for column in SMALL))
+    begins = SMALL._replace(length=np.ones_like(SMALL.length), start=np.zeros_like(SMALL.start))
+    for rows, sites, message in (
+        (SMALL, (), "sites: none is given"),
+        (Rows(*(column[:0] for column in SMALL)), SITES, "rows: there is no token in them"),
+        (begins, SITES, "rows: there is no token in them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_activations(tmp_path / "t", trained[0], rows, sites, facts={})
+    assert not (tmp_path / "t").exists()
+    export_activations(tmp_path / "t", trained[0], fewer, SITES, facts={})
+    with pytest.raises(StoreError, match="of another export: rows_sha256 was"):
+        export_activations(tmp_path / "t", trained[0], Rows(*(column[1:4] for column in SMALL)), SITES, facts={})
 
 
 # --- in the place of activations ----------------------------------------------------------------------------
@@ -335,18 +370,46 @@ def of_logits(logits: jax.Array, rows: Rows) -> float:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
-def test_a_vector_stands_for_the_mlp_everywhere_but_at_the_first_position(
+def test_a_vector_stands_for_the_mlp_everywhere_but_at_the_begin_of_stories(
     value: float, trained: tuple[LM, Any]
 ) -> None:
     lm, ids = trained[0], jnp.asarray(SMALL.ids)
     acts = acts_at(lm, ids, SITES)
     mid, mlp = (acts[site] for site in SITES)
-    resid = (mid + value).at[:, 0].set((mid + mlp)[:, 0])
+    begin = jnp.asarray(SMALL.start == 0)
+    assert not begin.all()
+    resid = (mid + value).at[begin, 0].set((mid + mlp)[begin, 0])
     expected = of_logits(lm.logits_from(resid, 1), SMALL)
     everywhere = of_logits(lm.logits_from(mid + value, 1), SMALL)
     found = spliced_loss(lm, SMALL, SITES[1], np.full(16, value, np.float32))
     assert found == pytest.approx(expected, rel=1e-5)
     assert abs(found - everywhere) > 1e-3
+
+
+def test_a_vector_stands_at_its_own_layer_and_no_other() -> None:
+    lm = LM(replace(LM_CFG, n_layers=2), rngs=nnx.Rngs(0))
+    ids, site = jnp.asarray(SMALL.ids), Site(1, "resid_pre")
+    acts = acts_at(lm, ids, (site,))[site]
+    begin = jnp.asarray(SMALL.start == 0)
+    resid = jnp.full_like(acts, 0.5).at[begin, 0].set(acts[begin, 0])
+    expected = of_logits(lm.logits_from(resid, 1), SMALL)
+    assert spliced_loss(lm, SMALL, site, np.full(16, 0.5, np.float32)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_activation_of_the_sae_decides_what_is_put_in(trained: tuple[LM, Any]) -> None:
+    whole, one = (spliced_loss(trained[0], SMALL, SITES[0], identity(), TopK(k)) for k in (16, 1))
+    assert whole == pytest.approx(mean_loss(trained[0], SMALL), rel=1e-5)
+    assert one > whole + 0.01
+
+
+def test_what_cannot_be_spliced_is_refused(trained: tuple[LM, Any]) -> None:
+    for site in (Site(1, "mlp_out"), Site(0, "resid_post")):
+        with pytest.raises(ValueError, match=f"site: '{site}' is not one of"):
+            spliced_loss(trained[0], SMALL, site)
+    narrow = SAE(jnp.ones((8, 2)), jnp.zeros(2), jnp.ones((2, 8)), jnp.zeros(8))
+    for put in (np.zeros(1, np.float32), np.zeros(8, np.float32), narrow):
+        with pytest.raises(ValueError, match=r"put: of width \d, but the model's is 16"):
+            spliced_loss(trained[0], SMALL, SITES[0], put)
 
 
 def test_the_share_of_the_loss_that_is_recovered() -> None:

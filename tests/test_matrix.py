@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from toy.matrix import Activations, open_matrix
+from toy.store import write_store
 from toy.stream import ShardSource
 
 X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
@@ -92,6 +93,45 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(name: str, tmp_path: Path
     (tmp_path / name).write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match=rf"{name}: (cannot be read|broken|expected \.npy)"):
         open_matrix(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.safetensors"])
+def test_transposed_and_unaligned_arrays_are_read_right_and_not_copied_whole(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, x=np.asfortranarray(X) if name == "a.npy" else X)
+    (part,) = open_matrix(path).parts
+    if name != "a.npy":
+        raw = np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:]
+        part = raw.view(np.float32).reshape(X.shape)
+        assert not part.flags.aligned
+    assert not (part.flags.c_contiguous and part.flags.aligned)
+    np.testing.assert_array_equal(Activations("a", (part,)).take(ROWS), X[ROWS])
+
+
+def test_a_store_is_opened_as_one(tmp_path: Path) -> None:
+    columns = {name: np.zeros(30, np.int32) for name in ("token", "document", "position")}
+    write_store(tmp_path / "s", {}, 1, lambda _: {"a": X, **columns})
+    with pytest.raises(ValueError, match=r"s: is an activation store: open it with toy\.store\.open_store"):
+        open_matrix(tmp_path / "s")
+
+
+def test_a_name_for_a_file_of_one_array_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.npy: holds one array, which has no name: leave 'x' out"):
+        open_matrix(write(tmp_path / "a.npy", x=X), "x")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones(3, np.float32), r"expected \(rows, d_in\), got shape \(3,\): reshape it"),
+        (np.ones((2, 3, 4), np.float32), r"expected \(rows, d_in\), got shape \(2, 3, 4\)"),
+        (np.ones((2, 3), np.int64), "expected floating-point numbers, got int64: save it as float32"),
+    ],
+)
+def test_the_only_array_of_a_safetensors_file_is_refused_for_what_it_is(
+    array: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"a\.safetensors: {message}"):
+        open_matrix(write(tmp_path / "a.safetensors", x=array))
 
 
 def test_parts_must_be_alike() -> None:

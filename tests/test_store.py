@@ -14,7 +14,7 @@ from killed import FACTS, N_SHARDS, make_shard
 from test_shard import start
 
 from toy.io import load_json, save_arrays, save_json
-from toy.store import Store, StoreError, open_store, write_store
+from toy.store import Store, StoreError, open_store, signed, write_store
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]
 COLUMNS = ("token", "document", "position")
@@ -61,6 +61,14 @@ def test_the_mean_and_mean_norm_are_written_in_full_precision(tmp_path: Path) ->
     x = whole("b").astype(np.float64)
     np.testing.assert_allclose(site.mean, x.mean(axis=0), rtol=1e-13, atol=1e-15)
     assert site.mean_norm == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-13)
+
+
+def test_sums_are_of_all_rows_of_a_shard(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(9_000, 2)).astype(np.float32)
+    columns = {name: np.zeros(len(rows), np.int32) for name in COLUMNS}
+    site = written(tmp_path / "s", n_shards=1, make_shard=lambda i: {"a": rows, **columns}).sites["a"]
+    np.testing.assert_allclose(site.mean, rows.astype(float).mean(axis=0), rtol=1e-10)
+    assert site.mean_norm == pytest.approx(np.linalg.norm(rows.astype(float), axis=1).mean(), rel=1e-10)
 
 
 def test_bfloat16_is_kept_and_what_is_taken_is_float32(tmp_path: Path) -> None:
@@ -130,11 +138,70 @@ def test_a_kept_shard_that_is_damaged_is_made_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
+def test_a_kept_shard_of_another_place_or_export_is_made_again(tmp_path: Path) -> None:
+    written(tmp_path / "whole")
+    stopped(tmp_path / "s")
+    stopped(tmp_path / "other", n_shards=2)
+    name = "shard-0000{}.safetensors".format
+    (tmp_path / "s" / name(0)).write_bytes((tmp_path / "s" / name(1)).read_bytes())
+    written(tmp_path / "t", facts={"model": "other"}, make_shard=lambda i: make_shard(i + 1))
+    (tmp_path / "s" / name(2)).write_bytes((tmp_path / "t" / name(2)).read_bytes())
+    again: list[int] = []
+    written(tmp_path / "s", make_shard=lambda i: again.append(i) or make_shard(i))
+    assert again == [0, 2, 3, 4, 5]
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    stopped(tmp_path / "s")
+    for name in (".shard-00004.safetensors.x1", ".manifest.json.x2", ".unfinished.json.x3"):
+        (tmp_path / "s" / name).write_bytes(b"left by a kill")
+    written(tmp_path / "s")
+    assert not [name for name in contents(tmp_path / "s") if name.startswith(".")]
+
+
+def test_a_kill_between_the_two_last_writes_leaves_a_store_that_is_only_opened(tmp_path: Path) -> None:
+    stopped(tmp_path / "s")
+    mark = (tmp_path / "s" / "unfinished.json").read_bytes()
+    written(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    (tmp_path / "s" / "unfinished.json").write_bytes(mark)
+    written(tmp_path / "s", make_shard=never)
+    assert contents(tmp_path / "s") == before
+
+
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    written(tmp_path / "whole")
+    refused = []
+
+    def make(i: int) -> dict[str, np.ndarray]:
+        with pytest.raises(StoreError, match="s: another process is writing to it: wait"):
+            written(tmp_path / "s", make_shard=never)
+        refused.append(i)
+        return make_shard(i)
+
+    written(tmp_path / "s", make_shard=make)
+    assert refused == list(range(N_SHARDS))
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_more_shards_than_files_that_may_be_open_are_opened_or_told_before_any_work(tmp_path: Path) -> None:
+    output = start("killed.py", "shards", str(tmp_path)).communicate(timeout=120)[0]
+    assert "opened 300 shards" in output, output
+    assert "s: 300 shards are as many open files, and the system allows this process 280: have the limit" in output
+    assert "nothing was made" in output, output
+
+
 def test_a_finished_store_of_the_same_facts_is_only_opened(tmp_path: Path) -> None:
     written(tmp_path / "s")
     before = contents(tmp_path / "s")
     written(tmp_path / "s", make_shard=never)
     assert contents(tmp_path / "s") == before
+
+
+def unfinished_of_nothing(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "unfinished.json").write_text('{"facts": 3, "n_shards": 6}')
 
 
 def other_files(folder: Path) -> None:
@@ -150,6 +217,7 @@ def other_files(folder: Path) -> None:
         (written, {"n_shards": 5}, r"s/manifest\.json: of another export: n_shards was 6, now is 5"),
         (stopped, {"facts": {}}, r"s/unfinished\.json: of another export: model was m, now is absent"),
         (stopped, {"n_shards": 7}, r"s/unfinished\.json: of another export: n_shards was 6, now is 7"),
+        (unfinished_of_nothing, {}, r"s/unfinished\.json: broken: it says no facts"),
         (other_files, {}, r"s: holds other files \(thesis\.tex\): give an empty folder"),
         (lambda folder: folder.mkdir(), {"n_shards": 0}, "s: n_shards must be at least 1"),
     ],
@@ -204,11 +272,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def edit(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+def edit(change: Callable[[dict], Any], *, sign: bool = False) -> Callable[[Path], None]:
+    """A manifest with a change; with `sign` one that says so itself."""
+
     def spoil(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         change(manifest)
-        save_json(folder / "manifest.json", manifest, digits=None)
+        save_json(folder / "manifest.json", signed(manifest) if sign else manifest, digits=None)
 
     return spoil
 
@@ -221,31 +291,46 @@ def replace_shard(**change: np.ndarray) -> Callable[[Path], None]:
         sha256 = save_arrays(path, SHARDS[1] | change, {})
         told = load_json(folder / "manifest.json")
         told["shards"][1] |= {"bytes": path.stat().st_size, "sha256": sha256}
-        save_json(folder / "manifest.json", told, digits=None)
+        save_json(folder / "manifest.json", signed(told), digits=None)
 
     return spoil
 
 
 SHARD_1, FILE = r"shard-00001\.safetensors", "shard-00001.safetensors"
+CHANGED = r"manifest\.json: damaged: its SHA-256 is not that of what it says: copy it again, or delete the store"
+EDITS: dict[str, Callable[[dict], Any]] = {
+    "no shards": lambda m: m.update(shards=[]),
+    "the last shard left out": lambda m: m["shards"].pop(),
+    "no sites": lambda m: m.pop("sites"),
+    "a shard elsewhere": lambda m: m["shards"][1].update(name="../x"),
+    "rows no number": lambda m: m["shards"][1].update(rows="51"),
+    "a short mean": lambda m: m["sites"]["a"]["mean"].pop(),
+    "another mean": lambda m: m["sites"]["a"]["mean"].__setitem__(0, 0.0),
+    "no mean norm": lambda m: m["sites"]["a"].update(mean_norm=None),
+    "another model": lambda m: m["facts"].update(model="n"),
+    "no signature": lambda m: m.pop("sha256"),
+    "another signature": lambda m: m.update(sha256="0" * 64),
+}
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: cannot be read: .*: not a store"),
     "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff"), r"manifest\.json: broken: no JSON"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: broken: no JSON"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: broken: expected an object"),
-    "another version": (edit(lambda m: m.update(version=2)), r"manifest\.json: of version 2, this reads 1"),
+    "another version": (edit(lambda m: m.update(version=1)), r"manifest\.json: of version 1, this reads 2"),
     "no version": (edit(lambda m: m.pop("version")), r"manifest\.json: of version None"),
-    "no shards": (edit(lambda m: m.update(shards=[])), r"manifest\.json: broken"),
-    "no sites": (edit(lambda m: m.pop("sites")), r"manifest\.json: broken"),
-    "a shard elsewhere": (edit(lambda m: m["shards"][1].update(name="../x")), r"manifest\.json: broken"),
-    "rows no number": (edit(lambda m: m["shards"][1].update(rows="51")), r"manifest\.json: broken"),
-    "a short mean": (edit(lambda m: m["sites"]["a"]["mean"].pop()), r"manifest\.json: broken"),
-    "an unknown dtype": (edit(lambda m: m["sites"]["a"].update(dtype="int8")), r"manifest\.json: broken"),
-    "another dtype": (edit(lambda m: m["sites"]["a"].update(dtype="bfloat16")), "shard-00000.*: a: expected bfloat16"),
+    **{f"edited: {name}": (edit(change), CHANGED) for name, change in EDITS.items()},
+    "another dtype": (
+        edit(lambda m: m["sites"]["a"].update(dtype="bfloat16"), sign=True),
+        "shard-00000.*: a: expected bfloat16",
+    ),
     "another d_in": (
-        edit(lambda m: m["sites"]["a"].update(d_in=5, mean=[0.0] * 5)),
+        edit(lambda m: m["sites"]["a"].update(d_in=5, mean=[0.0] * 5), sign=True),
         r"shard-00000.*: a: expected float32 \(50, 5\), got float32 \(50, 4\)",
     ),
-    "other rows": (edit(lambda m: m["shards"][1].update(rows=52)), f"{SHARD_1}: has 51 rows, the manifest says 52"),
+    "other rows": (
+        edit(lambda m: m["shards"][1].update(rows=52), sign=True),
+        f"{SHARD_1}: has 51 rows, the manifest says 52",
+    ),
     "a missing shard": (lambda f: (f / FILE).unlink(), f"{SHARD_1}: is missing"),
     "a shard cut short": (
         lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-4]),

@@ -1,6 +1,8 @@
 """A stream takes every row once an epoch, and its rows are a function of the step alone."""
 
+import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -79,6 +81,50 @@ def test_a_stream_is_known_as_one_and_its_batches_are_drawn_by_their_step() -> N
 def test_a_stream_that_cannot_be_is_refused_by_name(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"^{field}: must .* {value}$"):
         ShardSource(numbered(5), **{field: value})
+
+
+@pytest.mark.parametrize(("shuffled", "block"), [(False, 1), (True, 64)])
+def test_rows_are_taken_one_by_one_unless_their_order_is_random_already(shuffled: bool, block: int) -> None:
+    acts = replace(numbered(300), shuffled=shuffled)
+    assert ShardSource(acts).block_size == block
+    assert ShardSource(acts).rows(0, 300).tolist() == slow_rows(0, 300, block, 1)
+    assert ShardSource(acts, block=7).block_size == 7
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_told_by_its_place(dtype: Any, value: float) -> None:
+    (part,) = numbered(100, 1, dtype).parts
+    part[37, 1] = value
+    source = ShardSource(Activations("mine.npy", (part,)))
+    with pytest.raises(ValueError, match=r"^mine\.npy: row 37 has numbers that are not finite in float32"):
+        source.batches(0, 10, 10)
+    part[37, 1] = 3e38
+    source.batches(0, 10, 10)
+
+
+def test_numbers_beyond_float32_are_told() -> None:
+    (part,) = numbered(100, 1, np.float64).parts
+    part[5, 2] = 1e39
+    with pytest.raises(ValueError, match=r"row 5 has numbers"):
+        ShardSource(Activations("mine", (part,))).batches(0, 10, 10)
+
+
+def test_a_stream_is_known_again_by_its_rows_and_how_they_are_taken() -> None:
+    source, facts = stream(), stream().facts()
+    assert facts == stream().facts()
+    assert json.loads(json.dumps(facts)) == facts
+    (rows,) = (np.concatenate(source.activations.parts),)
+    cut = Activations("rows", (rows[:-3],))  # as many blocks
+    last, first, half = rows.copy(), rows.copy(), rows.astype(np.float16)
+    last[-1, -1] += 1
+    first[0, 0] += 1
+    others = [replace(source, activations=Activations("rows", (x,))) for x in (last, first, half)]
+    others += [replace(source, activations=cut), replace(source, seed=4), replace(source, block=17)]
+    assert all(other.facts() != facts for other in others)
+    assert replace(source, activations=Activations("renamed", (rows,))).facts() == facts
+    known = replace(source.activations, digest="of a store")
+    assert replace(source, activations=known).facts()["rows"] == "of a store"
 
 
 # --- in the trainer -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from commands import exit_code
 
 from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories
+from toy.lm import export
 from toy.lm.corpus import make_stories
 from toy.lm.text import END_OF_STORY
 
@@ -62,7 +63,7 @@ def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
 
 
 def test_a_second_run_makes_nothing_again_and_says_the_same(made, monkeypatch, tmp_path):
-    for module, name in ((language, "train_lm"), (language, "export_activations"), (language_saes, "train_grid")):
+    for module, name in ((language, "train_lm"), (export, "_shard"), (language_saes, "train_grid")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("made twice"))
     monkeypatch.setattr(language, "train_tokenizer", lambda *_: pytest.fail("made twice"))
     assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--out", str(tmp_path)) == 0
@@ -152,9 +153,12 @@ def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path
         (("--model", "nowhere.pt"), "nowhere.pt does not exist"),
         (("--locations", "mlp_in"), "mlp_in"),
         (("--concepts", "girls"), "concepts"),
+        (("--concepts", "girls=lily, lily"), "two words"),
+        (("--concepts", "girls=lily,ice-cream"), "letters alone, got 'ice-cream'"),
+        (("--concepts", "girls=lily,sue", "girls=she,her"), "girls is given twice"),
         (("--n-latents", "0"), "n_latents"),
         (("--lm-steps", "0"), "lm_steps"),
-        (("--d-model", "65"), "n_heads"),
+        (("--d-model", "65"), "d_model"),
         (("--corpus", "hub:stories"), "hub:OWNER/NAME"),
     ],
 )

@@ -1,5 +1,6 @@
 """A run kept in one file, so that it can be killed at any moment and go on to the same end, bit for bit."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from toy.facts import digest_of, key_numbers, leaf_name
-from toy.io import load_arrays, save_arrays
+from toy.io import load_arrays, prepare, save_arrays
 from toy.loop import Facts, Run
 
-_FORMAT = "matryoshka toy checkpoint 1"
+_FORMAT = "matryoshka toy checkpoint 2"
 _REMEDY = "give another path, or delete it to start anew"
 
 
@@ -35,36 +36,38 @@ class FileCheckpoint:
     def load(self, like: Run, facts: Facts) -> Run | None:
         """The run in the file, None if there is no file.
 
-        Raises: ValueError if the file is broken, or its run is another: other facts, or other arrays than `like`.
+        Raises: ValueError if the file is broken, or its run is another: other facts, or other arrays than `like`;
+        OSError if a file cannot be written there.
         """
         self._written_at = time.monotonic()
+        prepare(self.path)
         if not self.path.exists():
             return None
         try:
             arrays, metadata = load_arrays(self.path)
         except ValueError as error:
             raise ValueError(f"{error}: {_REMEDY}") from None
-        if metadata.get("format") != _FORMAT or metadata.get("sha256") != digest_of(arrays):
+        told = metadata.get("run", "")
+        if metadata.get("sha256") != _digest(told, arrays):
             raise self._refusal("broken, or no checkpoint")
-        self._check_facts(json.loads(metadata["facts"]), _as_json({**self.facts, **facts}))
+        run = json.loads(told)
+        self._check_facts(run["facts"], self._all_facts(facts))
         wanted = _named(like)
         self._check_arrays(arrays, wanted)
         leaves = [_restored(arrays[name], leaf) for name, leaf in wanted.items()]
         state, history = jax.tree.unflatten(jax.tree.structure((like.state, like.history)), leaves)
-        return Run(state, history, int(metadata["n_done"]))
+        return Run(state, history, run["n_done"])
 
     def save(self, run: Run, facts: Facts, *, last: bool) -> None:
         if not last and time.monotonic() < self._written_at + self.every_s:
             return
         arrays = {name: np.asarray(jax.device_get(key_numbers(leaf))) for name, leaf in _named(run).items()}
-        metadata = {
-            "format": _FORMAT,
-            "facts": json.dumps(_as_json({**self.facts, **facts})),
-            "n_done": str(run.n_done),
-            "sha256": digest_of(arrays),
-        }
-        save_arrays(self.path, arrays, metadata)
+        told = json.dumps({"n_done": run.n_done, "facts": self._all_facts(facts)})
+        save_arrays(self.path, arrays, {"run": told, "sha256": _digest(told, arrays)})
         self._written_at = time.monotonic()
+
+    def _all_facts(self, facts: Facts) -> Facts:
+        return json.loads(json.dumps({"format": _FORMAT, **self.facts, **facts}))
 
     def _check_facts(self, theirs: Facts, ours: Facts) -> None:
         for name in [*ours, *theirs]:
@@ -104,5 +107,6 @@ def _restored(array: np.ndarray, like: PyTree) -> PyTree:
     return jax.device_put(array, like.sharding)
 
 
-def _as_json(facts: Facts) -> Facts:
-    return json.loads(json.dumps(facts))
+def _digest(told: str, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of all that a file says, its steps and facts as much as its arrays."""
+    return hashlib.sha256(f"{told} {digest_of(arrays)}".encode()).hexdigest()

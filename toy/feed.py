@@ -49,12 +49,15 @@ def feeding(
 
 
 def run_facts(keys: Any, source: Source | Stream, hypers: Any, cfg: TrainConfig) -> Facts:
-    """All that a run is a function of; of a stream the rows of its first step stand for all."""
-    leaves = {"first_rows": source.batches(0, 1, cfg.batch_size).x} if isinstance(source, Stream) else source
+    """All that a run is a function of."""
+    if isinstance(source, Stream):
+        of_source = {f"source.{name}": value for name, value in source.facts().items()}
+    else:
+        of_source = tree_facts("source", source)
     return {
         **config_facts("cfg", cfg),
         **tree_facts("key", keys),
         **tree_facts("hypers", hypers),
         "type of source": type(source).__name__,
-        **tree_facts("source", leaves),
+        **of_source,
     }

@@ -4,6 +4,8 @@ Activations, which are too many for this, have `toy.store` and `toy.matrix`.
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import operator
@@ -22,6 +24,11 @@ from toy.node import Node, TreeError
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
 from toy.tree_json import parse_tree, tree_to_dict
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _SAE_LENS_VERSION = "6.54.12"  # the version whose format `save_sae` writes
 _DTYPES = {  # by the names of safetensors, whose own reader for numpy knows no bfloat16
     "BF16": np.dtype(jnp.bfloat16),
@@ -33,17 +40,65 @@ _DTYPES = {  # by the names of safetensors, whose own reader for numpy knows no 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` that takes its name when the block ends well, and is removed when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """A temporary file beside `path` that takes its name when the block ends well, and is removed when not.
+
+    Raises: OSError naming `path`.
+    """
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system, such as a disk that is full, with the file's name."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def prepare(path: Path) -> None:
+    """Before work that ends with writing `path`: see that it can be, and remove what a write that was killed left.
+
+    Raises: OSError naming the file.
+    """
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a folder, made if there is none, against other processes that do so; one that is killed holds nothing.
+
+    Raises: BlockingIOError, unless it is to `wait`. Where the system has no such locks (Windows), nothing is held.
+    """
+    with _naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with _naming(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
+from toy.facts import digest_of
 from toy.io import map_arrays
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
+_N_SAMPLED = 4_096  # rows by which a matrix is known again
 _SHORT_RUN = 4  # rows that follow each other; shorter runs are gathered row by row
 
 
@@ -24,6 +26,8 @@ class Activations:
 
     name: str
     parts: tuple[np.ndarray, ...]  # [rows d_in] each, of one float type
+    shuffled: bool = False  # rows are in a random order already
+    digest: str = ""  # of the rows, where one is known
 
     def __post_init__(self) -> None:
         shapes = {(part.ndim, part.shape[-1:], part.dtype) for part in self.parts}
@@ -67,12 +71,22 @@ class Activations:
         else:
             for i in np.unique(part_of):
                 own = np.flatnonzero(part_of == i)
-                taken[own] = parts[i].take(rows[own] - starts[i], axis=0)
+                of_part = rows[own] - starts[i]
+                # `take` is quicker, but copies the whole of an array that is transposed or unaligned
+                plain = parts[i].flags.c_contiguous and parts[i].flags.aligned
+                taken[own] = parts[i].take(of_part, axis=0) if plain else parts[i][of_part]
         return taken.view(self.dtype)
 
     def take(self, rows: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n d_in"]:
         """Raises: IndexError if there are no such rows."""
         return self.take_stored(rows).astype(np.float32, copy=False)
+
+    def fingerprint(self) -> str:
+        """What tells these rows from others: their digest where it is known, else that of some, the last among them."""
+        if self.digest:
+            return self.digest
+        some = np.linspace(0, self.n_rows - 1, min(self.n_rows, _N_SAMPLED)).astype(int)
+        return f"{len(some)} rows: {digest_of({'rows': self.take_stored(some)})}"
 
     def slices(self, n: int) -> Iterator[Float32[np.ndarray, "rows d_in"]]:
         """All rows in order, at most n at a time."""
@@ -84,21 +98,26 @@ class Activations:
 def open_matrix(path: Path, name: str | None = None) -> Activations:
     """Activations that others wrote: `.npy`, `.npz`, `.safetensors`, or a folder of SAELens' cached activations.
 
-    `name`: which array or column; not needed where only one can be meant. Only an `.npz` is read into memory.
+    `name`: which array or column; not needed where only one can be meant. Only an `.npz` is read into memory. A store
+    of this project is opened by `toy.store.open_store`.
 
     Raises: ValueError naming the file, what is wrong with it and what to do.
     """
+    if (path / "manifest.json").exists():
+        raise ValueError(f"{path}: is an activation store: open it with toy.store.open_store, a site with .activations")
     if path.is_dir():
         return Activations(str(path), _cached_columns(path, name))
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix == ".npy":
+        if name is not None:
+            raise ValueError(f"{path}: holds one array, which has no name: leave {name!r} out")
         return Activations(str(path), (_checked(path, _numpy(path)),))
     if path.suffix == ".npz":
         arrays = _numpy(path)
     elif path.suffix == ".safetensors":
         arrays = map_arrays(path)[0]
-        if name is None:  # a store's shard holds columns of whole numbers, too
+        if name is None and len(arrays) > 1:  # a store's shard holds columns of whole numbers, too
             arrays = {key: array for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fV"}
     else:
         raise ValueError(f"{path}: expected .npy, .npz, .safetensors, or a folder of SAELens' cached activations")
@@ -157,7 +176,7 @@ def _cached_columns(path: Path, name: str | None) -> tuple[np.ndarray, ...]:
 
 def _rows(path: Path, chunk: Any, d_in: int) -> np.ndarray:
     values = getattr(chunk, "storage", chunk)
-    while hasattr(values.type, "value_type"):
+    while not values.null_count and hasattr(values.type, "value_type"):
         values = values.flatten()
     if values.null_count:
         raise ValueError(f"{path}: has missing values")

@@ -1,6 +1,7 @@
 """A shard of the activation store: its arrays, their checks and sums."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ COLUMNS = ("token", "document", "position")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
 _PIECE = 4096  # rows that are summed at a time
+_SPARE_FILES = 256  # that a process may want to open beside a store's shards
+
+try:
+    import resource
+except ImportError:  # Windows, which sets no limit that low
+    resource = None
 
 Shard = dict[str, np.ndarray]  # `[rows d_in]` a site, and the columns `[rows]`
 
@@ -74,6 +81,25 @@ class Total:
             }
             for name, (d_in, dtype) in (self.sites or {}).items()
         }
+
+
+def allow_files(folder: Path, n: int) -> None:
+    """Have the system let this process open n more files: it allows some hundred, which a process may raise.
+
+    Raises: StoreError if it may not.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + n + _SPARE_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise StoreError(
+            f"{folder}: {n:,} shards are as many open files, and the system allows this process {hard:,}: have the "
+            "limit raised (ulimit -Hn), or export larger shards"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def sha256_of(path: Path) -> str:

@@ -3,7 +3,7 @@
 The trainer knows no more.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,16 @@ class Stream(Protocol):
     """Rows that the host reads: of files, or made by a model. Without an end.
 
     The rows of a step are a function of (stream, step, batch_size) alone, however steps are asked for; so a run's step
-    is the stream's position, too. `batches` is called in a thread of its own.
+    is the stream's position, too. `batches` is called in a thread of its own. `facts` (JSON) are what the rows follow
+    from: a checkpoint goes on only with the same.
     """
 
     @property
     def d_in(self) -> int: ...
 
     def batches(self, first: int, n_steps: int, batch_size: int) -> Batches: ...
+
+    def facts(self) -> dict[str, Any]: ...
 
 
 def draw_batch(

@@ -4,6 +4,7 @@ A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `p
 was killed goes on: `unfinished.json` stands in its folder until the manifest does.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ import numpy as np
 from jaxtyping import Int
 
 from toy.facts import digest_of
-from toy.io import load_json, map_arrays, save_arrays, save_json
+from toy.io import load_json, locked, map_arrays, plain, save_arrays, save_json
 from toy.matrix import Activations
-from toy.shards import DTYPES, Shard, StoreError, Total, check_shard, sha256_of, shard_name
+from toy.shards import Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
 
-__all__ = ["Site", "Store", "StoreError", "open_store", "write_store"]
+__all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
-_VERSION = 1
+_VERSION = 2
+_REMEDY = "copy it again, or delete the store and export it anew"
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Store:
     folder: Path
     facts: dict[str, Any]
     sites: dict[str, Site]
+    digest: str  # SHA-256 of the manifest, and so of all
     _shards: tuple[Shard, ...]
 
     def activations(self, site: str) -> Activations:
         """Raises: StoreError if the store has no such site."""
         if site not in self.sites:
             raise StoreError(f"{self.folder}: has no site {site!r}; it has {', '.join(map(repr, self.sites))}")
-        return Activations(f"{self.folder}/{site}", tuple(shard[site] for shard in self._shards))
+        parts = tuple(shard[site] for shard in self._shards)
+        return Activations(f"{self.folder}/{site}", parts, shuffled=True, digest=f"{self.digest} {site}")
 
     @property
     def n_rows(self) -> int:
@@ -84,47 +88,72 @@ def write_store(
     `make_shard(i)`, a pure function of i, gives a shard's arrays, and `facts` (JSON) are what all of them follow from.
     `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard.
 
-    Raises: StoreError, and leaves everything as it was, if the folder holds anything else.
+    Raises: StoreError, and leaves everything as it was, if the folder holds anything else, another process writes to
+    it, or the shards are more than the files that a process may have open.
     """
     if n_shards < 1:
         raise StoreError(f"{folder}: n_shards must be at least 1, got {n_shards}")
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder}: is a file: give another folder")
+    allow_files(folder, n_shards)
     plan = json.loads(json.dumps({"facts": facts, "n_shards": n_shards}))
-    if (folder / MANIFEST).exists():
-        manifest = _read_manifest(folder)
-        _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
-        (folder / UNFINISHED).unlink(missing_ok=True)
-        return open_store(folder)
-    _begin(folder, plan)
+    try:
+        with locked(folder, wait=False):
+            if (folder / MANIFEST).exists():
+                manifest = _read_manifest(folder)
+                _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
+                (folder / UNFINISHED).unlink(missing_ok=True)
+                return open_store(folder)
+            _begin(folder, plan)
+            _write_shards(folder, plan, make_shard, progress)
+            return open_store(folder, verify=False)
+    except BlockingIOError:
+        raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
+
+
+def _write_shards(
+    folder: Path, plan: dict[str, Any], make_shard: Callable[[int], Shard], progress: Callable[[int], Any] | None
+) -> None:
     told: list[dict] = []
     total = Total()
-    for i in range(n_shards):
+    for i in range(plan["n_shards"]):
         path = folder / shard_name(i)
-        kept = _kept(path)
+        mark = f"{i} of {_content_digest(plan)}"
+        kept = _kept(path, mark)
         shard = make_shard(i) if kept is None else kept
         total.add(path, shard)
-        sha256 = save_arrays(path, shard, {"digest": digest_of(shard)}) if kept is None else sha256_of(path)
+        sha256 = save_arrays(path, shard, _metadata(shard, mark)) if kept is None else sha256_of(path)
         n_rows, n_bytes = len(shard["token"]), path.stat().st_size
         told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
         if progress is not None:
             progress(1)
-    manifest = {"version": _VERSION, "facts": facts, "sites": total.of_sites(), "shards": told}
-    save_json(folder / MANIFEST, manifest, digits=None)
+    manifest = {"version": _VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
+    save_json(folder / MANIFEST, signed(manifest), digits=None)
     (folder / UNFINISHED).unlink()
-    return open_store(folder, verify=False)
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the SHA-256 of its content, without which none is read."""
+    return {**manifest, "sha256": _content_digest({k: v for k, v in manifest.items() if k != "sha256"})}
+
+
+def _content_digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(data, None), sort_keys=True).encode()).hexdigest()
 
 
 def open_store(folder: Path, *, verify: bool = True) -> Store:
     """Check that every file is there, as long and shaped as the manifest says, and with `verify` by its SHA-256.
 
-    Raises: StoreError naming the file.
+    Every shard is a map, which keeps its file open. Raises: StoreError naming the file.
     """
     manifest = _read_manifest(folder)
+    allow_files(folder, len(manifest["shards"]))
     sites = {name: Site(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
     shards = []
     for told in manifest["shards"]:
         path = folder / told["name"]
         if not path.is_file():
-            raise StoreError(f"{path}: is missing: copy it again, or delete the store and export it anew")
+            raise StoreError(f"{path}: is missing: {_REMEDY}")
         if path.stat().st_size != told["bytes"]:
             raise _damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
         if verify and sha256_of(path) != told["sha256"]:
@@ -137,34 +166,33 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
         if len(shard["token"]) != told["rows"]:
             raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {told['rows']}")
         shards.append(shard)
-    return Store(folder, manifest["facts"], sites, tuple(shards))
+    return Store(folder, manifest["facts"], sites, manifest["sha256"], tuple(shards))
 
 
 def _damaged(path: Path, how: str) -> StoreError:
-    return StoreError(f"{path}: damaged: {how}: copy it again, or delete the store and export it anew")
+    return StoreError(f"{path}: damaged: {how}: {_REMEDY}")
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Make the folder that of an export that is not finished. Raises: StoreError if it is another's."""
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"{folder}: is a file: give another folder")
     unfinished = folder / UNFINISHED
     if unfinished.exists():
         _check_same(unfinished, _read_object(unfinished), plan)
-    elif folder.exists():
+    else:
         strangers = [path.name for path in folder.iterdir() if not path.name.startswith(f".{UNFINISHED}.")]
         if strangers:
             raise StoreError(f"{folder}: holds other files ({strangers[0]}): give an empty folder")
-    if folder.exists():
-        for name in (UNFINISHED, MANIFEST, "shard-*"):  # what a write that was killed has left
-            for path in folder.glob(f".{name}.*"):
-                path.unlink()
+    for name in (UNFINISHED, MANIFEST, "shard-*"):  # what a write that was killed has left
+        for path in folder.glob(f".{name}.*"):
+            path.unlink()
     if not unfinished.exists():
         save_json(unfinished, plan, digits=None)
 
 
 def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    theirs, ours = ({"n_shards": plan.get("n_shards"), **plan.get("facts", {})} for plan in (theirs, ours))
+    if not isinstance(theirs.get("facts"), dict):
+        raise StoreError(f"{path}: broken: it says no facts: delete the folder and export it anew")
+    theirs, ours = ({"n_shards": plan.get("n_shards"), **plan["facts"]} for plan in (theirs, ours))
     for name in [*ours, *theirs]:
         was, now = theirs.get(name, "absent"), ours.get(name, "absent")
         if was != now:
@@ -187,26 +215,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     manifest = _read_object(path)
     if manifest.get("version") != _VERSION:
-        raise StoreError(f"{path}: of version {manifest.get('version')!r}, this reads {_VERSION}")
-    try:
-        names = [str(shard["name"]) for shard in manifest["shards"]]
-        numbers = [shard[key] for shard in manifest["shards"] for key in ("rows", "bytes")]
-        numbers += [site["d_in"] for site in manifest["sites"].values()]
-        fine = names == [shard_name(i) for i in range(len(names))] and all(type(n) is int and n > 0 for n in numbers)
-        fine &= all(isinstance(shard["sha256"], str) for shard in manifest["shards"])
-        fine &= isinstance(manifest["facts"], dict) and bool(names) and bool(manifest["sites"])
-        for site in manifest["sites"].values():
-            fine &= site.keys() == Site.__annotations__.keys() and site["dtype"] in DTYPES
-            fine &= np.shape(np.asarray([*site["mean"], site["mean_norm"]], float)) == (site["d_in"] + 1,)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"{path}: broken: {error!r}") from None
-    if not fine:
-        raise StoreError(f"{path}: broken: no manifest of a store")
+        raise StoreError(f"{path}: of version {manifest.get('version')!r}, this reads {_VERSION}: export it anew")
+    if manifest.get("sha256") != signed(manifest)["sha256"]:
+        raise _damaged(path, "its SHA-256 is not that of what it says")
     return manifest
 
 
-def _kept(path: Path) -> Shard | None:
-    """A shard of an export that was killed, if it is there and whole."""
+def _kept(path: Path, mark: str) -> Shard | None:
+    """A shard of an export that was killed, if it is there, whole, and the one of this mark."""
     if not path.exists():
         return None
     try:
@@ -214,4 +230,9 @@ def _kept(path: Path) -> Shard | None:
         check_shard(path, shard, None)
     except ValueError:
         return None
-    return shard if metadata.get("digest") == digest_of(shard) else None
+    return shard if metadata == _metadata(shard, mark) else None
+
+
+def _metadata(shard: Shard, mark: str) -> dict[str, str]:
+    """By which a shard that was kept is known again; one entry, as safetensors writes several in any order."""
+    return {"shard": f"{mark}: {digest_of(shard)}"}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,46 +11,68 @@ from jaxtyping import Int
 from toy.matrix import Activations
 from toy.source import Batches
 
+SHUFFLED_BLOCK = 64  # rows
+
 
 @dataclass(frozen=True)
 class ShardSource:
     """A stream. Every epoch takes each row once: blocks of `block` rows that follow each other, in an order of its own.
 
-    Within a block rows keep their order, which should be random already (`toy.store`): whole blocks are read many
-    times as fast as rows. Batches are cut from the sequence of all epochs' rows, whatever their size. Memory: what is
-    asked for, twice where it is stored as neither float32 nor bfloat16, and 8 bytes a block for an epoch's order.
+    Within a block rows keep their order: whole blocks are read many times as fast as rows. Batches are cut from the
+    sequence of all epochs' rows, whatever their size. Memory: what is asked for, twice where it is stored as neither
+    float32 nor bfloat16, and 8 bytes a block for an epoch's order.
     """
 
     activations: Activations
     seed: int = 0
-    block: int = 64
+    block: int | None = None  # rows; None: 64 where rows are in a random order already (`toy.store`), else 1
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed: must not be negative, got {self.seed}")
-        if self.block < 1:
+        if self.block is not None and self.block < 1:
             raise ValueError(f"block: must be at least 1, got {self.block}")
 
     @property
     def d_in(self) -> int:
         return self.activations.d_in
 
+    @property
+    def block_size(self) -> int:
+        return self.block or (SHUFFLED_BLOCK if self.activations.shuffled else 1)
+
+    def facts(self) -> dict[str, Any]:
+        acts = self.activations
+        of_rows = {"rows": acts.fingerprint(), "n_rows": acts.n_rows, "d_in": acts.d_in, "dtype": str(acts.dtype)}
+        return of_rows | {"seed": self.seed, "block": self.block_size}
+
     def batches(self, first: int, n_steps: int, batch_size: int) -> Batches:
-        places = first * batch_size, (first + n_steps) * batch_size
-        x = self.activations.take_stored(self.rows(*places))
+        """Raises: ValueError naming the row if its numbers are not finite in float32."""
+        rows = self.rows(first * batch_size, (first + n_steps) * batch_size)
+        x = self.activations.take_stored(rows)
         if x.dtype not in (np.float32, jnp.bfloat16):
-            x = x.astype(np.float32)
+            with np.errstate(over="ignore"):  # told below
+                x = x.astype(np.float32)
+        finite = _is_finite(x)
+        if not finite.all():
+            row = rows[np.flatnonzero(~finite.all(axis=1))[0]]
+            raise ValueError(f"{self.activations.name}: row {row} has numbers that are not finite in float32")
         return Batches(jnp.asarray(x.reshape(n_steps, batch_size, -1)), jnp.int32(first))
 
     def rows(self, first: int, end: int) -> Int[np.ndarray, " n"]:
         """Which rows stand at these places of the sequence."""
-        n_rows = self.activations.n_rows
+        n_rows, block = self.activations.n_rows, self.block_size
         epochs = range(first // n_rows, -(-end // n_rows))
         parts = [
-            _rows_of_epoch(self.seed, epoch, n_rows, self.block, max(first - epoch * n_rows, 0), end - epoch * n_rows)
+            _rows_of_epoch(self.seed, epoch, n_rows, block, max(first - epoch * n_rows, 0), end - epoch * n_rows)
             for epoch in epochs
         ]
         return np.concatenate(parts) if parts else np.zeros(0, int)
+
+
+def _is_finite(x: np.ndarray) -> np.ndarray:
+    """NumPy's own is slow with bfloat16, whose numbers are not finite where all bits of the exponent are set."""
+    return (x.view(np.uint16) & 0x7F80) != 0x7F80 if x.dtype == jnp.bfloat16 else np.isfinite(x)
 
 
 @lru_cache(maxsize=2)

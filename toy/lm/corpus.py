@@ -42,13 +42,13 @@ class Sex(NamedTuple):
 
 GIRL = Sex("girl", "she", "her", ("Lily", "Sue", "Mia", "Anna", "Lucy", "Emma"), ("mom", "sister", "grandma", "aunt"))
 BOY = Sex("boy", "he", "his", ("Tom", "Ben", "Max", "Sam", "Jack", "Leo"), ("dad", "brother", "grandpa", "uncle"))
-TOYS = ("ball", "doll", "kite", "drum", "puzzle", "boat", "robot", "truck", "bike", "crown", "swing", "blocks")
+TOYS = ("ball", "doll", "kite", "drum", "puzzle", "boat", "robot", "truck", "bike", "crown", "swing", "puppet")
 COLOURS = ("red", "blue", "green", "yellow")
 FOODS = ("apple", "cake", "cookie", "pear", "sandwich", "carrot")
 ANIMALS = {  # by where they live: (animal, its sound)
     "house": (("cat", "meowed"), ("dog", "barked"), ("hamster", "squeaked"), ("parrot", "talked")),
     "barn": (("cow", "mooed"), ("pig", "oinked"), ("hen", "clucked"), ("horse", "neighed")),
-    "forest": (("bear", "growled"), ("fox", "yelped"), ("owl", "hooted"), ("wolf", "howled")),
+    "forest": (("bear", "growled"), ("fox", "yelped"), ("squirrel", "chattered"), ("wolf", "howled")),
 }
 KINDS = {"house": "pet", "barn": "farm animal", "forest": "wild animal"}
 DEEDS = {"house": "sat on the sofa", "barn": "ate some hay", "forest": "ran into the trees"}
@@ -172,7 +172,7 @@ class _Story:
 
     def _speech(self) -> str:
         plea, toy = self._often_first(PLEAS), self._toy(self.name)
-        asked = {"Please": f"can I have the {toy}?", "Sorry": f"I lost the {toy}.", "Thanks": f"I love the {toy}."}[
+        asked = {"Please": f"can I have the {toy}?", "Sorry": f"I lost the {toy},", "Thanks": f"I love the {toy},"}[
             plea
         ]
         sex = self._one((GIRL, BOY))

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from toy.lm.model import LM, Site, acts_at
 from toy.lm.tokens import Rows
+from toy.lm.weights import model_digest
 from toy.loop import Progress
+from toy.shards import DTYPES
 from toy.store import Store, write_store
 
 BATCH = 32  # rows in memory at once, beside one shard
@@ -33,23 +34,29 @@ def export_activations(
 ) -> Store:
     """Activations at every site of every token but a story's begin; with them its id, story and position in the story.
 
-    Rows go to shards in a random order, tokens within a shard too. `facts` say what the activations are of (digests of
-    model, tokenizer, text); dtype, seed and sites are added. Memory: one shard and BATCH rows of activations.
+    Rows go to shards in a random order, tokens within a shard too. `facts` are the caller's (the tokenizer's digest,
+    names); digests of model and rows, dtype, seed and sites are added. Memory: two shards, the second while one is
+    written, and BATCH rows of activations. Raises: ValueError if there is nothing to export.
     """
     if not sites:
         raise ValueError("sites: none is given")
-    n_bytes = {"float32": 4, "bfloat16": 2}[dtype] * lm.cfg.d_model * len(sites)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if not _is_told(rows).any():
+        raise ValueError("rows: there is no token in them but the begin of stories")
+    n_bytes = DTYPES[dtype].itemsize * lm.cfg.d_model * len(sites)
     rows_a_shard = max(1, shard_mb * 2**20 // (n_bytes * rows.ids.shape[1]))
     order = np.random.default_rng(seed).permutation(len(rows.ids))
     parts = np.split(order, np.arange(rows_a_shard, len(order), rows_a_shard))
-    facts = facts | {"seed": seed, "dtype": dtype, "sites": [str(site) for site in sites], "shard_mb": shard_mb}
+    made_of = {"model_sha256": model_digest(lm), "rows_sha256": rows.digest()}
+    how = {"seed": seed, "dtype": dtype, "sites": [str(site) for site in sites], "shard_mb": shard_mb}
     graph, params = nnx.split(lm, nnx.Param)
     forward = partial(_acts, params, graph=graph, sites=tuple(sites))
 
     def make_shard(i: int) -> dict[str, np.ndarray]:
         return _shard(forward, Rows(*(column[parts[i]] for column in rows)), dtype, np.random.default_rng([seed, i]))
 
-    return write_store(folder, facts, len(parts), make_shard, progress=progress)
+    return write_store(folder, facts | made_of | how, len(parts), make_shard, progress=progress)
 
 
 @partial(jax.jit, static_argnames=("graph", "sites"))
@@ -59,19 +66,29 @@ def _acts(
     return {str(site): acts for site, acts in acts_at(nnx.merge(graph, params), ids, sites).items()}
 
 
-def _shard(forward: Any, rows: Rows, dtype: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _is_told(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
+    """Which places of the rows are exported."""
     told = rows.real()
     told[:, 0] &= rows.start > 0  # a begin is the same in every story
+    return told
+
+
+def _shard(forward: Any, rows: Rows, dtype: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    told = _is_told(rows)
     order = rng.permutation(int(told.sum()))
-    found: dict[str, list[np.ndarray]] = {}
+    place = np.argsort(order)  # of each token in the shard
+    found: dict[str, np.ndarray] = {}
+    n_done = 0
     for first in range(0, len(rows.ids), BATCH):
         ids, kept = rows.ids[first : first + BATCH], told[first : first + BATCH]
         acts = forward(np.pad(ids, ((0, BATCH - len(ids)), (0, 0))))  # one shape, so one program
+        places = place[n_done : n_done + kept.sum()]
         for name, values in acts.items():
-            found.setdefault(name, []).append(np.asarray(values[: len(ids)])[kept].astype(jnp.dtype(dtype)))
-    places = rows.start[:, None] + np.arange(rows.ids.shape[1])
-    stories = np.broadcast_to(rows.document[:, None], places.shape)
-    columns = {"token": rows.ids, "document": stories, "position": places}
-    return {name: np.concatenate(parts)[order] for name, parts in found.items()} | {
-        name: values[told].astype(np.int32)[order] for name, values in columns.items()
-    }
+            if name not in found:
+                found[name] = np.empty((len(order), values.shape[-1]), DTYPES[dtype])
+            found[name][places] = np.asarray(values[: len(ids)])[kept]
+        n_done += len(places)
+    positions = rows.start[:, None] + np.arange(rows.ids.shape[1])
+    stories = np.broadcast_to(rows.document[:, None], positions.shape)
+    columns = {"token": rows.ids, "document": stories, "position": positions}
+    return found | {name: values[told].astype(np.int32)[order] for name, values in columns.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from toy.lm.model import LM, Site
+from toy.lm.model import LM, Site, parse_site
 from toy.lm.tokens import Rows
 from toy.lm.train_lm import row_batches, summed_loss
 from toy.sae import RELU, SAE, Activation, decode, encode
@@ -42,12 +42,19 @@ def spliced_loss(
 ) -> float:
     """One of the above: `put` is an SAE, whose reconstruction replaces the activations; a vector; or None: nothing.
 
-    A row's first position (the begin token, which SAEs are not trained on) is left as it is.
+    A story's begin token, which SAEs are not trained on, is left as it is. Raises: ValueError if the model has no such
+    site, or `put` is of another width.
     """
+    parse_site(str(site), lm.cfg.n_layers)
+    width = lm.cfg.d_model if put is None else (put.b_dec if isinstance(put, SAE) else put).shape[-1]
+    if width != lm.cfg.d_model:
+        raise ValueError(f"put: of width {width}, but the model's is {lm.cfg.d_model}")
     graph, params = nnx.split(lm, nnx.Param)
     placed = jnp.asarray(put) if isinstance(put, np.ndarray) else put
     of_batch = partial(_loss, params, placed, graph=graph, site=site, activation=activation)
-    sums = np.array([of_batch(ids, real) for ids, real in row_batches(rows, batch_size)], float)
+    begins = np.pad(rows.start == 0, (0, -len(rows.start) % batch_size)).reshape(-1, batch_size)
+    batches = zip(row_batches(rows, batch_size), begins, strict=True)
+    sums = np.array([of_batch(ids, real, begin) for (ids, real), begin in batches], float)
     total, n_tokens = sums.sum(axis=0)
     return float(total / n_tokens)
 
@@ -58,6 +65,7 @@ def _loss(
     put: SAE | Array | None,
     ids: Int[Array, "batch context"],
     real: Bool[Array, "batch context"],
+    begin: Bool[Array, " batch"],
     *,
     graph: Any,
     site: Site,
@@ -70,6 +78,9 @@ def _loss(
         return decode(put, encode(put, flat, activation)).reshape(acts.shape)
 
     def tap(where: Site, acts: Float[Array, "batch context d_model"]) -> Float[Array, "batch context d_model"]:
-        return acts.at[:, 1:].set(replaced(acts)[:, 1:]) if put is not None and where == site else acts
+        if put is None or where != site:
+            return acts
+        is_begin = begin[:, None] & (jnp.arange(acts.shape[1]) == 0)
+        return jnp.where(is_begin[:, :, None], acts, replaced(acts))
 
     return summed_loss(nnx.merge(graph, params), ids, real, tap)

@@ -26,7 +26,7 @@ def is_damaged(story: str) -> bool:
 
 
 def clean(story: str) -> str:
-    """ASCII, single spaces, single newlines, none at line ends (`clean_text` of noanabeshima/tinymodel)."""
+    """ASCII, single spaces and newlines, none at line ends (`clean_text` of noanabeshima/tinymodel), none around."""
     text = unidecode(story).replace("\t", "  ")
     text = re.sub(r"[\s]+\n", "\n", text)
     return re.sub(r" +", " ", re.sub(r"\n\n+", "\n", text)).strip()

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from toy.facts import digest_of
 from toy.io import writing
 from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
 TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
+ENCODED_AT_ONCE = 10_000  # stories
 TABLES = ("neo_tok_ids_to_ts.pt", "ts_tok_ids_to_neo.pt")  # of the package tinymodel
 
 
@@ -39,7 +41,11 @@ class Tokenizer(NamedTuple):
 
     def encode(self, stories: list[str]) -> list[Int[np.ndarray, " n_tokens"]]:
         """Ids of each story, without begin and end."""
-        encoded = (np.array(found.ids, np.int32) for found in self.bpe.encode_batch(stories, add_special_tokens=False))
+        encoded = (
+            np.array(found.ids, np.int32)
+            for first in range(0, len(stories), ENCODED_AT_ONCE)  # the library's objects take 100 bytes a token
+            for found in self.bpe.encode_batch(stories[first : first + ENCODED_AT_ONCE], add_special_tokens=False)
+        )
         return list(encoded) if self.to_own is None else [self.to_own[ids].astype(np.int32) for ids in encoded]
 
     def decode(self, ids: Int[np.ndarray, " n_tokens"]) -> str:
@@ -77,7 +83,8 @@ def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
 
 
 def _with_special(bpe: Bpe) -> Tokenizer:
-    """The special tokens of this project, or GPT-2's one for all."""
+    """The special tokens of this project, or GPT-2's one for all; where a story has their names, these are text."""
+    bpe.encode_special_tokens = True
     for names in (SPECIAL, ("<|endoftext|>",) * len(SPECIAL)):
         begin, end, pad, unk = (bpe.token_to_id(name) for name in names)
         if begin is not None and end is not None and pad is not None and unk is not None:
@@ -139,6 +146,9 @@ class Rows(NamedTuple):
     def real(self) -> Bool[np.ndarray, "n_rows context"]:
         """Where a row holds a token and not padding."""
         return np.arange(self.ids.shape[1]) < self.length[:, None]
+
+    def digest(self) -> str:
+        return digest_of(self._asdict())
 
 
 def make_rows(stories: list[str], tokenizer: Tokenizer, context: int) -> Rows:

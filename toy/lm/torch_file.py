@@ -100,8 +100,12 @@ def _size(value: Any) -> int:
     return value
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any = False, hooks: Any = None, metadata: Any = None
+) -> np.ndarray:
     """`torch._utils._rebuild_tensor_v2`: a view of a storage, which it must not leave. Strides count values."""
+    if metadata:
+        raise ValueError(f"a tensor with metadata ({', '.join(map(str, metadata))}): clone it before saving")
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor without a storage")
     values, shape, strides = storage.values, tuple(map(_size, shape)), tuple(map(_size, strides))
@@ -112,6 +116,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.
     last = _size(offset) + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if last >= len(values):
         raise ValueError(f"a tensor of shape {shape} reaches value {last} of a storage of {len(values)}")
+    if np.prod(shape, dtype=object) > len(values):
+        raise ValueError(f"a tensor of shape {shape} of only {len(values)} values: clone it before saving")
     in_bytes = tuple(stride * values.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(values[offset:], shape, in_bytes, writeable=False)
 

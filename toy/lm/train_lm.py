@@ -1,6 +1,5 @@
 """Training a language model on rows of tokens: a run is a pure function of a key, resumable, in compiled chunks."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,13 +97,9 @@ def train_lm(
         empty=LMMetrics(np.zeros(0, np.float32)),
         progress=progress,
         checkpoint=checkpoint,
-        facts={"model": asdict(lm_cfg), "training": asdict(cfg), "seed": seed, "rows": _digest(rows)},
+        facts={"model": asdict(lm_cfg), "training": asdict(cfg), "seed": seed, "rows": rows.digest()},
     )
     return nnx.merge(graph, state.params), history
-
-
-def _digest(rows: Rows) -> str:
-    return hashlib.sha256(b"".join(np.ascontiguousarray(column).tobytes() for column in rows)).hexdigest()
 
 
 def _rows_of_steps(
@@ -195,7 +190,12 @@ def unigram_entropy(rows: Rows) -> float:
 def generate(
     key: Key[Array, ""], lm: LM, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 80, temperature: float = 0.7
 ) -> str:
-    """A story that begins with `prompt`, until the model ends it or after n_tokens. Raises: ValueError if too long."""
+    """A story that begins with `prompt`, until the model ends it or after n_tokens.
+
+    Raises: ValueError if the prompt is too long, or the temperature not above 0.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature: must be above 0, got {temperature}")
     context = lm.cfg.context
     start = [tokenizer.begin, *tokenizer.encode([prompt])[0].tolist()]
     if len(start) >= context:

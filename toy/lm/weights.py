@@ -132,6 +132,8 @@ def _of_folder(folder: Path) -> Callable[[], LM]:
         raise ValueError(f"{folder / _CONFIG}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / _CONFIG}: expected an object")
+    if indices := sorted(folder.glob("*.index.json")):
+        raise ValueError(f"{indices[0]}: a model in several files is not read: save it as one (max_shard_size)")
     state = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
     if config.get("model_type") == "gpt_neo":
         return partial(gpt_neo_from, state, config)
@@ -154,9 +156,8 @@ def _own_config(config: dict[str, Any]) -> LMConfig:
     names = {field.name for field in fields(LMConfig)}
     if config.keys() != names:
         raise ValueError(f"{_CONFIG}: expected just the keys {', '.join(sorted(names))}, got {', '.join(config)}")
-    attention = config["attention"]
-    values: dict[str, Any] = config | {"attention": attention and tuple(attention)}
     try:
+        values: dict[str, Any] = config | {"attention": config["attention"] and tuple(config["attention"])}
         return LMConfig(**values)
     except TypeError as error:
         raise ValueError(f"{_CONFIG}: a value of a wrong type: {str(error).splitlines()[0]}") from None
