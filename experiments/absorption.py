@@ -35,7 +35,8 @@ from experiments.study import (
     summarise,
     train_seeds,
 )
-from toy.metrics import feature_sizes, inference_gap, match_features, matched_acts, mean_known
+from toy.evaluate import feature_sizes, inference_gap
+from toy.metrics import match_features, matched_acts, mean_known
 from toy.node import Node, feature_names
 from toy.sae import RELU, SAE, BatchTopK, TopK, encode
 from toy.tree import Tree, build_tree, edges, mean_l0

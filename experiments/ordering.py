@@ -32,7 +32,7 @@ from experiments.study import (
     make_study,
     train_config,
 )
-from toy.metrics import Evaluation
+from toy.evaluate import Evaluation
 from toy.node import Node
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting

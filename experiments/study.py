@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from toy.dictionary import make_directions
+from toy.evaluate import Evaluation, evaluate
 from toy.io import load_tree
 from toy.loss import Sparsity
-from toy.metrics import Evaluation, Mixing, evaluate
+from toy.metrics import Mixing
 from toy.node import Node
 from toy.prefixes import Weighting
 from toy.sae import RELU, SAE, Activation

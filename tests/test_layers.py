@@ -30,7 +30,8 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
     "toy/tree.py": {"toy.train", "toy.step", "toy.loss", "toy.sae", "toy.metrics", "toy.io", "toy.lm"},
     "toy/compare.py": WORLD | TRAINER,
     **{file: {"toy.train", "toy.grid", "toy.step", "toy.upkeep", "toy.loss"} for file in sorted(LM)},
-    "toy/metrics.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
+    "toy/metrics.py": (WORLD | TRAINER | {"toy.sae"}) - {"toy.tree", "toy.dictionary"},
+    "toy/evaluate.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
 }
 MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
 MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokens", "torch_file", "weights")}

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toy import metrics
+from toy.evaluate import Evaluation, evaluate, feature_sizes, inference_gap
 from toy.sae import SAE, BatchTopK, TopK
 from toy.tree import Node, build_tree
 from toy.trees import forest
@@ -31,12 +32,12 @@ def absorbed() -> SAE:
     return sae(W_enc, W_dec)
 
 
-def evaluate(some: SAE) -> metrics.Evaluation:
-    return metrics.evaluate(some, W_FEAT, TREE, ROWS)
+def measured(some: SAE) -> Evaluation:
+    return evaluate(some, W_FEAT, TREE, ROWS)
 
 
 def test_a_perfect_sae_is_perfect_by_every_metric() -> None:
-    e = evaluate(sae(EYE, EYE))
+    e = measured(sae(EYE, EYE))
     assert e.recovered
     assert e.match.latent.tolist() == [0, 1, 2, 3]
     assert e.match.cosine.tolist() == [1, 1, 1, 1]
@@ -49,7 +50,7 @@ def test_a_perfect_sae_is_perfect_by_every_metric() -> None:
 
 
 def test_an_absorbed_sae_rebuilds_everything_and_has_only_holes() -> None:
-    e = evaluate(absorbed())
+    e = measured(absorbed())
     assert e.fvu == pytest.approx(0)
     assert e.shrinkage == pytest.approx(1)
     assert e.hole_rates.tolist() == [1, 1]
@@ -66,7 +67,7 @@ def test_an_absorbed_sae_rebuilds_everything_and_has_only_holes() -> None:
 
 def test_the_order_and_the_scale_of_latents_do_not_matter() -> None:
     order, scale = [2, 0, 3, 1], np.array([0.01, 5.0, 100.0, 1.0])
-    e = evaluate(sae(EYE[:, order] * scale, EYE[order] / scale[:, None]))
+    e = measured(sae(EYE[:, order] * scale, EYE[order] / scale[:, None]))
     assert e.match.latent.tolist() == [1, 3, 0, 2]
     assert e.recovered
     assert (e.firing_accuracy, e.mcc, e.hole_rate) == (1, 1, 0)
@@ -74,7 +75,7 @@ def test_the_order_and_the_scale_of_latents_do_not_matter() -> None:
 
 
 def test_a_dead_latent_is_counted_and_costs_its_feature() -> None:
-    e = evaluate(sae(EYE, EYE, b_enc=np.array([-100.0, 0, 0, 0])))
+    e = measured(sae(EYE, EYE, b_enc=np.array([-100.0, 0, 0, 0])))
     assert e.dead_latents == 1
     assert e.hole_rates.tolist() == [1, 1]
     assert e.firing_recall == pytest.approx(5 / 9)
@@ -85,7 +86,7 @@ def test_a_dead_latent_is_counted_and_costs_its_feature() -> None:
 
 def test_latents_with_swapped_decoders_point_well_and_fire_wrongly() -> None:
     swapped = [3, 1, 2, 0]  # the parent's direction fires on the lone feature and the other way round
-    e = evaluate(sae(EYE, EYE[swapped]))
+    e = measured(sae(EYE, EYE[swapped]))
     assert e.mcc == e.min_cosine == 1
     assert e.hole_rates.tolist() == [0.5, 1]  # child 1 is present in 2 rows, one of them with the lone feature
     assert e.firing_accuracy < 1
@@ -98,7 +99,7 @@ def test_a_latent_that_leaks_below_a_fifth_of_its_feature_s_mean_size_is_off(sha
         tree = build_tree(Node(0.5, magnitude_mean=magnitude))
         x = np.array([[magnitude]])
         weak = SAE(np.array([[share]]), np.zeros(1), np.array([[3.0]]) / 3, np.zeros(1))  # type: ignore[arg-type]
-        assert metrics.evaluate(weak, np.ones((1, 1)), tree, x).firing_recall == on
+        assert evaluate(weak, np.ones((1, 1)), tree, x).firing_recall == on
 
 
 def test_a_firing_latent_is_measured_with_its_decoder_norm() -> None:
@@ -111,11 +112,11 @@ def test_feature_sizes_are_mean_magnitude_times_norm_in_the_order_of_the_columns
     tree = build_tree(
         forest(Node(0.5, magnitude_mean=3.0, feature_index=1), Node(0.5, magnitude_mean=2.0, feature_index=0))
     )
-    assert metrics.feature_sizes(tree, np.diag([10.0, 100.0])).tolist() == [20, 300]
+    assert feature_sizes(tree, np.diag([10.0, 100.0])).tolist() == [20, 300]
 
 
 def test_with_fewer_latents_than_features_the_rest_have_none() -> None:
-    e = evaluate(sae(EYE[:, [3, 1]], EYE[[3, 1]]))
+    e = measured(sae(EYE[:, [3, 1]], EYE[[3, 1]]))
     assert e.match.latent.tolist() == [-1, 1, -1, 0]
     assert e.match.cosine.tolist() == [0, 1, 0, 1]
     assert e.min_cosine == 0
@@ -129,7 +130,7 @@ def test_with_fewer_latents_than_features_the_rest_have_none() -> None:
 
 def test_with_more_latents_than_features_the_best_are_matched() -> None:
     decoder = np.vstack([0.1 * np.ones((2, 4)), EYE])
-    e = evaluate(sae(decoder.T * np.array([0, 0, 1, 1, 1, 1]), decoder))
+    e = measured(sae(decoder.T * np.array([0, 0, 1, 1, 1, 1]), decoder))
     assert e.match.latent.tolist() == [2, 3, 4, 5]
     assert e.recovered
     assert e.dead_latents == 2
@@ -181,7 +182,7 @@ def test_a_hole_rate_is_over_the_rows_with_the_child_and_nan_without_any() -> No
     rates = metrics.hole_rates(on, present, TREE)
     assert rates[0] == 0.25
     assert np.isnan(rates[1])
-    e = metrics.evaluate(sae(EYE, EYE), W_FEAT, TREE, present.astype(float))
+    e = evaluate(sae(EYE, EYE), W_FEAT, TREE, present.astype(float))
     assert e.hole_rate == 0  # the mean is over the edges that occur
     assert e.recovered
 
@@ -219,7 +220,7 @@ def test_the_inference_gap_is_the_threshold_s_l0_and_fvu_over_those_of_the_train
     threshold: float,
 ) -> None:
     some, x = thresholded(threshold), np.random.default_rng(1).normal(size=(23, 4)).astype(np.float32)
-    gap = metrics.inference_gap(some, x, BatchTopK(1.5), batch_size=5)
+    gap = inference_gap(some, x, BatchTopK(1.5), batch_size=5)
 
     x = x[:20]  # 4 whole batches
     pre_acts = x @ some.W_enc
@@ -239,12 +240,12 @@ def test_the_inference_gap_is_the_threshold_s_l0_and_fvu_over_those_of_the_train
 
 def test_an_inference_gap_needs_a_whole_batch_of_rows() -> None:
     with pytest.raises(ValueError, match="x: needs at least batch_size = 5 rows, got 4"):
-        metrics.inference_gap(thresholded(1.0), np.ones((4, 4), np.float32), BatchTopK(1.5), batch_size=5)
+        inference_gap(thresholded(1.0), np.ones((4, 4), np.float32), BatchTopK(1.5), batch_size=5)
 
 
 def test_a_topk_sae_is_evaluated_with_its_activation() -> None:
     x = ROWS * SIZES
-    e = metrics.evaluate(sae(EYE, EYE), W_FEAT, TREE, ROWS, TopK(1))
+    e = evaluate(sae(EYE, EYE), W_FEAT, TREE, ROWS, TopK(1))
     assert e.l0 == pytest.approx(5 / 6)  # one a row, and none where nothing is present
     left_out = np.sort(x, axis=1)[:, :-1]
     assert e.fvu == pytest.approx((left_out**2).sum() / ((x - x.mean(axis=0)) ** 2).sum())
@@ -280,6 +281,6 @@ def test_the_parent_s_activation_is_told_apart_without_children_and_with_each() 
     alone, with_child = metrics.parent_activations(matched, present, 2 * np.ones(4), TREE)
     assert alone.tolist() == [0.5, 0.5]  # row 1 alone has the parent without a child
     assert with_child.tolist() == [(2 + 4) / 2 / 2, 3 / 2]
-    e = evaluate(absorbed())
+    e = measured(absorbed())
     assert e.parent_alone.tolist() == [1, 1]
     assert e.parent_with_child.tolist() == [0, 0]

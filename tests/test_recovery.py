@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from toy.dictionary import make_directions
-from toy.metrics import Evaluation, evaluate
+from toy.evaluate import Evaluation, evaluate
 from toy.prefixes import Weighting, full, sampled
 from toy.source import TreeSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes

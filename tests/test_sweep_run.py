@@ -18,7 +18,7 @@ from test_shard import start
 
 from toy import prefixes
 from toy.dictionary import _superposed, make_directions
-from toy.metrics import evaluate
+from toy.evaluate import evaluate
 from toy.node import Node
 from toy.source import TreeSource
 from toy.sweep import drive, engines, lanes, program

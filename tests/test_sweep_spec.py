@@ -178,3 +178,10 @@ def test_impossible_trees_are_cells_that_have_no_program() -> None:
         program_of(possible._replace(training=Training(d_in=8)))
     with pytest.raises(ValueError, match=r"20 directions in d_in = 8 have a \|cosine\| of at least 0\.281"):
         program_of(possible._replace(training=Training(d_in=8, max_cosine=0.2)))
+
+
+def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
+    for axes in ({"branching": [10**6], "depth": [5]}, {"latents_per_feature": [1e9]}, {"d_in": [10**9]}):
+        (cell,) = parse(axes).cells()
+        with pytest.raises(ValueError, match=r"at most [\d,]+ (are built|of each are trained)"):
+            program_of(cell)

@@ -1,5 +1,6 @@
 """The named trees are what their sources say, and random ones are valid and repeatable."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toy import trees
+from toy.node import Node, TreeError
 from toy.tree import build_tree, coactivation, edges, feature_names, marginals, mean_l0, walk
-from toy.trees import TREES, RandomTree, ordering_tree, random_tree, reference_tree, scale_children, three_level_tree
+from toy.trees import (
+    TREES,
+    RandomTree,
+    RegularTree,
+    ordering_tree,
+    random_tree,
+    reference_tree,
+    regular_tree,
+    scale_children,
+    three_level_tree,
+)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -99,3 +112,34 @@ def test_another_seed_gives_another_tree() -> None:
 def test_a_range_that_cannot_be_is_refused_by_name(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         replace(RandomTree(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: regular_tree(RegularTree(branching=10**6, depth=5)), "would have 3,000,011 features and more"),
+        (lambda: regular_tree(RegularTree(n_roots=10**12)), "features and more, at most 100,000 are built"),
+        (lambda: regular_tree(RegularTree(branching=1, depth=10**9)), "depth: 1000000000 is more than 256"),
+        (lambda: random_tree(RandomTree(branching=(10**6, 10**6), depth=5)), "features and more"),
+        (lambda: random_tree(RandomTree(n_roots=10**12)), "features and more"),
+        (lambda: random_tree(RandomTree(branching=(1, 1), depth=10**9)), "depth: 1000000000 is more than 256"),
+    ],
+)
+def test_a_tree_far_too_large_is_refused_before_it_is_built(make: Callable[[], Node], message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        make()
+
+
+def test_the_size_of_a_regular_tree_is_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in (
+        RegularTree(branching=3, depth=3),
+        RegularTree(branching=3, depth=3, expanded=1),
+        RegularTree(depth=0),
+    ):
+        n = build_tree(regular_tree(spec)).n_features
+        monkeypatch.setattr(trees, "MAX_NODES", n)
+        regular_tree(spec)
+        monkeypatch.setattr(trees, "MAX_NODES", n - 1)
+        with pytest.raises(TreeError, match=f"would have {n} features"):
+            regular_tree(spec)
+        monkeypatch.undo()

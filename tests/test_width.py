@@ -11,8 +11,8 @@ import optax
 import pytest
 from test_train import KEY, SHARED, assert_close, copied, equal, keep_up, lane, leaves, one_step, permuted
 
+from toy.evaluate import inference_gap
 from toy.loss import sae_loss
-from toy.metrics import inference_gap
 from toy.prefixes import Weighting, all_prefixes, draw, expected, hybrid, sampled
 from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode, init_sae
 from toy.source import ArraySource

@@ -1,20 +1,16 @@
-"""What an SAE has learnt, against the ground truth. On the host, in float64.
+"""Metrics against the ground truth, a formula each; `toy.evaluate` measures an SAE by all of them. In float64.
 
 Latents are matched one to one to features first; every metric says which rows, means and sides it takes.
 "on" means a‖d‖ > 0.2 of the feature's mean magnitude along its direction: a latent that merely leaks is off.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from toy.dictionary import cosine_matrix
-from toy.sae import RELU, SAE, Activation, BatchTopK, encode
 from toy.tree import Tree, edges
 
 ON_THRESHOLD = 0.2
@@ -183,43 +179,6 @@ def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
     return int((~(acts > 0).any(axis=0)).sum())
 
 
-class InferenceGap(NamedTuple):
-    """What a BatchTopK SAE gives with its threshold, less what training gives, in shares of the latter; 0 is best."""
-
-    l0: float
-    fvu: float
-
-
-def inference_gap(
-    sae: SAE, x: Float[Array | np.ndarray, "rows d_in"], activation: BatchTopK, batch_size: int
-) -> InferenceGap:
-    """`activation` and `batch_size` are those the SAE was trained with; rows beyond the last whole batch are left out.
-
-    Raises: ValueError if there are fewer rows than a batch has.
-    """
-    n_batches = len(x) // batch_size
-    if n_batches == 0:
-        raise ValueError(f"x: needs at least batch_size = {batch_size} rows, got {len(x)}")
-    rows = np.asarray(x)[: n_batches * batch_size]
-    batches = jnp.asarray(rows.reshape(n_batches, batch_size, -1))
-    (l0_inference, fvu_inference), (l0_training, fvu_training) = (
-        (l0(acts), fvu(rows, acts @ np.asarray(sae.W_dec, float) + np.asarray(sae.b_dec, float)))
-        for acts in (_encode_batches(sae, batches, how) for how in (RELU, activation))
-    )
-    return InferenceGap(l0_inference / l0_training - 1, fvu_inference / fvu_training - 1)
-
-
-def _encode_batches(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> np.ndarray:
-    """[n · batch, n_latents]"""
-    acts = _each_batch(sae, batches, how)
-    return np.asarray(acts, float).reshape(-1, acts.shape[-1])
-
-
-@partial(jax.jit, static_argnames="how")
-def _each_batch(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> Float[Array, "n batch n_latents"]:
-    return jax.vmap(lambda x: encode(sae, x, how))(batches)
-
-
 def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
     """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
     norms = np.linalg.norm(x, axis=1)
@@ -230,81 +189,6 @@ def recovered(cosine: Float[np.ndarray, " n_features"], holes: Float[np.ndarray,
     """Every matched cosine ≥ 0.9 and the mean hole rate < 0.01."""
     hole_rate = mean_known(holes)
     return bool(np.min(cosine) >= MIN_COSINE and (np.isnan(hole_rate) or hole_rate < MAX_HOLE_RATE))
-
-
-class Evaluation(NamedTuple):
-    """All of the above for one SAE on one batch of rows."""
-
-    match: Match
-    recovered: bool
-    hole_rates: Float[np.ndarray, " n_edges"]
-    hole_rate: float  # mean over edges; NaN without any
-    parent_alone: Float[np.ndarray, " n_edges"]  # `parent_activations`
-    parent_with_child: Float[np.ndarray, " n_edges"]
-    min_cosine: float
-    mixing: Mixing
-    firing_accuracy: float
-    firing_precision: float
-    firing_recall: float
-    mcc: float
-    uniqueness: float
-    fvu: float
-    prefix_fvu: Float[np.ndarray, " n_latents"]
-    l0: float
-    dead_latents: int
-    shrinkage: float
-
-
-def evaluate(
-    sae: SAE,
-    W_feat: Float[Array | np.ndarray, "n_features d_in"],
-    tree: Tree,
-    features: Float[Array | np.ndarray, "rows n_features"],
-    activation: Activation = RELU,
-    *,
-    acts: Float[Array | np.ndarray, "rows n_latents"] | None = None,
-) -> Evaluation:
-    """Measure an SAE on `features`, a batch of the tree such as `sample_features` gives (held out: use a new key).
-
-    `activation` is TopK's for such an SAE; a BatchTopK SAE is measured with its threshold. `acts` are those of the
-    rows, where they are known.
-    """
-    W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
-    x, present = features @ W_feat, features > 0
-    acts = np.asarray(encode(sae, jnp.asarray(x), activation) if acts is None else acts, float)
-    W_dec, b_dec = np.asarray(sae.W_dec, float), np.asarray(sae.b_dec, float)
-    recon = acts @ W_dec + b_dec
-    match = match_features(W_dec, W_feat)
-    matched, sizes = matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat)
-    on = firing(matched, sizes)
-    alone, with_child = parent_activations(matched, present, sizes, tree)
-    holes = hole_rates(on, present, tree)
-    return Evaluation(
-        match=match,
-        recovered=recovered(match.cosine, holes),
-        hole_rates=holes,
-        hole_rate=mean_known(holes),
-        parent_alone=alone,
-        parent_with_child=with_child,
-        min_cosine=float(match.cosine.min()),
-        mixing=mixing(matched_cosines(W_dec, W_feat, match), tree),
-        firing_accuracy=firing_accuracy(on, present),
-        firing_precision=firing_precision(on, present),
-        firing_recall=firing_recall(on, present),
-        mcc=mcc(W_dec, W_feat),
-        uniqueness=uniqueness(W_dec, W_feat),
-        fvu=fvu(x, recon),
-        prefix_fvu=prefix_fvu(x, acts, W_dec, b_dec),
-        l0=l0(acts),
-        dead_latents=dead_latents(acts),
-        shrinkage=shrinkage(x, recon),
-    )
-
-
-def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
-    """Each feature's mean norm in x when present: mean magnitude · ‖direction‖."""
-    mean = np.asarray(tree.magnitude_mean if tree.readout is None else tree.magnitude_mean[tree.readout], float)
-    return mean * np.linalg.norm(W_feat, axis=1)
 
 
 def mean_known(values: np.ndarray | list) -> float:

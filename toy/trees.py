@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toy.node import Node
+from toy.node import MAX_DEPTH, Node, TreeError
+
+MAX_NODES = 100_000  # of a generated tree
 
 
 def forest(*roots: Node) -> Node:
@@ -87,8 +89,19 @@ class RegularTree:
 
 
 def regular_tree(spec: RegularTree) -> Node:
-    """Not every one can be built: exclusive children's probabilities may sum over 1."""
-    n_expanded = spec.branching if spec.expanded is None else spec.expanded
+    """Not every one can be built: exclusive children's probabilities may sum over 1.
+
+    Raises: TreeError if there are more than `MAX_NODES`, or levels than a tree may have.
+    """
+    n_expanded = spec.branching if spec.expanded is None else min(spec.expanded, spec.branching)
+    n_nodes = spec.n_roots + spec.n_lone
+    n_growing = spec.n_roots  # nodes of a level that have children
+    _check_size(n_nodes)
+    for _ in range(min(spec.depth, MAX_DEPTH)):
+        n_nodes, n_growing = n_nodes + n_growing * spec.branching, n_growing * n_expanded
+        _check_size(n_nodes)
+    if spec.depth > MAX_DEPTH:
+        raise TreeError(f"depth: {spec.depth} is more than {MAX_DEPTH}")
 
     def grow(level: int, prob: float) -> Node:
         n_children = spec.branching if level < spec.depth else 0
@@ -127,11 +140,21 @@ class RandomTree:
 
 
 def random_tree(spec: RandomTree) -> Node:
-    """A random forest. Exclusive children whose probabilities sum over 1 are scaled down to sum to 1."""
+    """A random forest. Exclusive children whose probabilities sum over 1 are scaled down to sum to 1.
+
+    Raises: TreeError if it grows to more than `MAX_NODES`, or levels than a tree may have.
+    """
+    if spec.depth > MAX_DEPTH:
+        raise TreeError(f"depth: {spec.depth} is more than {MAX_DEPTH}")
     rng = np.random.default_rng(spec.seed)
+    n_nodes = spec.n_roots
+    _check_size(n_nodes)
 
     def grow(level: int, prob: float) -> Node:
+        nonlocal n_nodes
         n_children = int(rng.integers(spec.branching[0], spec.branching[1] + 1)) if level < spec.depth else 0
+        n_nodes += n_children
+        _check_size(n_nodes)
         probs = rng.uniform(*spec.edge_prob, n_children)
         exclusive = n_children > 1 and rng.random() < spec.exclusive_share
         if exclusive:
@@ -139,3 +162,8 @@ def random_tree(spec: RandomTree) -> Node:
         return Node(prob, tuple(grow(level + 1, float(p)) for p in probs), exclusive=exclusive)
 
     return forest(*(grow(1, float(p)) for p in rng.uniform(*spec.root_prob, spec.n_roots)))
+
+
+def _check_size(n_nodes: int) -> None:
+    if n_nodes > MAX_NODES:
+        raise TreeError(f"the tree would have {n_nodes:,} features and more, at most {MAX_NODES:,} are built")

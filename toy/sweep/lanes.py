@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Key, UInt32
 from toy.advance import many_steps
 from toy.config import Hypers
 from toy.dictionary import make_directions
+from toy.evaluate import Evaluation, evaluate
 from toy.grid import each_lane
-from toy.metrics import Evaluation, Mixing, evaluate
+from toy.metrics import Mixing
 from toy.padding import pad_tree, pad_weighting
 from toy.provenance import code_digest
 from toy.sae import SAE, encode

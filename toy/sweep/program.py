@@ -10,6 +10,7 @@ from toy.sweep.cell import Cell, built, d_in, make_weighting, n_latents
 
 LEAST_SIZE = 16  # of features and of latents; then 32, 64, …
 GATES = 4  # in steps of so many
+MAX_WIDTH = 65_536  # of latents, and of d_in
 MOST_LANES = 32  # more are hardly faster on a CPU
 LANE_MEMORY = 512 * 2**20  # bytes, of a group's lanes
 
@@ -38,9 +39,12 @@ class Program(NamedTuple):
 
 
 def program_of(cell: Cell) -> Program:
-    """Raises: ValueError if the cell cannot be: an impossible tree, or directions that do not fit into d_in."""
+    """Raises: ValueError if the cell cannot be: an impossible tree, directions that do not fit, too many latents."""
     training, tree = cell.training, built(cell.tree).tree
     own = tree_shape(tree)
+    if max(n_latents(cell), d_in(cell)) > MAX_WIDTH:
+        found = f"{n_latents(cell):,} latents, d_in {d_in(cell):,}"
+        raise ValueError(f"{found}: at most {MAX_WIDTH:,} of each are trained")
     check_directions(own.n_features, d_in(cell), training.max_cosine)
     n_nodes = _size(own.n_nodes + own.has_readout)
     shape = own._replace(
