@@ -1,9 +1,11 @@
 """Do concepts have holes? Latents of known concepts in the language model, off where a member is present.
 
 For each concept (a set of words: female, animal, ...) the latent whose activation correlates most with it, on half of
-the held-out tokens; on the other half its holes, P(latent off | member), the mean over members. The
-absorbing latent is the one that adds most along the concept's probe direction in the holes. Direction: a member's
-latent (child) absorbs the concept (parent). Claim of the post: fewer holes with Matryoshka.
+the held-out tokens; on the other half its holes, P(latent off | member), the mean over members. The absorbing latent is
+the one that adds most along the concept's probe direction in the holes, where it makes up for a fair share of what is
+missing (`toy.lm.absorption`). Direction: a member's latent (child) absorbs the concept (parent). A latent that is on
+everywhere has no holes, so its precision is told, too: the share of the rows where it is on that are of a member.
+Claim of the post: fewer holes with Matryoshka.
 Command: python -m experiments.tinystories_absorption, or all three figures: python -m experiments.tinystories.
 In the post: "Feature Absorption Example", female words and Lily, Sue.
 """
@@ -28,25 +30,29 @@ from toy.sae import SAE
 
 Config = LanguageConfig
 MOST_ROWS = 100_000  # of the held-out ones
+REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
+MEASURES = {"hole_rate": "Hole rate", "absorbed_rate": "Absorbed rate", "precision": "Precision"}
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
     sites, results, seconds = {}, {}, 0.0
     members: dict[str, np.ndarray] = {}
+    absent: list[str] = []
     for chain, site, saes in train_sites(cfg, progress):
-        members = members or members_of(cfg, chain)
+        if not members:
+            members, absent = members_of(cfg, chain)
         sites[str(site)] = of_site(cfg, chain, site, saes, members)
         results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
     words = {name: list(words) for name, words in cfg.concept_words.items() if name in members}
     results["seconds"]["saes"] = seconds
-    return results | {"concepts": words, "min_rows": MIN_ROWS, "sites": sites}
+    return results | {"concepts": words, "absent": absent, "min_rows": MIN_ROWS, "sites": sites}
 
 
-def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
+def members_of(cfg: LanguageConfig, chain: Chain) -> tuple[dict[str, np.ndarray], list[str]]:
     """For each concept which of its words ends at each held-out row; concepts that the text lacks are left out.
 
-    Raises: ValueError if it lacks them all.
+    And the words that it lacks. Raises: ValueError if it lacks all concepts.
     """
     store, concepts = chain.acts.valid, cfg.concept_words
     wanted = sorted({word for words in concepts.values() for word in words})
@@ -64,7 +70,7 @@ def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
         raise ValueError(
             f"concepts: none of the words {', '.join(wanted[:5])}, ... is in the held-out text often enough"
         )
-    return found
+    return found, [word for i, word in enumerate(wanted) if not (index == i).any()]
 
 
 def of_site(
@@ -105,16 +111,35 @@ def summary(record: dict[str, Any]) -> list[str]:
     sites = record["results"]["sites"]
     lines = []
     for j, l0 in enumerate(record["config"]["target_l0"]):
-        rates = {kind: [_mean_holes(site[kind], j) for site in sites.values()] for kind in KINDS}
+        rates = {kind: [_mean_of(site[kind], "hole_rate", j) for site in sites.values()] for kind in KINDS}
         fewer = sum(m < v for v, m in zip(*rates.values(), strict=True))
-        means = " against ".join(f"{np.mean(rates[kind]):.3f}" for kind in reversed(KINDS))
-        lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites, mean hole rate {means}")
+        told = []
+        for name in MEASURES:
+            means = (np.mean([_mean_of(site[kind], name, j) for site in sites.values()]) for kind in reversed(KINDS))
+            told.append(f"{name} " + " against ".join(f"{mean:.3f}" for mean in means))
+        n, holes = represented(record, j)
+        told.append(f"holes where both have a latent of the concept ({n}) {holes[0]:.3f} against {holes[1]:.3f}")
+        lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
+    if absent := record["results"]["absent"]:
+        lines.append(f"words that the held-out text has not: {', '.join(absent)}")
     return lines
 
 
-def _mean_holes(of_kind: dict[str, Any], j: int) -> float:
+def _mean_of(of_kind: dict[str, Any], name: str, j: int) -> float:
     """Over seeds and concepts, for one L0."""
-    return mean_known(np.array(of_kind["hole_rate"], float)[:, j])
+    return mean_known(np.array(of_kind[name], float)[:, j])
+
+
+def represented(record: dict[str, Any], j: int) -> tuple[int, tuple[float, float]]:
+    """Of (site, seed, concept) those where both kinds have a latent that correlates with the concept: how many, and
+    the mean hole rates of Matryoshka and vanilla. Elsewhere a hole may be of a latent that is not the concept's."""
+
+    def values(kind: str, name: str) -> np.ndarray:
+        return np.array([site[kind][name] for site in record["results"]["sites"].values()], float)[:, :, j]
+
+    both = np.all([values(kind, "correlation") > REPRESENTED for kind in KINDS], axis=0)
+    vanilla, matryoshka = (mean_known(values(kind, "hole_rate")[both]) for kind in KINDS)
+    return int(both.sum()), (matryoshka, vanilla)
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -138,26 +163,27 @@ def plot(record: dict[str, Any]) -> Figure:
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
-        by_l0, members = bottom.subplots(1, 2, width_ratios=[1, 1.7])
-        _plot_by_l0(by_l0, record)
+        *by_l0, members = bottom.subplots(1, 4, width_ratios=[1, 1, 1, 2.6])
+        for ax, letter, (name, label) in zip(by_l0, "bcd", MEASURES.items(), strict=True):
+            _plot_by_l0(ax, record, name)
+            ax.set_title(f"{letter}  {label}", fontsize=7)
+        lp.legend(by_l0[0])
         _plot_members(members, record)
-        lp.caption(figure, record, "Dots: seeds; bars: mean over seeds (b: with its 95% interval)")
+        text = "Dots: seeds; bars: mean over seeds (b to d: of the mean over concepts and sites, with its 95% interval)"
+        lp.caption(figure, record, text)
     return figure
 
 
-def _plot_by_l0(ax: Axes, record: dict[str, Any]) -> None:
+def _plot_by_l0(ax: Axes, record: dict[str, Any], name: str) -> None:
     targets, sites = record["config"]["target_l0"], record["results"]["sites"]
     for kind in KINDS:
-        rates = np.array([site[kind]["hole_rate"] for site in sites.values()], float)  # [site, seed, L0, concept]
+        values = np.array([site[kind][name] for site in sites.values()], float)  # [site, seed, L0, concept]
         for j in range(len(targets)):
-            per_seed = [mean_known(rates[:, seed, j]) for seed in range(rates.shape[1])]
-            plots.spread(
-                ax, j + (0.12 if kind == "matryoshka" else -0.12), list(per_seed), plots.COLOURS[kind], width=0.04
-            )
+            per_seed = [mean_known(values[:, seed, j]) for seed in range(values.shape[1])]
+            x = j + (0.15 if kind == "matryoshka" else -0.15)
+            plots.spread(ax, x, list(per_seed), plots.COLOURS[kind], width=0.05)
     ax.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
-    ax.set(xlabel="target L0", ylabel="hole rate", ylim=(0, None))
-    ax.set_title("b  Mean over concepts and sites", fontsize=7.5)
-    lp.legend(ax)
+    ax.set(xlabel="target L0", ylim=(0, None))
 
 
 def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
@@ -174,10 +200,11 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
             plots.spread(ax, x, holes[:, m].tolist(), plots.COLOURS[kind], width=0.05)
             known = cosines[:, m][~np.isnan(cosines[:, m])]
             if len(known):
-                ax.text(x, 1.07, f"{known.mean():.1f}", fontsize=4, ha="center", color=plots.COLOURS[kind])
+                y = 1.06 if kind == "matryoshka" else 1.12
+                ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
     ax.set_xticks(range(len(concepts[name])), concepts[name], rotation=60, fontsize=6)
-    ax.set(ylim=(-0.05, 1.15), ylabel="hole rate")
-    ax.set_title(f"c  {name}, {lp.title(site[0])}; above: cosine of absorber and probe", fontsize=6.5)
+    ax.set(ylim=(-0.05, 1.18), ylabel="hole rate")
+    ax.set_title(f"e  {name}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
 if __name__ == "__main__":
