@@ -302,6 +302,13 @@ def test_rows_go_to_shards_and_tokens_within_them_in_a_random_order_that_the_see
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     of_first = SMALL.length[np.random.default_rng(3).permutation(len(SMALL.ids))[0]]
     assert one[: of_first - 1] != sorted(one[: of_first - 1])  # within a shard
+    full = [row for row in np.random.default_rng(3).permutation(len(SMALL.ids)) if SMALL.length[row] == 32]
+    orders = [
+        [position % 32 for document, position in one if (document, position // 32 * 32) == place]
+        for place in zip(SMALL.document[full].tolist(), SMALL.start[full].tolist(), strict=True)
+        if place[1]  # the first row of a story lacks the begin
+    ]
+    assert len({tuple(places) for places in orders}) == len(orders) > 1  # each in an order of its own
     starts = list(dict.fromkeys((document, position // 32) for document, position in one))
     assert starts != sorted(starts)  # and of the shards, a row each
     assert len(starts) == len(SMALL.ids)
@@ -388,12 +395,12 @@ def test_a_vector_stands_for_the_mlp_everywhere_but_at_the_begin_of_stories(
 
 def test_a_vector_stands_at_its_own_layer_and_no_other() -> None:
     lm = LM(replace(LM_CFG, n_layers=2), rngs=nnx.Rngs(0))
-    ids, site = jnp.asarray(SMALL.ids), Site(1, "resid_pre")
-    acts = acts_at(lm, ids, (site,))[site]
+    ids, site = jnp.asarray(SMALL.ids), Site(0, "mlp_out")
+    mid, mlp = acts_at(lm, ids, (Site(0, "resid_mid"), site)).values()
     begin = jnp.asarray(SMALL.start == 0)
-    resid = jnp.full_like(acts, 0.5).at[begin, 0].set(acts[begin, 0])
+    resid = (mid + 3.0).at[begin, 0].set((mid + mlp)[begin, 0])
     expected = of_logits(lm.logits_from(resid, 1), SMALL)
-    assert spliced_loss(lm, SMALL, site, np.full(16, 0.5, np.float32)) == pytest.approx(expected, rel=1e-5)
+    assert spliced_loss(lm, SMALL, site, np.full(16, 3.0, np.float32)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_activation_of_the_sae_decides_what_is_put_in(trained: tuple[LM, Any]) -> None:
