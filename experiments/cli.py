@@ -125,7 +125,7 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    packages = ("matryoshka-toy", "jax", "jaxlib", "optax", "numpy", "scipy", "matplotlib")
+    packages = ("matryoshka-toy", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")
     devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
     return {"python": platform.python_version(), **{name: version(name) for name in packages}, "devices": devices}
 
@@ -154,10 +154,10 @@ def write_figure(path: Path, image: bytes) -> None:
         file.write(image)
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, option: str = "--out") -> None:
     """Before any work. Raises: ValueError if files cannot be written to `out`."""
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"--out {out}: {existing} is not a folder")
+        raise ValueError(f"{option} {out}: {existing} is not a folder")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"--out {out}: {existing} is not writable")
+        raise ValueError(f"{option} {out}: {existing} is not writable")

@@ -209,7 +209,7 @@ def load_chain(cfg: LanguageConfig, progress: Progress) -> Chain:
 
 
 def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
-    """What a record says of what the SAEs were trained on; `seconds` are of the runs that made each stage."""
+    """What a record says of what SAEs were trained on; `seconds` are of the runs that made each stage."""
     tokens, acts = chain.tokens, chain.acts
     folders = {"tokens": tokens_stage(cfg), "activations": activations_stage(cfg, tokens, chain.lm)}
     if cfg.model is None:
@@ -224,6 +224,12 @@ def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
         "model": sizes | told,
         "tokens": {"stories": len(stories), "train": acts.train.n_rows, "valid": acts.valid.n_rows},
         "seconds": {name: notes(folder)["seconds"] for name, folder in folders.items()},
+        "stages": {name: folder.name for name, folder in folders.items()},
+        "sha256": {
+            "stories": digest_of(stories),
+            "tokenizer": tokens.tokenizer.digest(),
+            "model": model_digest(chain.lm),
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 
 from toy.lm.corpus import CONCEPTS
@@ -11,6 +12,7 @@ from toy.loss import Sparsity
 
 BUILT_IN = "built-in"
 D_HEAD = 32  # of the models that are trained
+SPARSITY_COEF = {"log": 0.3, "l1": 3.0}
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,19 @@ class LanguageConfig:
     """Adam's, of the SAEs."""
     sparsity: Sparsity = "l1"
     """Penalty of the SAEs' activations: L1, or the post's logarithm."""
+    sparsity_coef: float | None = None
+    """Sparsity coefficient from which the controller of L0 starts; default: 3 for L1, 0.3 for the logarithm."""
+    control_rate: float = 1e-2
+    """Its relative change a step; runs are shorter than the toy's, so it is quicker."""
     concepts: tuple[str, ...] = ()
     """Words of which absorption is measured, as NAME=word,word,...; default: the tree of the built-in corpus."""
     seed: int = 0
-    """The first seed of the SAEs; the language model takes it, too."""
+    """The first seed."""
     n_seeds: int = 3
-    """Number of seeds: of initialisation and prefixes."""
+    """Number of seeds of the SAEs: of initialisation, prefixes and order of the rows."""
+    own_models: bool | None = None
+    """Every seed has a language model of its own, and a built-in corpus of its own, too; else the first seed's serve
+    all, with one order of the rows. Default: for the built-in corpus."""
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy"
     """Folder for what the stages make."""
 
@@ -115,19 +124,37 @@ class LanguageConfig:
                     raise ValueError(f"{name}: must be at least 1, got {getattr(owner, name)}")
         if self.n_stories is not None and self.n_stories < 2:
             raise ValueError(f"n_stories: must be at least 2, got {self.n_stories}")
+        if self.sparsity_coef is None:
+            object.__setattr__(self, "sparsity_coef", SPARSITY_COEF[self.sparsity])
+        for name in ("learning_rate", "sparsity_coef", "control_rate"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name}: must be a number above 0, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: must not be negative, got {self.seed}")
         for owner, name in ((self, "locations"), (self, "reference_widths"), (self.sizes, "target_l0")):
             if not getattr(owner, name):
                 raise ValueError(f"{name}: must have at least one entry")
         unknown = set(self.locations) - set(LOCATIONS)
         if unknown:
             raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {', '.join(sorted(unknown))}")
-        if min(self.reference_widths) < 4 or min(self.sizes.target_l0) <= 0:
-            raise ValueError("reference_widths and target_l0: must be at least 4 and above 0")
+        if min(self.reference_widths) < 4:
+            raise ValueError(f"reference_widths: must be at least 4, got {min(self.reference_widths)}")
+        if strange := [l0 for l0 in self.sizes.target_l0 if not 0 < l0 < inf]:
+            raise ValueError(f"target_l0: must be a number above 0, got {strange[0]}")
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
         _parse_concepts(self.concepts)
         if self.model is not None and not is_hub_name(self.model) and not Path(self.model).exists():
             raise ValueError(f"model: {self.model} does not exist")
+        if self.own_models is None:
+            object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
+        if self.own_models and self.model is not None:
+            raise ValueError("own_models: there is one model, that of --model")
+
+    @property
+    def of_models(self) -> list["LanguageConfig"]:
+        """A configuration for each language model: one a seed, or the one of all seeds."""
+        return [replace(self, seed=seed, n_seeds=1) for seed in self.seeds] if self.own_models else [self]
 
     @property
     def sizes(self) -> Sizes:

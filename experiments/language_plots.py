@@ -12,6 +12,7 @@ from experiments.language_saes import KINDS
 
 LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 LINES = ("-", "--", ":", "-.")
+BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
 PLACES = {
     "resid_pre": "residual before attention",
     "resid_mid": "residual before MLP",
@@ -44,6 +45,13 @@ def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str
     return list(panels[: len(sites)])
 
 
+def x_label(panels: list[Axes], text: str) -> None:
+    """Under every panel that has none below it."""
+    columns = grid_shape(len(panels))[1]
+    for ax in panels[-columns:]:
+        ax.set_xlabel(text, fontsize=7)
+
+
 def line(ax: Axes, x: Any, values: np.ndarray, kind: str, style: str = "-", marker: str = "o") -> None:
     """Mean over seeds (rows of `values`) as a line, every seed a dot."""
     colour = plots.COLOURS[kind]
@@ -63,8 +71,11 @@ def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | No
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     """Under the figure: what is shown, and of what."""
     config, seeds = record["config"], record["seeds"]
-    model = record["results"]["model"]
-    own = f"{model['n_layers']}-layer model trained here, d_model {model['d_model']}"
+    models = [facts["model"] for facts in record["results"]["models"]]
+    model = models[0] | {name: sum(m[name] for m in models) / len(models) for name in ("loss", "unigram_entropy")}
+    own = f"{model['n_layers']}-layer model trained {'for each seed' if len(models) > 1 else 'here'}"
+    own += f", d_model {model['d_model']}"
+    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
     parts = [
         text,
         f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
@@ -72,6 +83,7 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
         own if config["model"] is None else f"model: {config['model'].rpartition('/')[2]}",
         f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
+        f"reference SAEs of L0 {middle:g} (at most a quarter of their latents)",
         f"{ {'log': 'log', 'l1': 'L1'}[config['sparsity']] } sparsity",
     ]
     figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6, color="#555555")

@@ -1,6 +1,6 @@
 """The SAEs of the TinyStories figures: at every site a ladder of reference SAEs, and large ones of both kinds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.language import Activations, Chain, load_chain, n_layers
-from experiments.language_config import LanguageConfig
+from experiments.language import Activations, Chain, facts_of_model, load_chain, n_layers
+from experiments.language_config import SPARSITY_COEF, LanguageConfig
 from experiments.stages import Counted, notes, stage
 from experiments.study import Progress, lane
 from toy.checkpoint import FileCheckpoint
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
+from toy.provenance import code_digest
 from toy.sae import SAE
 from toy.stream import ShardSource
 from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 
 KINDS = ("vanilla", "matryoshka")
-SPARSITY_COEF = {"log": 0.3, "l1": 3.0}  # where the controller of L0 starts
-CONTROL_RATE = 1e-2  # runs are shorter than the toy's, so it is quicker
+CODE = ("toy.grid", "toy.stream", "toy.sweep.cell")  # what trains SAEs
 
 
 class Group(NamedTuple):
@@ -64,7 +64,7 @@ def saes_stage(cfg: LanguageConfig, acts: Activations, group: Group, progress: P
         "activations": acts.digest,
         "group": [str(group.site), *group[1:]],
         "training": asdict(train_cfg) | {"activation": "relu"},
-        "hypers": [cfg.learning_rate, SPARSITY_COEF[cfg.sparsity], CONTROL_RATE],
+        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
         "seeds": cfg.seeds,
     }
 
@@ -76,7 +76,7 @@ def saes_stage(cfg: LanguageConfig, acts: Activations, group: Group, progress: P
         checkpoint.unlink(missing_ok=True)
         return {"l0_of_training": l0}
 
-    return stage(cfg.cache, "saes", facts, ["toy.grid", "toy.stream"], make)
+    return stage(cfg.cache, "saes", facts, CODE, make)
 
 
 def _train(
@@ -94,8 +94,8 @@ def _train(
         make_weighting(group.weighting, group.n_latents),
         target_l0=jnp.tile(jnp.array(group.target_l0), cfg.n_seeds),
         learning_rate=cfg.learning_rate,
-        sparsity_coef=SPARSITY_COEF[cfg.sparsity],
-        control_rate=CONTROL_RATE,
+        sparsity_coef=SPARSITY_COEF[cfg.sparsity] if cfg.sparsity_coef is None else cfg.sparsity_coef,
+        control_rate=cfg.control_rate,
     )
     shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0)  # type: ignore[arg-type]
     source = ShardSource(acts.train.activations(str(group.site)), seed=cfg.seed)
@@ -133,7 +133,32 @@ def n_steps(cfg: LanguageConfig) -> int:
     """Of all that the chain trains, for the progress bar."""
     n_groups = len(cfg.reference_widths) + len(KINDS)
     own = cfg.sizes.lm_steps if cfg.model is None else 0
-    return own + len(cfg.locations) * n_layers(cfg) * n_groups * cfg.sizes.n_steps
+    return len(cfg.of_models) * (own + len(cfg.locations) * n_layers(cfg) * n_groups * cfg.sizes.n_steps)
+
+
+OfSite = Callable[[LanguageConfig, Chain, Site, SiteSAEs], dict[str, Any]]
+
+
+def measure_sites(cfg: LanguageConfig, progress: Progress, of_site: OfSite) -> dict[str, Any]:
+    """What a figure's record has: of every site what `of_site` gives, whose lists lead with an axis of seeds."""
+    models: list[dict[str, Any]] = []
+    sites: dict[str, Any] = {}
+    for one in cfg.of_models:
+        seconds, chain = 0.0, None
+        for chain, site, saes in train_sites(one, progress):
+            found = of_site(one, chain, site, saes)
+            sites[str(site)] = _joined(sites[str(site)], found) if str(site) in sites else found
+            seconds += saes.seconds
+        if chain is not None:
+            models.append(facts_of_model(one, chain))
+            models[-1]["seconds"]["saes"] = seconds
+            models[-1]["saes_code"] = code_digest(*CODE)
+    return {"models": models, "sites": sites}
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Of dictionaries of lists: each list followed by the other's."""
+    return one + other if isinstance(one, list) else {name: _joined(one[name], other[name]) for name in one}
 
 
 def train_sites(cfg: LanguageConfig, progress: Progress) -> Iterator[tuple[Chain, Site, SiteSAEs]]:

@@ -4,14 +4,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from experiments.study import Progress
 from toy.io import load_json, locked, save_json
-from toy.provenance import code_digest
+from toy.provenance import code_digest, file_digest
 
 DONE = "stage.json"  # written last
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
 
 
 def digest_of(facts: Any) -> str:
@@ -23,9 +25,10 @@ def stage(
 ) -> Path:
     """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
 
-    `facts` are what it is made of, `code` the modules that make it.
+    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count.
     """
-    facts = {"code": code_digest(*code), **facts}
+    made_by = {"code": code_digest(*code), "maker": file_digest(make.__module__), "libraries": library_versions()}
+    facts = {**made_by, **facts}
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
     if not (folder / DONE).exists():
         with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made
@@ -34,6 +37,10 @@ def stage(
                 noted = make(folder)
                 save_json(folder / DONE, {"facts": facts, "seconds": time.monotonic() - start, **(noted or {})})
     return folder
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
 
 
 def notes(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments import LANGUAGE_SET
 from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
 from experiments.language import activations_stage, check, load_lm, load_tokens, model_stage, tokens_stage
+from experiments.language_concepts import check_words
 from experiments.language_config import LanguageConfig
 from experiments.language_saes import n_steps, train_sites
 from experiments.stages import notes
@@ -37,21 +38,24 @@ class All:
 
 
 def main() -> None:
-    with clean_exit():
+    with clean_exit("finished stages and checkpoints are kept in the cache; the same command goes on"):
         options = parse(All, prog="python -m experiments.tinystories", description=__doc__)
         check_writable(options.out)
+        check_writable(options.config.cache, "--cache")
         check(options.config)
         if options.stage == "figures":
+            for one in options.config.of_models:
+                check_words(one, load_tokens(one))
             for name in LANGUAGE_SET:
                 run_experiment(experiment_module(name), options.config, options.out)
             return
         with tqdm(total=n_steps(options.config), desc=options.stage, unit="step", disable=None, leave=False) as bar:
-            lines = make(options.config, options.stage, bar.update)
+            lines = [line for one in options.config.of_models for line in make(one, options.stage, bar.update)]
         print("\n".join(lines))
 
 
 def make(cfg: LanguageConfig, stage: Stage, progress: Progress) -> list[str]:
-    """Make everything up to a stage; what there is to say of it."""
+    """Make everything of one language model up to a stage; what there is to say of it."""
     folder = tokens_stage(cfg)
     tokens = load_tokens(cfg)
     if stage == "tokens":

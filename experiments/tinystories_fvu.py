@@ -7,6 +7,7 @@ Command: python -m experiments.tinystories_fvu, or all three figures: python -m 
 In the post: "Reconstruction Quality".
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import Chain, check, facts_of_model
+from experiments.language import Chain, check
 from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
+from experiments.language_saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
 from experiments.study import Progress
 from toy.compare import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
@@ -26,33 +27,34 @@ from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows
 
 Config = LanguageConfig
+PLACES = {"above the large vanilla SAE": ("^", 1.06), "below all": ("v", 0.02), "undefined": ("x", 0.94)}
 N_SPLICED_ROWS = 128  # held-out rows for the loss of the language model, which is most of the time
+MIN_COST = 0.05  # nats that zero ablation must cost: the share of less that is recovered says nothing
 DENSITY_BINS = np.linspace(-5, 0, 21)  # log10 of the share of tokens on which a latent is on
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
-    sites, results, seconds = {}, {}, 0.0
-    for chain, site, saes in train_sites(cfg, progress):
-        sites[str(site)] = of_site(cfg, chain, site, saes)
-        results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
-    results["seconds"]["saes"] = seconds
-    return results | {"sites": sites}
+    return measure_sites(cfg, progress, of_site)
 
 
 def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
-    """For each kind lists [seed, L0]; of the reference SAEs lists [seed, width]."""
+    """For each kind lists [seed, L0]; of the reference SAEs lists [seed, width]; losses one a language model."""
     held_out = Slices(chain.acts, site)
     rows = Rows(*(column[:N_SPLICED_ROWS] for column in chain.tokens.valid))
     mean = np.array(chain.acts.train.sites[str(site)].mean, np.float32)
     original, zero, of_mean = (spliced_loss(chain.lm, rows, site, put) for put in (None, np.zeros_like(mean), mean))
-    found: dict[str, Any] = {"loss": {"original": original, "zero": zero, "mean": of_mean}}
+    found: dict[str, Any] = {"loss": {"original": [original], "zero": [zero], "mean": [of_mean]}}
+    costs_enough = zero - original >= MIN_COST
     for kind in KINDS:
         fits = [[measure_fit(sae, held_out) for sae in seed] for seed in saes.large[kind]]
         losses = [[spliced_loss(chain.lm, rows, site, sae) for sae in seed] for seed in saes.large[kind]]
         found[kind] = _of_fits(fits) | {
             "reconstruction_loss": losses,
-            "loss_recovered": [[SplicedLoss(original, ce, zero, of_mean).recovered() for ce in row] for row in losses],
+            "loss_recovered": [
+                [SplicedLoss(original, ce, zero, of_mean).recovered() if costs_enough else float("nan") for ce in row]
+                for row in losses
+            ],
         }
     ladder = [[measure_fit(saes.reference[w][s], held_out) for w in cfg.reference_widths] for s in range(cfg.n_seeds)]
     found["reference"] = _of_fits(ladder)
@@ -63,7 +65,15 @@ def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> di
         )
         for s in range(cfg.n_seeds)
     ]
+    found["equivalent_width_is"] = [_place(share) for share in found["equivalent_width"]]
     return found
+
+
+def _place(share: float) -> str:
+    """Where an equivalent width is."""
+    if np.isnan(share):
+        return "undefined"  # a wider vanilla SAE is no better than a narrower one
+    return "above the large vanilla SAE" if np.isinf(share) else "inside" if share else "below all"
 
 
 def _of_fits(fits: list[list[Fit]]) -> dict[str, Any]:
@@ -99,17 +109,25 @@ def summary(record: dict[str, Any]) -> list[str]:
                 recovered = np.mean(np.array(found[kind]["loss_recovered"], float)[:, j])
                 parts.append(f"{kind} FVU {of['fvu']:.4f} at L0 {of['l0']:.2f}, loss recovered {recovered:.3f}")
             lines.append(f"{site}, target L0 {l0:g}: " + "; ".join(parts))
-        known = [share for share in found["equivalent_width"] if share is not None and not np.isnan(share)]
-        text = f"{np.mean(known):.2f} ({len(known)} seeds)" if known else "not defined"
-        lines.append(f"{site}: equivalent vanilla width over its own: {text}")
+        places = Counter(found["equivalent_width_is"])
+        text = ", ".join(f"{place} in {n} seeds" for place, n in places.items())
+        if places["inside"]:
+            inside = [w for w, place in zip(*_widths(found), strict=True) if place == "inside"]
+            text += f", where it is {np.mean(inside):.2f}"
+        cost = np.mean(np.subtract(found["loss"]["zero"], found["loss"]["original"]))
+        lines.append(f"{site}: zero ablation costs {cost:.3f} nats; equivalent vanilla width over its own: {text}")
     return lines
+
+
+def _widths(found: dict[str, Any]) -> tuple[list[float], list[str]]:
+    return found["equivalent_width"], found["equivalent_width_is"]
 
 
 def plot(record: dict[str, Any]) -> Figure:
     sites = record["results"]["sites"]
     rows, _ = lp.grid_shape(len(sites))
-    with plots.styled(3.3 + 1.75 * rows) as figure:
-        parts = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows, 2.2])
+    with plots.styled(3.9 + 1.75 * rows) as figure:
+        parts = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows, 2.6])
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         panels = lp.site_axes(top, list(sites), same_y=False, letter="a")
         for ax, site in zip(panels, sites.values(), strict=True):
@@ -123,7 +141,12 @@ def plot(record: dict[str, Any]) -> Figure:
         top.supylabel("FVU", fontsize=8)
         top.supxlabel("L0 (log scale)", fontsize=8)
         _plot_bottom(bottom, record)
-        lp.caption(figure, record, "All on held-out tokens; lines: mean, dots: seeds; b to e: at the middle target L0")
+        text = (
+            f"All on held-out tokens; lines: mean, dots: seeds, {lp.BARS}; b to e: at the middle target L0; "
+            f"b: where zero ablation costs {MIN_COST:g} nats at least; d: numbers of seeds whose FVU is below that of "
+            "the large vanilla SAE (triangle up) or above all (down), or where a wider vanilla SAE is no better (cross)"
+        )
+        lp.caption(figure, record, text)
     return figure
 
 
@@ -141,17 +164,25 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     for x, site in enumerate(sites.values()):
         for i, kind in enumerate(KINDS):
             at, colour = x + 0.3 * i - 0.15, plots.COLOURS[kind]
-            plots.spread(recovered, at, [1 - row[j] for row in site[kind]["loss_recovered"]], colour, width=0.05)
+            lost = [None if row[j] is None else 1 - row[j] for row in site[kind]["loss_recovered"]]
+            plots.spread(recovered, at, lost, colour, width=0.05)
             plots.spread(dead, at, [row[j] / config["n_latents"] for row in site[kind]["dead"]], colour, width=0.05)
-        plots.spread(width, x, site["equivalent_width"], plots.COLOURS["matryoshka"], width=0.05)
+        inside = [w for w, place in zip(*_widths(site), strict=True) if place == "inside"]
+        plots.spread(width, x, list(inside), plots.COLOURS["matryoshka"], width=0.05)
+        places = Counter(site["equivalent_width_is"])
+        for place, (marker, y) in PLACES.items():
+            if places[place]:
+                width.plot(x, y, marker, color=plots.COLOURS["matryoshka"], markersize=3)
+                width.text(x + 0.12, y, str(places[place]), fontsize=4.5, va="center")
     for ax in (recovered, dead, width):
         ax.set_xticks(range(len(sites)), list(sites), rotation=90, fontsize=5.5)
+        ax.set_xlim(-0.6, len(sites) - 0.4)
     recovered.set_title("b  Loss not recovered", fontsize=7.5)
     dead.set_title("c  Dead latents (share)", fontsize=7.5)
     width.set_title("d  Equivalent width (share)", fontsize=7.5)
     width.axhline(0.4, color="#999999", linewidth=0.7, linestyle=":")
     for ax in (dead, width):
-        ax.set_ylim(-0.05, 1.05)
+        ax.set_ylim(-0.05, 1.12)
     for kind in KINDS:
         counts = sum(np.sum(np.array(site[kind]["log10_density"])[:, j], axis=0) for site in sites.values())
         density.stairs(counts, DENSITY_BINS, color=plots.COLOURS[kind])

@@ -15,27 +15,24 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import check, facts_of_model
+from experiments.language import Chain, check
 from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, SiteSAEs, Slices, n_steps, train_sites
+from experiments.language_saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
 from experiments.study import Progress
 from toy.compare import concatenate, max_correlation
+from toy.lm.model import Site
 
 Config = LanguageConfig
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
-    sites, results, seconds = {}, {}, 0.0
-    for chain, site, saes in train_sites(cfg, progress):
-        sites[str(site)] = of_site(cfg, saes, Slices(chain.acts, site))
-        results, seconds = results or facts_of_model(cfg, chain), seconds + saes.seconds
-    results["seconds"]["saes"] = seconds
-    return results | {"sites": sites}
+    return measure_sites(cfg, progress, of_site)
 
 
-def of_site(cfg: LanguageConfig, saes: SiteSAEs, held_out: Slices) -> dict[str, Any]:
+def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
     """For each kind [seed, L0, reference width]; a seed's large SAEs with the reference SAEs of the same seed."""
+    held_out = Slices(chain.acts, site)
     ends = np.cumsum(cfg.reference_widths)[:-1]
     found: dict[str, Any] = {kind: [] for kind in KINDS}
     for seed in range(cfg.n_seeds):
@@ -70,7 +67,7 @@ def plot(record: dict[str, Any]) -> Figure:
     config, sites = record["config"], record["results"]["sites"]
     rows, _ = lp.grid_shape(len(sites))
     styles = {f"L0 {l0:g}": lp.LINES[j % 4] for j, l0 in enumerate(config["target_l0"])}
-    with plots.styled(1.0 + 1.75 * rows) as figure:
+    with plots.styled(1.3 + 1.75 * rows) as figure:
         panels = lp.site_axes(figure, list(sites))
         for ax, site in zip(panels, sites.values(), strict=True):
             for kind in KINDS:
@@ -82,8 +79,9 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.minorticks_off()
         lp.legend(panels[0], styles=styles)
         figure.supylabel("mean max correlation", fontsize=8)
+        lp.x_label(panels, "latents of the reference SAE")
         lp.caption(
-            figure, record, "Latents of the reference SAE (x) against those of the large SAE; lines: mean, dots: seeds"
+            figure, record, "Latents of the reference SAE against those of the large SAE; lines: mean, dots: seeds"
         )
     return figure
 

@@ -134,17 +134,18 @@ def test_the_equivalent_width_is_exact_where_errors_are_linear_in_log_width(
 
     fvus = [error(n) for n in widths]
     assert equivalent_width(error(width), widths, fvus) == pytest.approx(width, rel=1e-6)
-    for outside in (error(99), error(3_010)):
-        assert np.isnan(equivalent_width(outside, widths, fvus))
+    assert equivalent_width(error(99), widths, fvus) == 0
+    assert equivalent_width(error(3_010), widths, fvus) == np.inf
 
 
 def test_the_equivalent_width_of_a_given_sae_is_its_own_and_lies_between_its_neighbours() -> None:
     widths, fvus = [100, 200, 800], [0.5, 0.4, 0.1]
     assert [equivalent_width(fvu, widths, fvus) for fvu in fvus] == pytest.approx(widths)
     assert equivalent_width(0.25, widths, fvus) == pytest.approx(400)
-    assert np.isnan(equivalent_width(0.5, [100], [0.5]))
+    assert equivalent_width(0.5, [100], [0.5]) == pytest.approx(100)
 
 
 def test_no_width_is_equivalent_where_a_wider_sae_is_no_better() -> None:
     for fvus in ([0.3, 0.4, 0.1], [0.5, 0.2, 0.2], [0.1, 0.2, 0.4]):
         assert np.isnan(equivalent_width(0.25, [100, 200, 800], fvus))
+    assert np.isnan(equivalent_width(float("nan"), [100, 200], [0.5, 0.4]))

@@ -213,7 +213,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study", "tinystories"}
-    helpers |= {"language", "language_config", "language_plots", "language_saes", "stages"}
+    helpers |= {"language", "language_concepts", "language_config", "language_plots", "language_saes", "stages"}
     helpers |= {"sweep", "sweep_page", "sweep_plots", "sweep_report", "sweep_table"}
     assert modules - helpers == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toy.lm.absorption import MIN_ROWS, NO_WORD, Absorption, best_latents, find_words, fit_probe, measure_absorption
+from toy.lm.absorption import (
+    MIN_ROWS,
+    NO_WORD,
+    Absorption,
+    average_precision,
+    best_latents,
+    find_words,
+    fit_probe,
+    measure_absorption,
+)
 from toy.lm.corpus import make_stories
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
 from toy.lm.tokens import words as words_of
@@ -314,3 +323,25 @@ def test_a_word_across_two_rows_is_found_where_it_ends_and_its_parts_are_not() -
     assert places.table.tolist() == [[-1, -1, -1, 1, -1, -1], [2, -1, -1, -1, -1, -1]]
     again = find_words(Rows(*(column[::-1] for column in rows)), pieces, ("her", "mother", "Cat"))
     np.testing.assert_array_equal(again.table, places.table)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=30))
+def test_average_precision_is_its_sum_over_thresholds(rows: list[tuple[int, bool]]) -> None:
+    values, present = np.array([v for v, _ in rows], np.float32), np.array([p for _, p in rows])
+    expected, recall = 0.0, 0.0
+    for threshold in sorted(set(values.tolist()), reverse=True):
+        on = values >= threshold
+        now = (on & present).sum() / max(present.sum(), 1)
+        expected += (now - recall) * (on & present).sum() / on.sum()
+        recall = now
+    found = average_precision(values, present)
+    assert np.isnan(found) if not present.any() else found == pytest.approx(expected)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    np.testing.assert_allclose(average_precision(values[shuffled], present[shuffled]), found)
+
+
+def test_a_latent_that_is_on_everywhere_has_no_holes_and_a_low_average_precision() -> None:
+    perfect = measure(sae(EYE, EYE))
+    everywhere = measure(sae(0 * EYE, EYE, np.ones(D)))
+    assert (perfect.hole_rate, perfect.average_precision) == (0, 1)
+    assert (everywhere.hole_rate, everywhere.average_precision) == (0, pytest.approx(90 / 150))

@@ -43,7 +43,7 @@ def test_the_chain_makes_three_records_and_figures(made):
         assert list(record) == ["name", "config", "seeds", "versions", "seconds", "results"]
         assert record["seeds"] == [0, 1]
         assert list(record["results"]["sites"]) == ["mlp_out.0"]
-        assert record["results"]["model"]["loss"] > 0
+        assert [facts["model"]["loss"] > 0 for facts in record["results"]["models"]] == [True, True]
         assert (made[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -57,7 +57,11 @@ def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
         assert np.shape(fvu[kind]["fvu"]) == np.shape(fvu[kind]["loss_recovered"]) == (2, 2)
         rates = np.array(absorption["sites"]["mlp_out.0"][kind]["hole_rate"], float)
         assert rates.shape == (2, 2, len(absorption["concepts"]))
-        assert np.all((rates >= 0) & (rates <= 1))
+        known = ~np.isnan(rates)
+        assert known.any(axis=(0, 1)).sum() > 5  # concepts; the others' words are too rare in so short a text
+        assert np.all((rates[known] >= 0) & (rates[known] <= 1))
+    rows = np.concatenate(absorption["sites"]["mlp_out.0"]["n_rows"][0])
+    assert 0 < (rows >= absorption["min_rows"]).sum() < len(rows)
     assert mmc["vanilla"] != mmc["matryoshka"]
     assert {"person", "female", "female names"} <= set(absorption["concepts"])
 
@@ -91,7 +95,7 @@ def test_a_stage_is_made_anew_once_its_code_has_changed(made, monkeypatch):
     before = {path.name for path in made[1].iterdir()}
     monkeypatch.setattr(stages, "code_digest", lambda *modules: f"another of {modules}")
     assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--stage", "tokens") == 0
-    assert [path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before] == ["tokens"]
+    assert [path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before] == 2 * ["tokens"]
 
 
 def test_a_stage_is_made_alone_with_those_before_it(monkeypatch, tmp_path, capsys):
@@ -125,7 +129,7 @@ def test_a_text_of_ones_own_a_model_of_ones_own_and_concepts_of_ones_own(made, m
     assert command(monkeypatch, *arguments) == 0
     found = results(out, "tinystories_absorption")
     assert found["concepts"] == {"girls": ["lily", "sue", "mia"]}
-    assert found["tokens"]["stories"] == 900
+    assert [facts["tokens"]["stories"] for facts in found["models"]] == [900]
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith("model")]
 
 
@@ -143,7 +147,41 @@ def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path
         twin = tmp_path / path.parent.name / path.name
         if twin.exists():
             assert twin.read_bytes() == path.read_bytes()
-    assert len(list(tmp_path.glob("saes-*"))) == 4
+    assert len(list(tmp_path.glob("saes-*"))) == 8  # 4 of each of two models
+
+
+def test_every_seed_has_a_model_of_its_own_or_all_have_one(made, monkeypatch, tmp_path):
+    models = results(made[0], "tinystories_mmc")["models"]
+    assert models[0]["model"]["loss"] != models[1]["model"]["loss"]
+    one = (*TINY, "--own-models", "False", "--cache", str(made[1]), "--out", str(tmp_path))
+    assert command(monkeypatch, *one) == 0
+    for name in LANGUAGE_SET:
+        own, shared = results(made[0], name), results(tmp_path, name)
+        assert shared["models"][0]["model"] == own["models"][0]["model"]
+        assert len(shared["models"]) == 1
+        for kind in ("vanilla", "matryoshka"):
+            whole, parts = shared["sites"]["mlp_out.0"][kind], own["sites"]["mlp_out.0"][kind]
+            if name == "tinystories_mmc":
+                assert len(whole) == len(parts) == 2
+                assert whole[1] != parts[1]
+
+
+def test_a_concept_of_rare_words_has_no_numbers_and_is_told(made, monkeypatch, tmp_path, capsys):
+    concepts = ("--concepts", "girls=she,lily", "nobody=zebra,quagga", "few=she,zebra")
+    assert command(monkeypatch, *TINY, *concepts, "--cache", str(made[1]), "--out", str(tmp_path)) == 0
+    found = results(tmp_path, "tinystories_absorption")
+    rates = np.array(found["sites"]["mlp_out.0"]["vanilla"]["hole_rate"], float)
+    assert np.isnan(rates[:, :, 1]).all()
+    assert not np.isnan(rates[:, :, [0, 2]]).any()
+    assert "not measured: quagga, zebra\n" in capsys.readouterr().out
+    assert command(monkeypatch, *TINY, *concepts[:1], concepts[2], "--cache", str(made[1]), "--out", str(tmp_path)) == 2
+    assert "none of the words quagga, zebra, ... is in the held-out text often enough" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_that_stages_are_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tinystories, "tokens_stage", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert command(monkeypatch, *TINY, "--cache", str(tmp_path), "--stage", "tokens") == 130
+    assert "finished stages and checkpoints are kept in the cache; the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -158,6 +196,7 @@ def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path
         (("--concepts", "girls=lily,sue", "girls=she,her"), "girls is given twice"),
         (("--n-latents", "0"), "n_latents"),
         (("--lm-steps", "0"), "lm_steps"),
+        (("--model", ".", "--own-models", "True"), "own_models"),
         (("--d-model", "65"), "d_model"),
         (("--corpus", "hub:stories"), "hub:OWNER/NAME"),
     ],

@@ -148,16 +148,14 @@ def _products(reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activ
 def equivalent_width(fvu: float, widths: Sequence[int], fvus: Sequence[float]) -> float:
     """The number of latents at which vanilla SAEs reach `fvu`: linear in log width between the two widths around it.
 
-    NaN where `fvu` is outside of what the given SAEs reach, and where one of them is no better than a narrower one:
-    then more than one width is equivalent. Source: the post's "comparable to a vanilla SAE 0.4x their size"; all SAEs
-    are to have the same L0.
+    Infinity where it is below that of all given SAEs, 0 where it is above; NaN where one of them is no better than a
+    narrower one, as then more than one width is equivalent. Source: the post's "comparable to a vanilla SAE 0.4x their
+    size"; all SAEs are to have the same L0.
     """
     order = np.argsort(widths)
     logs, errors = np.log(np.asarray(widths, float)[order]), np.asarray(fvus, float)[order]
-    if np.any(np.diff(errors) >= 0):
+    if np.any(np.diff(errors) >= 0) or np.isnan([fvu, *errors]).any():
         return float("nan")
-    for i in range(len(logs) - 1):
-        if errors[i + 1] <= fvu <= errors[i]:
-            share = (fvu - errors[i]) / (errors[i + 1] - errors[i])
-            return float(np.exp(logs[i] + share * (logs[i + 1] - logs[i])))
-    return float("nan")
+    if not errors[-1] <= fvu <= errors[0]:
+        return float("inf") if fvu < errors[-1] else 0.0
+    return float(np.exp(np.interp(-fvu, -errors, logs)))

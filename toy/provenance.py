@@ -34,6 +34,14 @@ def code_digest(*modules: str) -> str:
     return digest.hexdigest()
 
 
+def file_digest(module: str) -> str:
+    """SHA-256 of the source of one module alone. Raises: ModuleNotFoundError."""
+    file = _file(module)
+    if file is None:
+        raise ModuleNotFoundError(f"{module}: no module of this project")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _file(name: str) -> Path | None:
     """Of a module of this project; None for other modules, and for what is no module."""
     if name.partition(".")[0] not in _PACKAGES:

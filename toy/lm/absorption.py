@@ -93,6 +93,7 @@ class Absorption(NamedTuple):
 
     latent: int  # of the concept
     precision: float  # of the latent's rows, those of a member
+    average_precision: float  # of the latent as a detector of the concept, at all thresholds (`average_precision`)
     hole_rates: Float[np.ndarray, " n_members"]  # P(latent off | member)
     hole_rate: float  # mean over members, each counting the same
     absorbed_rates: Float[np.ndarray, " n_members"]  # P(latent off and absorbing latent makes up for it | member)
@@ -102,6 +103,12 @@ class Absorption(NamedTuple):
     ]  # of the latents that may absorb the one that adds most in the holes; −1: none
     cosines: Float[np.ndarray, " n_members"]  # of the absorbing latent's decoder with the probe
     parent_cosine: float  # of the concept's latent's
+
+
+def unknown(n_members: int) -> Absorption:
+    """Of a concept that the rows have not."""
+    nan, none = np.full(n_members, np.nan), np.full(n_members, -1)
+    return Absorption(-1, np.nan, np.nan, nan, np.nan, nan, np.nan, none, nan, np.nan)
 
 
 def best_latents(
@@ -159,7 +166,8 @@ def measure_absorption(
     of_member, parent = members[members >= 0], acts[:, latent]
     size = parent[parent > 0].mean() if (parent > 0).any() else np.inf
     on = parent > ON_THRESHOLD * size
-    everywhere = _encoded(sae, x, activation, latent) > ON_THRESHOLD * size
+    values = _encoded(sae, x, activation, latent)
+    everywhere = values > ON_THRESHOLD * size
     W_dec = np.asarray(sae.W_dec, float)
     along = W_dec @ probe
     cosine = along / np.maximum(np.linalg.norm(W_dec, axis=1), 1e-12)
@@ -172,6 +180,7 @@ def measure_absorption(
     return Absorption(
         latent=latent,
         precision=float((members[everywhere] >= 0).mean()) if everywhere.any() else float("nan"),
+        average_precision=average_precision(values, members >= 0),
         hole_rates=holes,
         hole_rate=mean_known(holes),
         absorbed_rates=absorbed,
@@ -180,6 +189,18 @@ def measure_absorption(
         cosines=np.where(absorbers >= 0, cosine[absorbers], np.nan),
         parent_cosine=float(cosine[latent]),
     )
+
+
+def average_precision(values: Float[np.ndarray, " rows"], present: Bool[np.ndarray, " rows"]) -> float:
+    """Σ (recall step · precision) over thresholds, one at each different value; NaN without a present row.
+
+    It rewards neither a latent that is on everywhere nor one that is hardly ever on, as hole rate and precision do.
+    """
+    order = np.argsort(-values, kind="stable")
+    n_present = np.cumsum(present[order])
+    ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)  # rows of one value come in at once
+    steps = np.diff(n_present[ends], prepend=0)
+    return float((steps * n_present[ends] / (ends + 1)).sum() / n_present[-1]) if n_present[-1] else float("nan")
 
 
 def _member(
