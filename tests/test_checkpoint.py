@@ -16,6 +16,7 @@ from test_shard import mesh_of_two, start
 from test_train import SHARED, equal, tree_source
 
 from toy.checkpoint import FileCheckpoint
+from toy.facts import digest_of
 from toy.io import load_arrays, save_arrays
 from toy.loop import Run
 from toy.matrix import Activations
@@ -185,6 +186,13 @@ def saved(path: Path) -> FileCheckpoint:
     kept = FileCheckpoint(path, {"model": "a"})
     kept.save(Run(state(), np.array([1, 2], np.float32), 20), {}, last=True)
     return kept
+
+
+def test_a_digest_of_arrays_is_of_their_names_types_and_shapes_too() -> None:
+    zeros = np.zeros(4, np.int32)
+    all_alike = [{"a": zeros}, {"b": zeros}, {"a": zeros.view(np.float32)}, {"a": zeros.reshape(2, 2)}]
+    assert len({digest_of(arrays) for arrays in all_alike}) == len(all_alike)
+    assert digest_of({"a": zeros, "b": zeros}) == digest_of({"b": zeros, "a": zeros})
 
 
 def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path: Path) -> None:

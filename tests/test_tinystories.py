@@ -1,6 +1,9 @@
 """The chain from text to the language-model figures at tiny size, through its command line."""
 
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,44 @@ def test_a_stage_is_made_anew_once_its_code_has_changed(made, monkeypatch):
     monkeypatch.setattr(stages, "code_digest", lambda *modules: f"another of {modules}")
     assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--stage", "tokens") == 0
     assert [path.name.partition("-")[0] for path in made[1].iterdir() if path.name not in before] == 2 * ["tokens"]
+
+
+@pytest.mark.parametrize("what", ["library_versions", "file_digest"])
+def test_a_stage_is_named_by_the_libraries_and_the_module_that_make_it(what, monkeypatch, tmp_path):
+    def make(folder):
+        told.append(folder.name)
+
+    told = []
+    make.__module__ = "experiments.language"
+    for _ in range(2):
+        stages.stage(tmp_path, "s", {}, ["toy.lm.text"], make)
+    monkeypatch.setattr(stages, what, lambda *_: "another")
+    stages.stage(tmp_path, "s", {}, ["toy.lm.text"], make)
+    assert len(told) == len(set(told)) == 2
+
+
+def test_two_runs_at_once_make_a_stage_once(tmp_path):
+    told = []
+
+    def make(folder):
+        told.append(folder)
+        time.sleep(0.3)
+        return {"made": len(told)}
+
+    make.__module__ = "experiments.language"
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(stages.stage, tmp_path, "s", {}, ["toy.lm.text"], make) for _ in range(4)]
+        folders = {run.result() for run in runs}
+    assert len(folders) == len(told) == 1
+    assert stages.notes(folders.pop())["made"] == 1
+
+
+def test_a_store_that_was_deleted_is_made_again(made, monkeypatch, tmp_path):
+    folder = sorted(made[1].glob("activations-*/valid"))[0]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--stage", "saes") == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_stage_is_made_alone_with_those_before_it(monkeypatch, tmp_path, capsys):
