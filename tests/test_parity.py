@@ -186,6 +186,12 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
         changes: dict[str, Any] = {key: value}
         return tiny_model_file(tmp_path / name, **changes)
 
+    def replaced(name: str, key: str, value: np.ndarray) -> Path:
+        """A file as it was made, but for one array."""
+        whole = dict(np.load(tiny_model_file(tmp_path / name)))
+        np.savez(tmp_path / name, **whole | {key: value})
+        return tmp_path / name
+
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "foreign.npz", y=1)
@@ -205,6 +211,14 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
         changed("less.npz", "out.logprobs", np.ones(3)): "should have shape (2, 5, 11)",
         changed("lost.npz", "torso.0.attn.Q.weight", None): "missing torso.0.attn.Q.weight",
         tiny_model_file(tmp_path / "odd.npz", y=np.ones(3)): "unknown y",
+        replaced("flat.npz", "tok_ids", np.array([1, 2])): "tok_ids should be whole numbers (rows, positions)",
+        replaced("none_of_them.npz", "tok_ids", np.zeros((0, 5), int)): "tok_ids should be whole numbers",
+        replaced("half.npz", "tok_ids", np.full((2, 5), 0.5)): "tok_ids should be whole numbers",
+        replaced("beyond.npz", "tok_ids", np.full((2, 5), 11)): "tok_ids are 11 to 11, of a vocabulary of 11",
+        replaced("negative.npz", "tok_ids", np.full((2, 5), -1)): "tok_ids are -1 to -1",
+        replaced("scalar.npz", "embed.weight", np.array(1.0)): "embed.weight should have shape (vocabulary, d_model)",
+        replaced("nothing.npz", "embed.weight", np.ones((11, 0))): "embed.weight should have shape",
+        replaced("heads.npz", "n_heads", np.array(2.5)): "n_heads should be one whole number",
     }
     for path, message in bad.items():
         assert parity.main([str(path), str(loss_file(tmp_path / "good.npz"))]) == 2
