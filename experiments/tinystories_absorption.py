@@ -29,6 +29,7 @@ from toy.lm.absorption import MIN_ROWS
 from toy.metrics import mean_known
 
 Config = LanguageConfig
+SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
 REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
 MEASURES = {
     "hole_rate": "Hole rate",
@@ -54,8 +55,10 @@ def summary(record: dict[str, Any]) -> list[str]:
         for name in MEASURES:
             means = (np.mean([_mean_of(site[kind], name, j) for site in sites.values()]) for kind in reversed(KINDS))
             told.append(f"{name} " + " against ".join(f"{mean:.3f}" for mean in means))
-        n, holes = represented(record, j)
-        told.append(f"holes where both have a latent of the concept ({n}) {holes[0]:.3f} against {holes[1]:.3f}")
+        n, matryoshka, vanilla = represented(record, j)
+        told.append(f"holes where both have a latent of the concept ({n}) {matryoshka:.3f} against {vanilla:.3f}")
+        n, fewer_holes, more_holes = matched(record, j)
+        told.append(f"where both are as precise ({n}) fewer holes {fewer_holes} times and more {more_holes}")
         lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
     if rare := _rare(record["results"]):
         lines.append(f"on fewer than {MIN_ROWS} rows, and so not measured: {', '.join(rare)}")
@@ -75,16 +78,26 @@ def _mean_of(of_kind: dict[str, Any], name: str, j: int) -> float:
     return mean_known(np.array(of_kind[name], float)[:, j])
 
 
-def represented(record: dict[str, Any], j: int) -> tuple[int, tuple[float, float]]:
+def represented(record: dict[str, Any], j: int) -> tuple[int, float, float]:
     """Of (site, seed, concept) those where both kinds have a latent that correlates with the concept: how many, and
     the mean hole rates of Matryoshka and vanilla. Elsewhere a hole may be of a latent that is not the concept's."""
+    both = np.all([_values(record, kind, "correlation", j) > REPRESENTED for kind in KINDS], axis=0)
+    vanilla, matryoshka = (mean_known(_values(record, kind, "hole_rate", j)[both]) for kind in KINDS)
+    return int(both.sum()), matryoshka, vanilla
 
-    def values(kind: str, name: str) -> np.ndarray:
-        return np.array([site[kind][name] for site in record["results"]["sites"].values()], float)[:, :, j]
 
-    both = np.all([values(kind, "correlation") > REPRESENTED for kind in KINDS], axis=0)
-    vanilla, matryoshka = (mean_known(values(kind, "hole_rate")[both]) for kind in KINDS)
-    return int(both.sum()), (matryoshka, vanilla)
+def matched(record: dict[str, Any], j: int) -> tuple[int, int, int]:
+    """Of (site, seed, concept) those where the two kinds' latents are as precise: how many, and in how many of these
+    Matryoshka has fewer and more holes."""
+    precision = [_values(record, kind, "precision", j) for kind in KINDS]
+    same = np.abs(np.subtract(*precision)) < SAME_PRECISION
+    vanilla, matryoshka = (_values(record, kind, "hole_rate", j)[same] for kind in KINDS)
+    return int(same.sum()), int((matryoshka < vanilla).sum()), int((matryoshka > vanilla).sum())
+
+
+def _values(record: dict[str, Any], kind: str, name: str, j: int) -> np.ndarray:
+    """[site, seed, concept] at one L0; NaN of what was not measured."""
+    return np.array([site[kind][name] for site in record["results"]["sites"].values()], float)[:, :, j]
 
 
 def plot(record: dict[str, Any]) -> Figure:

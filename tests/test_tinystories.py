@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import exit_code
 
-from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories
+from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories, tinystories_absorption
 from toy.lm import export
 from toy.lm.corpus import make_stories
 from toy.lm.text import END_OF_STORY
@@ -217,6 +217,22 @@ def test_a_concept_of_rare_words_has_no_numbers_and_is_told(made, monkeypatch, t
     assert "not measured: quagga, zebra\n" in capsys.readouterr().out
     assert command(monkeypatch, *TINY, *concepts[:1], concepts[2], "--cache", str(made[1]), "--out", str(tmp_path)) == 2
     assert "none of the words quagga, zebra, ... is in the held-out text often enough" in capsys.readouterr().err
+
+
+def test_holes_are_compared_where_both_kinds_have_the_concept_and_where_they_are_as_precise():
+    def site(**of_kind):
+        names = ("hole_rate", "correlation", "precision")
+        return {kind: {name: [[row]] for name, row in zip(names, rows, strict=True)} for kind, rows in of_kind.items()}
+
+    sites = {  # concepts: both have it, one has it, both have it and as precise, neither measured
+        "mlp_out.0": site(
+            vanilla=([0.5, 0.9, 0.3, None], [0.6, 0.4, 0.9, None], [0.9, 0.5, 0.80, None]),
+            matryoshka=([0.1, 0.1, 0.4, None], [0.6, 0.9, 0.9, None], [0.5, 0.5, 0.84, None]),
+        )
+    }
+    record = {"results": {"sites": sites}}
+    assert tinystories_absorption.represented(record, 0) == (2, pytest.approx(0.25), pytest.approx(0.4))
+    assert tinystories_absorption.matched(record, 0) == (2, 1, 1)
 
 
 def test_an_interrupt_says_that_stages_are_kept(monkeypatch, tmp_path, capsys):
