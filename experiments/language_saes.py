@@ -144,25 +144,17 @@ def measure_sites(cfg: LanguageConfig, progress: Progress, of_site: OfSite) -> d
     models: list[dict[str, Any]] = []
     sites: dict[str, Any] = {}
     for one in cfg.of_models:
-        seconds, chain = 0.0, None
-        for chain, site, saes in train_sites(one, progress):
+        chain, seconds = load_chain(one, progress), 0.0
+        for site in chain.acts.sites:
+            saes = train_site(one, chain.acts, site, progress)
             found = of_site(one, chain, site, saes)
             sites[str(site)] = _joined(sites[str(site)], found) if str(site) in sites else found
             seconds += saes.seconds
-        if chain is not None:
-            models.append(facts_of_model(one, chain))
-            models[-1]["seconds"]["saes"] = seconds
-            models[-1]["saes_code"] = code_digest(*CODE)
+        facts = facts_of_model(one, chain)
+        models.append(facts | {"seconds": facts["seconds"] | {"saes": seconds}, "saes_code": code_digest(*CODE)})
     return {"models": models, "sites": sites}
 
 
 def _joined(one: Any, other: Any) -> Any:
     """Of dictionaries of lists: each list followed by the other's."""
     return one + other if isinstance(one, list) else {name: _joined(one[name], other[name]) for name in one}
-
-
-def train_sites(cfg: LanguageConfig, progress: Progress) -> Iterator[tuple[Chain, Site, SiteSAEs]]:
-    """The whole chain, a site at a time."""
-    chain = load_chain(cfg, progress)
-    for site in chain.acts.sites:
-        yield chain, site, train_site(cfg, chain.acts, site, progress)

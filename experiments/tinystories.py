@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from experiments import LANGUAGE_SET
 from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
-from experiments.language import activations_stage, check, load_lm, load_tokens, model_stage, tokens_stage
+from experiments.language import activations_stage, check, load_chain, load_lm, load_tokens, model_stage, tokens_stage
 from experiments.language_concepts import check_words
 from experiments.language_config import LanguageConfig
-from experiments.language_saes import n_steps, train_sites
+from experiments.language_saes import n_steps, train_site
 from experiments.stages import notes
 from experiments.study import Progress
 
@@ -74,7 +74,8 @@ def make(cfg: LanguageConfig, stage: Stage, progress: Progress) -> list[str]:
     folder = activations_stage(cfg, tokens, lm)
     if stage == "activations":
         return [f"activations: {notes(folder)['seconds']:.0f} s: {folder}"]
-    seconds = sum(saes.seconds for _, _, saes in train_sites(cfg, progress))
+    chain = load_chain(cfg, progress)
+    seconds = sum(train_site(cfg, chain.acts, site, progress).seconds for site in chain.acts.sites)
     return [f"saes: {seconds:.0f} s: {cfg.cache}"]
 
 

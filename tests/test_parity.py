@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
 
     def replaced(name: str, key: str, value: np.ndarray) -> Path:
         """A file as it was made, but for one array."""
-        whole = dict(np.load(tiny_model_file(tmp_path / name)))
+        whole: dict[str, Any] = dict(np.load(tiny_model_file(tmp_path / name)))
         np.savez(tmp_path / name, **whole | {key: value})
         return tmp_path / name
 

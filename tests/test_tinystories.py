@@ -132,7 +132,7 @@ def test_two_runs_at_once_make_a_stage_once(tmp_path):
 
 
 def test_a_store_that_was_deleted_is_made_again(made, monkeypatch, tmp_path):
-    folder = sorted(made[1].glob("activations-*/valid"))[0]
+    folder = made[1] / results(made[0], "tinystories_mmc")["models"][0]["stages"]["activations"] / "valid"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
     assert command(monkeypatch, *TINY, "--cache", str(made[1]), "--stage", "saes") == 0
