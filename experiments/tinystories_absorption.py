@@ -102,7 +102,9 @@ def _values(record: dict[str, Any], kind: str, name: str, j: int) -> np.ndarray:
 
 def plot(record: dict[str, Any]) -> Figure:
     config, results = record["config"], record["results"]
-    sites, concepts = results["sites"], list(results["concepts"])
+    sites, n_rows = results["sites"], next(iter(results["sites"].values()))["n_rows"]
+    shown = [i for i in range(len(results["concepts"])) if any(max(of[i]) >= results["min_rows"] for of in n_rows)]
+    concepts = [list(results["concepts"])[i] for i in shown]
     middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
     j = config["target_l0"].index(middle)
     rows, columns = lp.grid_shape(len(sites))
@@ -112,18 +114,12 @@ def plot(record: dict[str, Any]) -> Figure:
         panels = lp.site_axes(top, list(sites), letter="a")
         for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
             for kind in KINDS:
-                values = np.array(site[kind]["hole_rate"], float)[:, j]  # [seed, concept]
+                values = np.array(site[kind]["hole_rate"], float)[:, j, shown]  # [seed, concept]
                 y = np.arange(len(concepts)) + (0.18 if kind == "matryoshka" else -0.18)
                 for row in values:
                     ax.plot(row, y, "o", color=plots.COLOURS[kind], markersize=1.8, alpha=0.45)
-                ax.plot(
-                    [mean_known(of) for of in values.T],
-                    y,
-                    "|",
-                    color=plots.COLOURS[kind],
-                    markersize=5,
-                    markeredgewidth=1.3,
-                )
+                means = [mean_known(of) for of in values.T]
+                ax.plot(means, y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
@@ -147,7 +143,7 @@ def _plot_by_l0(ax: Axes, record: dict[str, Any], name: str) -> None:
             x = j + (0.15 if kind == "matryoshka" else -0.15)
             plots.spread(ax, x, list(per_seed), plots.COLOURS[kind], width=0.05)
     ax.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
-    ax.set(xlabel="target L0", ylim=(0, None))
+    ax.set(xlabel="target L0", xlim=(-0.5, len(targets) - 0.5), ylim=(0, None))
 
 
 def _plot_members(ax: Axes, record: dict[str, Any]) -> None:

@@ -188,8 +188,8 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
 
     def replaced(name: str, key: str, value: np.ndarray) -> Path:
         """A file as it was made, but for one array."""
-        whole: dict[str, Any] = dict(np.load(tiny_model_file(tmp_path / name)))
-        np.savez(tmp_path / name, **whole | {key: value})
+        whole: dict[str, Any] = {**np.load(tiny_model_file(tmp_path / name)), key: value}
+        np.savez(tmp_path / name, **whole)
         return tmp_path / name
 
     (tmp_path / "text.npz").write_text("no archive")
