@@ -2,9 +2,9 @@
 
 Claim: at (d_in 128, 2,000 latents) on two cores a Matryoshka SAE with 10 sampled prefixes trains on more than 15,000
 tokens a second, reading from the store included, and a shuffled stream of the store's rows is ten times as fast.
-Command: python -m experiments.store_speed; half a minute on two cores. Rounds take every case in turn; a training's first
-chunk, which compiles, is not counted. The store has just been written, so it is read from the page cache and not from
-the disk. Its numbers are random ones, on which a step takes as long as on any.
+Command: python -m experiments.store_speed; half a minute on two cores. Rounds take every case in turn; the first chunk
+of a training, which compiles, is not counted. The store has just been written, so it is read from the page cache and
+not from the disk. Its numbers are random ones, on which a step takes as long as on any.
 In the post: nothing; the activations of a large model do not fit in memory.
 """
 
