@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from experiments import plots
-from experiments.bench import DENSE, SPARSE
+from experiments.bench_cases import DENSE, SPARSE
 
 OURS, THEIRS = plots.COLOURS["matryoshka"], plots.COLOURS["other"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import exit_code
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, bench, cli, study
+from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, bench_cases, cli, study
 from toy.io import plain
 
 TINY = {"n_seeds": 2, "n_steps": 60}
@@ -212,7 +212,18 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    helpers = {"__init__", "__main__", "bench", "cli", "peers", "plots", "speed_report", "study", "tinystories"}
+    helpers = {
+        "__init__",
+        "__main__",
+        "bench",
+        "bench_cases",
+        "cli",
+        "peers",
+        "plots",
+        "speed_report",
+        "study",
+        "tinystories",
+    }
     helpers |= {"language", "language_concepts", "language_config", "language_plots", "language_saes", "stages"}
     helpers |= {"sweep", "sweep_page", "sweep_plots", "sweep_report", "sweep_table"}
     assert modules - helpers == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
@@ -238,9 +249,9 @@ def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(mo
     assert all(0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"] for timing in timings)
     assert [table["job"]["threads"] for table in results["width"]] == [1]
     for table in results["width"]:
-        assert {*bench.DENSE, *bench.SPARSE, *bench.STEPS, "matmul"} == set(table["cases"])
+        assert {*bench_cases.DENSE, *bench_cases.SPARSE, *bench_cases.STEPS, "matmul"} == set(table["cases"])
         for name, case in table["cases"].items():
-            assert len(case["ms"]) == (2 if name.startswith("step") else 2 * bench.LOSS_CALLS)
+            assert len(case["ms"]) == (2 if name.startswith("step") else 2 * bench_cases.LOSS_CALLS)
             assert case["min_ms"] == pytest.approx(min(case["ms"]), rel=1e-4)
     said = capsys.readouterr().out
     assert "GPU: not measured (python -m experiments.speed --device gpu)" in said
