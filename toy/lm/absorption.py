@@ -98,9 +98,7 @@ class Absorption(NamedTuple):
     hole_rate: float  # mean over members, each counting the same
     absorbed_rates: Float[np.ndarray, " n_members"]  # P(latent off and absorbing latent makes up for it | member)
     absorbed_rate: float
-    absorbers: Int[
-        np.ndarray, " n_members"
-    ]  # of the latents that may absorb the one that adds most in the holes; −1: none
+    absorbers: Int[np.ndarray, " n_members"]  # which adds most in the holes, of those that may absorb; −1: none
     cosines: Float[np.ndarray, " n_members"]  # of the absorbing latent's decoder with the probe
     parent_cosine: float  # of the concept's latent's
 
