@@ -13,7 +13,7 @@ import pytest
 from killed import FACTS, N_SHARDS, make_shard
 from test_shard import start
 
-from toy.io import load_json, save_arrays, save_json
+from toy.io import load_json, locked, save_arrays, save_json
 from toy.store import Store, StoreError, open_store, signed, write_store
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]
@@ -182,6 +182,8 @@ def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
 
     written(tmp_path / "s", make_shard=make)
     assert refused == list(range(N_SHARDS))
+    with locked(tmp_path / "s"):
+        written(tmp_path / "s", make_shard=never)  # what is finished is only opened
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 

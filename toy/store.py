@@ -97,18 +97,19 @@ def write_store(
         raise StoreError(f"{folder}: is a file: give another folder")
     allow_files(folder, n_shards)
     plan = json.loads(json.dumps({"facts": facts, "n_shards": n_shards}))
-    try:
-        with locked(folder, wait=False):
-            if (folder / MANIFEST).exists():
-                manifest = _read_manifest(folder)
-                _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
-                (folder / UNFINISHED).unlink(missing_ok=True)
-                return open_store(folder)
-            _begin(folder, plan)
-            _write_shards(folder, plan, make_shard, progress)
-            return open_store(folder, verify=False)
-    except BlockingIOError:
-        raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
+    if not (folder / MANIFEST).exists():
+        try:
+            with locked(folder, wait=False):
+                if not (folder / MANIFEST).exists():  # another process may just have written it
+                    _begin(folder, plan)
+                    _write_shards(folder, plan, make_shard, progress)
+                    return open_store(folder, verify=False)
+        except BlockingIOError:
+            raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
+    manifest = _read_manifest(folder)
+    _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return open_store(folder)
 
 
 def _write_shards(
@@ -129,7 +130,7 @@ def _write_shards(
             progress(1)
     manifest = {"version": _VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
     save_json(folder / MANIFEST, signed(manifest), digits=None)
-    (folder / UNFINISHED).unlink()
+    (folder / UNFINISHED).unlink(missing_ok=True)  # another process that opens the store may do so, too
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
