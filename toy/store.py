@@ -86,7 +86,7 @@ def write_store(
     """Make the shards that are not there yet, and the manifest; what was finished with the same facts is only opened.
 
     `make_shard(i)`, a pure function of i, gives a shard's arrays, and `facts` (JSON) are what all of them follow from.
-    `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard.
+    `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard beside it.
 
     Raises: StoreError, and leaves everything as it was, if the folder holds anything else, another process writes to
     it, or the shards are more than the files that a process may have open.

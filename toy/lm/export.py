@@ -35,7 +35,7 @@ def export_activations(
     """Activations at every site of every token but a story's begin; with them its id, story and position in the story.
 
     Rows go to shards in a random order, tokens within a shard too. `facts` are the caller's (the tokenizer's digest,
-    names); digests of model and rows, dtype, seed and sites are added. Memory: two shards, the second while one is
+    names); digests of model and rows, dtype, seed and sites are added. Memory: three shards, two of them while one is
     written, and BATCH rows of activations. Raises: ValueError if there is nothing to export.
     """
     if not sites:
