@@ -57,12 +57,13 @@ def _counts(members: np.ndarray, n_members: int) -> list[int]:
     return np.bincount(members[members >= 0], minlength=n_members).tolist()
 
 
-def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
+def of_site(
+    cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs, members: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """For each kind lists [seed, L0, concept], and of the middle L0 every member's numbers [seed, concept, member].
 
     NaN of concepts that the text has not often enough; `n_rows` are those measured on, [model, concept, member].
     """
-    members = members_of(cfg, chain)
     acts = chain.acts.valid.activations(str(site))
     x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
     probes = {name: fit_probe(x[::2], of[::2] >= 0) for name, of in members.items()}

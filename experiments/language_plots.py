@@ -27,6 +27,11 @@ def title(site: str) -> str:
     return f"{PLACES[location]}, layer {layer}"
 
 
+def middle_l0(config: dict[str, Any]) -> float:
+    """Of a record's target L0s that of the reference SAEs (`LanguageConfig.reference_l0`)."""
+    return sorted(config["target_l0"])[len(config["target_l0"]) // 2]
+
+
 def grid_shape(n_sites: int) -> tuple[int, int]:
     """Rows and columns of panels."""
     columns = min(n_sites, 3 if n_sites <= 6 else 4)
@@ -75,7 +80,6 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     model = models[0] | {name: sum(m[name] for m in models) / len(models) for name in ("loss", "unigram_entropy")}
     own = f"{model['n_layers']}-layer model trained {'for each seed' if len(models) > 1 else 'here'}"
     own += f", d_model {model['d_model']}"
-    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
     parts = [
         text,
         f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
@@ -83,7 +87,7 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
         own if config["model"] is None else f"model: {config['model'].rpartition('/')[2]}",
         f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
-        f"reference SAEs of L0 {middle:g} (at most a quarter of their latents)",
+        f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",
         f"{ {'log': 'log', 'l1': 'L1'}[config['sparsity']] } sparsity",
     ]
     figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6, color="#555555")

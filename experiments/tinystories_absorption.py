@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import check
-from experiments.language_concepts import of_site
+from experiments.language import Chain, check
+from experiments.language_concepts import members_of, of_site
 from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, measure_sites, n_steps
+from experiments.language_saes import KINDS, SiteSAEs, measure_sites, n_steps
 from experiments.study import Progress
 from toy.lm.absorption import MIN_ROWS
+from toy.lm.model import Site
 from toy.metrics import mean_known
 
 Config = LanguageConfig
@@ -41,8 +42,15 @@ __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
+    members: dict[str, dict[str, np.ndarray]] = {}  # of each language model's held-out rows, the same at every site
+
+    def of_one(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
+        if chain.acts.digest not in members:
+            members[chain.acts.digest] = members_of(cfg, chain)
+        return of_site(cfg, chain, site, saes, members[chain.acts.digest])
+
     words = {name: list(words) for name, words in cfg.concept_words.items()}
-    return {"concepts": words, "min_rows": MIN_ROWS} | measure_sites(cfg, progress, of_site)
+    return {"concepts": words, "min_rows": MIN_ROWS} | measure_sites(cfg, progress, of_one)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -105,7 +113,7 @@ def plot(record: dict[str, Any]) -> Figure:
     sites, n_rows = results["sites"], next(iter(results["sites"].values()))["n_rows"]
     shown = [i for i in range(len(results["concepts"])) if any(max(of[i]) >= results["min_rows"] for of in n_rows)]
     concepts = [list(results["concepts"])[i] for i in shown]
-    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
+    middle = lp.middle_l0(config)
     j = config["target_l0"].index(middle)
     rows, columns = lp.grid_shape(len(sites))
     with plots.styled(3.6 + (0.5 + 0.105 * len(concepts)) * rows) as figure:

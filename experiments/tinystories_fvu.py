@@ -158,8 +158,7 @@ def _fvu_line(ax: Axes, of_kind: dict[str, Any], kind: str) -> None:
 
 def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     config, sites = record["config"], record["results"]["sites"]
-    middle = sorted(config["target_l0"])[len(config["target_l0"]) // 2]
-    j = config["target_l0"].index(middle)
+    j = config["target_l0"].index(lp.middle_l0(config))
     recovered, dead, width, density = figure.subplots(1, 4, width_ratios=[3, 3, 3, 2.6])
     for x, site in enumerate(sites.values()):
         for i, kind in enumerate(KINDS):
