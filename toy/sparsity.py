@@ -4,6 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+MAX_L0_ERROR = 0.1  # of the target: a controller that ends further off is reported
+
+
+def off_target(l0: float, target_l0: float) -> bool:
+    """Whether an L0 misses the target by more than `MAX_L0_ERROR` of it."""
+    return abs(l0 - target_l0) > MAX_L0_ERROR * target_l0
+
+
 def ramped(coef: Float[Array, ""], step: Int[Array, ""], n_warmup_steps: int) -> Float[Array, ""]:
     """The coefficient in force: rises linearly from 0 to `coef` over the warm-up."""
     return coef * jnp.minimum((step + 1) / max(n_warmup_steps, 1), 1.0)

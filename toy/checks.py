@@ -1,0 +1,102 @@
+"""Checks of what a user gives: numbers by type, range and finiteness, seeds, and text that a message quotes.
+
+Every configuration checks its numbers here, when it is made and so before any work.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones would repeat the streams of smaller ones
+MOST_QUOTED = 300  # characters of a file or an option that a message repeats
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number between two bounds, both included."""
+
+    least: int = 1
+    most: int = 10**12
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number; `above` and `below` exclude their bound, `least` and `most` include it."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+
+SEED = Whole(0, MAX_SEED)
+POSITIVE = Real(above=0)
+NOT_NEGATIVE = Real(least=0)
+SHARE = Real(least=0, most=1)
+
+
+def check_numbers(values: Mapping[str, Any], expected: Mapping[str, Whole | Real]) -> None:
+    """Check the named values; None means that a value is left to its default, and passes.
+
+    Arrays are checked element by element; values that JAX is tracing cannot be checked and pass.
+
+    Raises: ValueError naming the value, what it may be and what it is.
+    """
+    for name, kind in expected.items():
+        value = values[name]
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        for one in value if isinstance(value, tuple | list) else (value,):
+            _check(name, one, kind)
+
+
+def check_fields(owner: Any, **expected: Whole | Real) -> None:
+    """`check_numbers` of the fields of a dataclass or NamedTuple. Raises: ValueError."""
+    check_numbers({name: getattr(owner, name) for name in expected}, expected)
+
+
+def _check(name: str, value: Any, kind: Whole | Real) -> None:
+    numbers = np.asarray(value)
+    if numbers.dtype.kind == "O" and isinstance(value, int):  # of more than 64 bits
+        raise ValueError(f"{name}: {quoted(value)} is far too large")
+    is_whole = jax.dtypes.issubdtype(numbers.dtype, np.integer)
+    if isinstance(kind, Whole) and not is_whole:
+        raise ValueError(f"{name}: must be a whole number, got {quoted(value)}")
+    if not is_whole and not jax.dtypes.issubdtype(numbers.dtype, np.floating):  # knows bfloat16, which numpy does not
+        raise ValueError(f"{name}: must be a number, got {quoted(value)}")
+    if not is_whole and not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: must be finite, got {quoted(value)}")
+    for fits, text in _bounds(numbers, kind):
+        if not fits:
+            raise ValueError(f"{name}: must {text}, got {quoted(value)}")
+
+
+def _bounds(numbers: np.ndarray, kind: Whole | Real) -> list[tuple[bool, str]]:
+    low = "not be negative" if kind.least == 0 else f"be at least {kind.least:,}"
+    bounds = [
+        (bool((numbers >= kind.least).all()), low),
+        (bool((numbers <= kind.most).all()), f"be at most {kind.most:,}"),
+    ]
+    if isinstance(kind, Real):
+        bounds.append((bool((numbers > kind.above).all()), f"be above {kind.above:,}"))
+        bounds.append((bool((numbers < kind.below).all()), f"be below {kind.below:,}"))
+    return bounds
+
+
+def quoted(value: Any, most: int = MOST_QUOTED) -> str:
+    """A value as a message shows it: on one line, control characters escaped, and cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 4 * most:
+        return f"a number of {value.bit_length():,} bits"
+    text = value if isinstance(value, str) else repr(value)
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode()
+    return shortened(text, most)
+
+
+def shortened(text: str, most: int = MOST_QUOTED) -> str:
+    """The text itself, or its beginning and an ellipsis where it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
