@@ -1,6 +1,7 @@
 """Numbers of configurations: type, range, finiteness; what a message quotes."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -34,9 +35,8 @@ from toy.checks import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_n
     ],
 )
 def test_a_number_that_cannot_be_is_refused_by_name(value: Any, kind: Whole | Real, told: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(told)):
         check_numbers({"a": value}, {"a": kind})
-    assert str(error.value).startswith(told)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones would repeat the streams of smaller ones
@@ -63,10 +64,10 @@ def _check(name: str, value: Any, kind: Whole | Real) -> None:
     numbers = np.asarray(value)
     if numbers.dtype.kind == "O" and isinstance(value, int):  # of more than 64 bits
         raise ValueError(f"{name}: {quoted(value)} is far too large")
-    is_whole = jax.dtypes.issubdtype(numbers.dtype, np.integer)
+    is_whole = jnp.issubdtype(numbers.dtype, jnp.integer)
     if isinstance(kind, Whole) and not is_whole:
         raise ValueError(f"{name}: must be a whole number, got {quoted(value)}")
-    if not is_whole and not jax.dtypes.issubdtype(numbers.dtype, np.floating):  # knows bfloat16, which numpy does not
+    if not is_whole and not jnp.issubdtype(numbers.dtype, jnp.floating):  # knows bfloat16, which numpy does not
         raise ValueError(f"{name}: must be a number, got {quoted(value)}")
     if not is_whole and not np.isfinite(numbers).all():
         raise ValueError(f"{name}: must be finite, got {quoted(value)}")

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-
 MAX_L0_ERROR = 0.1  # of the target: a controller that ends further off is reported
 
 
