@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones would repeat the streams of smaller ones
 MOST_QUOTED = 300  # characters of a file or an option that a message repeats
@@ -49,7 +49,7 @@ def check_numbers(values: Mapping[str, Any], expected: Mapping[str, Whole | Real
     """
     for name, kind in expected.items():
         value = values[name]
-        if value is None or isinstance(value, jax.core.Tracer):
+        if value is None or isinstance(value, Tracer):
             continue
         for one in value if isinstance(value, tuple | list) else (value,):
             _check(name, one, kind)
