@@ -18,7 +18,7 @@ MOST_BYTES = 2 * 2**30
 MOST_TOLD = 1_000  # characters of a refusal: a path, and 300 of a file at the most
 T = TypeVar("T")
 
-times = 1  # `pytest --fuzz TIMES`: how many times the usual number of inputs is tried
+times: float = 1  # `pytest --fuzz TIMES`: how many times the usual number of inputs is tried
 first_seed: int | None = None  # `pytest --fuzz-seed SEED`
 
 ODD = (
@@ -32,7 +32,9 @@ def fuzzed(n: int, strategy: st.SearchStrategy[Any]) -> Callable[[Callable[..., 
     """Run a test on n inputs of a strategy, which it takes as `data`; the same inputs whenever it runs."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        chosen = settings(max_examples=n * times, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+        chosen = settings(
+            max_examples=max(1, round(n * times)), phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+        )
         run = chosen(given(data=strategy)(test))
         return run if first_seed is None else seed(first_seed)(run)
 

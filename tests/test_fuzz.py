@@ -214,7 +214,7 @@ def sae_folders(draw: st.DrawFn) -> tuple[Any, dict[str, np.ndarray]]:
         "nan": np.full_like(tensors[name], np.nan),
         "transposed": np.ascontiguousarray(tensors[name].T),
         "short": tensors[name][:-1],
-        "scalar": np.float32(1).reshape(()),
+        "scalar": np.array(1, np.float32),
         "double": tensors[name].astype(np.float64),
         "half": tensors[name].astype(np.float16),
     }
