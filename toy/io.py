@@ -6,24 +6,45 @@ Activations, which are too many for this, have `toy.store` and `toy.matrix`.
 from pathlib import Path
 
 from toy.arrays import load_arrays, map_arrays, save_arrays
-from toy.files import load_json, locked, plain, prepare, save_json, writing
+from toy.files import (
+    claim,
+    content_digest,
+    is_part,
+    is_signed,
+    load_json,
+    locked,
+    parse_json,
+    plain,
+    prepare,
+    remove_parts,
+    save_json,
+    signed,
+    writing,
+)
 from toy.node import Node, TreeError
 from toy.saelens import load_sae, save_sae
 from toy.tree_json import parse_tree, tree_to_dict
 
 __all__ = [
+    "claim",
+    "content_digest",
+    "is_part",
+    "is_signed",
     "load_arrays",
     "load_json",
     "load_sae",
     "load_tree",
     "locked",
     "map_arrays",
+    "parse_json",
     "plain",
     "prepare",
+    "remove_parts",
     "save_arrays",
     "save_json",
     "save_sae",
     "save_tree",
+    "signed",
     "writing",
 ]
 
