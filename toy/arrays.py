@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from toy.checks import quoted
+from toy.checks import MOST_QUOTED, quoted
 from toy.facts import digest_of
 from toy.files import parse_json, writing
 
@@ -70,7 +70,7 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: broken, or no safetensors file: {quoted(str(error))}") from None
+        raise ValueError(f"{path}: broken, or no safetensors file: {quoted(str(error), 2 * MOST_QUOTED)}") from None
 
 
 def _header_and_data(content: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

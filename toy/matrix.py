@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from toy.archive import open_archive
-from toy.checks import quoted
+from toy.checks import MOST_QUOTED, quoted
 from toy.facts import digest_of
 from toy.io import map_arrays
 
@@ -153,7 +153,9 @@ def _as_numbers(path: Path, read: Callable[[], Any]) -> Any:
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # numpy and zipfile raise a dozen kinds for what is broken
-        raise ValueError(f"{path}: cannot be read as numbers: {quoted(str(error) or type(error).__name__)}") from None
+        raise ValueError(
+            f"{path}: cannot be read as numbers: {quoted(str(error) or type(error).__name__, 2 * MOST_QUOTED)}"
+        ) from None
 
 
 def _map_npy(path: Path) -> np.ndarray:
@@ -223,7 +225,9 @@ def _cached_columns(path: Path, name: str | None) -> tuple[np.ndarray, ...]:
         data = datasets.load_from_disk(str(path))
         columns = {key: value for key, value in data.features.items() if isinstance(value, datasets.Array2D)}
     except Exception as error:  # of many libraries below, with no type in common
-        raise ValueError(f"{path}: cannot be read as a folder of datasets: {quoted(str(error))}") from None
+        raise ValueError(
+            f"{path}: cannot be read as a folder of datasets: {quoted(str(error), 2 * MOST_QUOTED)}"
+        ) from None
     name = _choice(path, "column", columns, name)
     d_in = columns[name].shape[1]
     return tuple(_rows(path, chunk, d_in) for chunk in data.data.column(name).chunks)

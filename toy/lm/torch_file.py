@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from toy.archive import open_archive
-from toy.checks import quoted
+from toy.checks import MOST_QUOTED, quoted
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -70,9 +70,13 @@ def read_torch_file(path: Path | str) -> dict[str, np.ndarray] | np.ndarray:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except BadZipFile as error:
-        raise ValueError(f"{path}: not a whole zip file of torch.save: {quoted(str(error))}") from None
+        raise ValueError(f"{path}: not a whole zip file of torch.save: {quoted(str(error), 2 * MOST_QUOTED)}") from None
     except Exception as error:  # a broken pickle fails in any way
-        told = quoted(str(error)) if isinstance(error, ValueError) and str(error) else "its pickle is broken"
+        told = (
+            quoted(str(error), 2 * MOST_QUOTED)
+            if isinstance(error, ValueError) and str(error)
+            else "its pickle is broken"
+        )
         raise ValueError(f"{path}: cannot be read as tensors: {told}") from None
 
 
