@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import Chain, check
-from experiments.language_concepts import members_of, of_site
+from experiments.language import Chain, load_tokens
+from experiments.language import check as check_chain
+from experiments.language_concepts import check_words, members_of, of_site
 from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs, measure_sites, n_steps
 from experiments.study import Progress
@@ -39,6 +40,13 @@ MEASURES = {
     "average_precision": "Avg. precision",
 }
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
+
+
+def check(cfg: LanguageConfig) -> None:
+    """As of the other figures; and the words are sought, as what follows takes long."""
+    check_chain(cfg)
+    for one in cfg.of_models:
+        check_words(one, load_tokens(one))
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
     if rare := _rare(record["results"]):
         lines.append(f"on fewer than {MIN_ROWS} rows, and so not measured: {', '.join(rare)}")
-    return lines
+    return lines + lp.off_target_named(record)
 
 
 def _rare(results: dict[str, Any]) -> list[str]:
@@ -129,6 +137,8 @@ def plot(record: dict[str, Any]) -> Figure:
                 means = [mean_known(of) for of in values.T]
                 ax.plot(means, y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
+            if not concepts:
+                lp.nothing(ax, "no concept's words are frequent enough")
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
@@ -172,6 +182,8 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
             if len(known):
                 y = 1.06 if kind == "matryoshka" else 1.12
                 ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
+    if not len(measured):
+        lp.nothing(ax, "no word is frequent enough")
     ax.set_xticks(range(len(measured)), [concepts[name][m] for m in measured], rotation=60, fontsize=6)
     ax.set(ylim=(-0.05, 1.18), ylabel="hole rate")
     ax.set_title(f"f  {name}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)

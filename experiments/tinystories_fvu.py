@@ -116,7 +116,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             text += f", where it is {np.mean(inside):.2f}"
         cost = np.mean(np.subtract(found["loss"]["zero"], found["loss"]["original"]))
         lines.append(f"{site}: zero ablation costs {cost:.3f} nats; equivalent vanilla width over its own: {text}")
-    return lines
+    return lines + lp.off_target_named(record)
 
 
 def _widths(found: dict[str, Any]) -> tuple[list[float], list[str]]:
