@@ -33,6 +33,7 @@ from toy.metrics import mean_known
 Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
 REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
+LEAST_LINES = 3  # concepts that a panel has room for, be there fewer
 MEASURES = {
     "hole_rate": "Hole rate",
     "absorbed_rate": "Absorbed rate",
@@ -124,8 +125,9 @@ def plot(record: dict[str, Any]) -> Figure:
     middle = lp.middle_l0(config)
     j = config["target_l0"].index(middle)
     rows, columns = lp.grid_shape(len(sites))
-    with plots.styled(3.6 + (0.5 + 0.105 * len(concepts)) * rows) as figure:
-        parts = figure.add_gridspec(2, 1, height_ratios=[(0.5 + 0.105 * len(concepts)) * rows, 2.7])
+    height = (0.5 + 0.105 * max(len(concepts), LEAST_LINES)) * rows
+    with plots.styled(3.6 + height) as figure:
+        parts = figure.add_gridspec(2, 1, height_ratios=[height, 2.7])
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         panels = lp.site_axes(top, list(sites), letter="a")
         for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
