@@ -1,10 +1,10 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
-import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from unicodedata import normalize
 
+from experiments.cache import user_cache
 from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
 from toy.lm.hub import is_hub_name
@@ -131,14 +131,14 @@ class LanguageConfig:
     own_models: bool | None = None
     """Every seed has a language model of its own, and a built-in corpus of its own, too; else the first seed's serve
     all, with one order of the rows. Default: for the built-in corpus."""
-    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy"
+    cache: Path = field(default_factory=user_cache)
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:
         defaults = OF_BUILT_IN if self.corpus == BUILT_IN else OF_OTHERS
-        for field in fields(Sizes):  # filled in, so that a record says what was run
-            if getattr(self, field.name) is None:
-                object.__setattr__(self, field.name, getattr(defaults, field.name))
+        for size in fields(Sizes):  # filled in, so that a record says what was run
+            if getattr(self, size.name) is None:
+                object.__setattr__(self, size.name, getattr(defaults, size.name))
         if self.sparsity not in SPARSITY_COEF:
             raise ValueError(f"sparsity: expected {' or '.join(SPARSITY_COEF)}, got {quoted(self.sparsity)}")
         if self.sparsity_coef is None:
@@ -176,7 +176,7 @@ class LanguageConfig:
     @property
     def sizes(self) -> Sizes:
         """Those given, and the corpus's defaults for the others."""
-        return Sizes(**{field.name: getattr(self, field.name) for field in fields(Sizes)})
+        return Sizes(**{size.name: getattr(self, size.name) for size in fields(Sizes)})
 
     @property
     def seeds(self) -> list[int]:

@@ -101,6 +101,10 @@ def off_target_named(record: dict[str, Any]) -> list[str]:
     return [f"{text}: {'; '.join(named)}{'; …' * (len(missed) > MOST_NAMED)}" for text in off_target(record)]
 
 
+def _last_part(name: str) -> str:
+    return plots.shown_name(name.rpartition("/")[2], 60)
+
+
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     """Under the figure: what is shown, and of what."""
     config, seeds = record["config"], record["seeds"]
@@ -111,8 +115,8 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     parts = [
         text,
         f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
-        f"corpus: {config['corpus'].rpartition('/')[2]}",
-        own if config["model"] is None else f"model: {config['model'].rpartition('/')[2]}",
+        f"corpus: {_last_part(config['corpus'])}",
+        own if config["model"] is None else f"model: {_last_part(config['model'])}",
         f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
         f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",
