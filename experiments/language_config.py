@@ -10,7 +10,7 @@ from toy.lm.corpus import CONCEPTS
 from toy.lm.hub import is_hub_name
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
-from toy.lm.tokens import SMALLEST_VOCAB
+from toy.lm.tokens import VOCAB_SIZE
 from toy.loss import Sparsity
 
 BUILT_IN = "built-in"
@@ -20,7 +20,7 @@ _STEPS, _WIDTH = Whole(1, 10**8), Whole(1, 2**20)
 NUMBERS: dict[str, Whole | Real] = {  # what the options may be
     "n_stories": Whole(2, 10**8),
     "context": Whole(3, 2**16),
-    "vocab_size": Whole(SMALLEST_VOCAB, 2**20),
+    "vocab_size": VOCAB_SIZE,
     "n_layers": Whole(1, 1_000),
     "d_model": _WIDTH,
     "n_heads": _WIDTH,
@@ -155,6 +155,9 @@ class LanguageConfig:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
             raise ValueError("own_models: there is one model, that of --model")
+        for name in ("tokenizer", "n_heads"):
+            if getattr(self, name) is not None and self.model is None:
+                raise ValueError(f"{name}: is of a trained model; give it with --model")
 
     def _check_lists(self) -> None:
         for name in ("locations", "reference_widths", "target_l0"):

@@ -327,6 +327,8 @@ def test_help_shows_the_stages_and_a_misspelt_option_its_spelling(monkeypatch, c
         ({"learning_rate": float("inf")}, "learning_rate: must be finite"),
         ({"control_rate": 1.0}, "control_rate: must be below 1"),
         ({"sparsity_coef": float("nan")}, "sparsity_coef: must be finite"),
+        ({"n_heads": 4}, "n_heads: is of a trained model; give it with --model"),
+        ({"tokenizer": Path("a")}, "tokenizer: is of a trained model; give it with --model"),
         ({"sparsity": "l2"}, "sparsity: expected log or l1, got l2"),
     ],
 )

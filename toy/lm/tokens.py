@@ -12,14 +12,14 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from toy.checks import quoted
+from toy.checks import Whole, check_numbers, quoted
 from toy.facts import digest_of
 from toy.io import writing
 from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
-SMALLEST_VOCAB = len(SPECIAL) + 256
+VOCAB_SIZE = Whole(len(SPECIAL) + 256, MOST_IDS)  # of a tokenizer that is trained: every byte has an id
 TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
 ENCODED_AT_ONCE = 10_000  # stories
 PROBED, PROBED_AS_ONE = 1_024, 64  # pieces of a tokenizer from elsewhere
@@ -78,8 +78,7 @@ class Tokenizer(NamedTuple):
 
 def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE: any text has ids, and a frequent word is one of them, with the space before it."""
-    if vocab_size < SMALLEST_VOCAB:
-        raise ValueError(f"vocab_size: must be at least {SMALLEST_VOCAB} (every byte has an id), got {vocab_size}")
+    check_numbers({"vocab_size": vocab_size}, {"vocab_size": VOCAB_SIZE})
     bpe = Bpe(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
