@@ -214,7 +214,7 @@ def parse_concepts(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _cleaned(name: str, word: str) -> str:
-    """As `clean` makes it in the stories. Raises: ValueError if a word of the text cannot be it."""
+    """A word as `clean` makes it in the stories. Raises: ValueError if it cannot be a word there."""
     letters = normalize("NFC", word)
     cleaned = clean(letters).lower() if letters.isalpha() else ""
     if not (cleaned.isascii() and cleaned.isalpha()):

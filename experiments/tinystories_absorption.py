@@ -44,7 +44,7 @@ __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def check(cfg: LanguageConfig) -> None:
-    """As of the other figures; and the words are sought, as what follows takes long."""
+    """Check as the other figures do, and that the held-out text has the words, before anything is trained."""
     check_chain(cfg)
     for one in cfg.of_models:
         check_words(one, load_tokens(one))

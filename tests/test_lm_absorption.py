@@ -17,8 +17,8 @@ from toy.lm.absorption import (
     measure_absorption,
 )
 from toy.lm.corpus import make_stories
+from toy.lm.pieces import words as words_of
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
-from toy.lm.tokens import words as words_of
 from toy.sae import SAE, TopK, encode
 
 D = 6  # direction 0 is the concept's, 1 to 3 its members', 4 another's

@@ -20,6 +20,7 @@ import toy.lm.text
 import toy.lm.tokens
 from toy.lm import hub
 from toy.lm.corpus import ANIMALS, BOY, CONCEPTS, DEEDS, EMOTIONS, GIRL, Concept, Sex, make_stories
+from toy.lm.pieces import words
 from toy.lm.text import clean, clean_stories, held_out, mend, read_stories, split_stories
 from toy.lm.tokens import (
     SPECIAL,
@@ -31,7 +32,6 @@ from toy.lm.tokens import (
     make_rows,
     save_tokenizer,
     train_tokenizer,
-    words,
 )
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "tinystories"

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import minimize
 
 from toy.compare import ROUNDING
-from toy.lm.tokens import Rows, words
+from toy.lm.pieces import words
+from toy.lm.tokens import Rows
 from toy.metrics import mean_known
 from toy.sae import RELU, SAE, Activation, encode
 
