@@ -1,4 +1,4 @@
-"""What the options of the TinyStories chain need of memory at least: told before anything is allocated."""
+"""The least memory that the options of the TinyStories chain need, estimated before anything is allocated."""
 
 import os
 from math import inf
@@ -12,7 +12,7 @@ STORY = 1_000  # bytes: its text and ids
 
 
 def least_bytes(cfg: LanguageConfig) -> dict[str, int]:
-    """By the options that decide it; a model that is given is left out, as nothing is known of it yet."""
+    """Bytes, by the options that decide them. A given model is left out, as nothing is known of it yet."""
     sizes = cfg.sizes
     n_seeds = 1 if cfg.own_models else cfg.n_seeds
     width = sizes.d_model if cfg.model is None else 1
@@ -43,7 +43,7 @@ def check_memory(cfg: LanguageConfig) -> None:
 
 
 def memory() -> float:
-    """Bytes of this machine, where the system tells."""
+    """Bytes of memory of this machine; infinity where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
