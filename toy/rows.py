@@ -20,7 +20,7 @@ def checked_rows(x: Any, name: str, place: Callable[[int], str] = "row {}".forma
     the mean norm are never computed in a type that cannot hold them.
 
     Raises: ValueError naming the row if it has a number that is not finite, or too large for its square to be summed;
-    or if all numbers are too small for that.
+    or if all numbers but zeros are too small for that.
     """
     found = np.asarray(x)
     if not jnp.issubdtype(found.dtype, jnp.floating):
@@ -33,13 +33,13 @@ def checked_rows(x: Any, name: str, place: Callable[[int], str] = "row {}".forma
     sizes = _sizes(found)
     if not sizes.max() < _size_of(MAX_SIZE, found.dtype):
         _refuse_row(found.reshape(-1, found.shape[-1]), name, place)
-    if sizes.max() < _size_of(MIN_SIZE, found.dtype):
+    if 0 < sizes.max() < _size_of(MIN_SIZE, found.dtype):
         raise ValueError(f"{name}: no number is larger than {MIN_SIZE:g}: scale the activations up")
     return found
 
 
 def _sizes(x: np.ndarray) -> np.ndarray:
-    """Whole numbers in the order of |x|, NaN the largest: the bits without the sign. They compare faster than floats."""
+    """Whole numbers in the order of |x|, NaN the largest: the bits without the sign, which compare fast."""
     n_bits = 8 * x.dtype.itemsize
     return np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") & np.array(2 ** (n_bits - 1) - 1, f"u{n_bits // 8}")
 

@@ -113,4 +113,6 @@ def checked_source(source: Any) -> Any:
         return f"row {i}" if np.ndim(source.x) < 3 else f"lane {i // n_rows}, row {i % n_rows}"
 
     x = checked_rows(source.x, "source", place)
-    return ArraySource(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))
+    if not x.any():
+        raise ValueError("source: all rows are 0: there is nothing to learn")
+    return source._replace(x=jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))
