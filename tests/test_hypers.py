@@ -46,7 +46,7 @@ def test_a_hyperparameter_that_cannot_be_is_refused_by_name(name: str, value: An
 
 def test_every_lane_is_checked_before_any_work() -> None:
     rates = GOOD._replace(learning_rate=jnp.array([1e-2, np.nan]))
-    with pytest.raises(ValueError, match="^learning_rate: must be finite"):
+    with pytest.raises(ValueError, match=r"^learning_rate: must be finite"):
         train_grid(jax.random.split(jax.random.key(0), 2), SOURCE, rates, cfg=CFG, in_axes=(None, None))
 
 

@@ -34,7 +34,7 @@ def test_rows_of_another_type_train_as_those_of_float32(dtype: Any, size: int) -
 
 
 def refusal(x: Any) -> str:
-    with pytest.raises(ValueError, match="^source: ") as told:
+    with pytest.raises(ValueError, match=r"^source: ") as told:
         train(jax.random.key(0), ArraySource(x), HYPERS, cfg=CFG)
     return str(told.value)
 
@@ -57,8 +57,10 @@ def test_a_row_that_cannot_be_trained_on_is_told_before_any_work(value: float, t
 def test_a_row_of_a_lane_is_told_by_both() -> None:
     x = np.stack([ROWS, ROWS]).astype(np.float32)
     x[1, 5, 0] = np.nan
-    with pytest.raises(ValueError, match="^source: lane 1, row 5 has numbers"):
-        train_grid(jax.random.split(jax.random.key(0), 2), ArraySource(x), HYPERS, cfg=CFG, in_axes=(0, None))
+    with pytest.raises(ValueError, match=r"^source: lane 1, row 5 has numbers"):
+        train_grid(
+            jax.random.split(jax.random.key(0), 2), ArraySource(jnp.asarray(x)), HYPERS, cfg=CFG, in_axes=(0, None)
+        )
 
 
 def test_activations_that_say_nothing_are_refused() -> None:
