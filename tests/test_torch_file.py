@@ -1,8 +1,8 @@
 """Files of torch.save that were made to do harm are refused at once, and change nothing."""
 
+import resource
 import struct
 import time
-import tracemalloc
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -41,17 +41,14 @@ def archive(path: Path, data: bytes, *, kind: int = 0, values: bytes = VALUES.to
 
 def refused(path: Path, message: str) -> None:
     """At once, in one line and in little memory; and a good file is still read after it."""
-    tracemalloc.start()
-    began = time.monotonic()
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as caught:
         read_torch_file(path)
-    seconds, (_, most) = time.monotonic() - began, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    assert time.process_time() - began < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < len(str(path)) + 700
-    assert seconds < 8  # traced; about 0.3 s without
-    assert most < 200e6
     good = read_torch_file(archive(path.with_name("good.pt"), GOOD))
     assert isinstance(good, dict)
     np.testing.assert_array_equal(good["a"], VALUES)
