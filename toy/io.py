@@ -6,21 +6,8 @@ Activations, which are too many for this, have `toy.store` and `toy.matrix`.
 from pathlib import Path
 
 from toy.arrays import load_arrays, map_arrays, save_arrays
-from toy.files import (
-    claim,
-    content_digest,
-    is_part,
-    is_signed,
-    load_json,
-    locked,
-    parse_json,
-    plain,
-    prepare,
-    remove_parts,
-    save_json,
-    signed,
-    writing,
-)
+from toy.files import claim, is_part, locked, prepare, remove_parts, writing
+from toy.json_files import content_digest, is_signed, load_json, parse_json, plain, save_json, signed
 from toy.node import Node, TreeError
 from toy.saelens import load_sae, save_sae
 from toy.tree_json import parse_tree, tree_to_dict
