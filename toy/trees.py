@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toy.node import MAX_DEPTH, Node, TreeError
-
-MAX_NODES = 100_000  # of a generated tree
+from toy.node import MAX_DEPTH, MAX_NODES, Node, TreeError
 
 
 def forest(*roots: Node) -> Node:
