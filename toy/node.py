@@ -44,12 +44,16 @@ class Node:
 
 
 def assembled(nodes: Sequence[tuple[int, dict[str, Any]]]) -> list[Node]:
-    """Nodes from (position of the parent or -1, fields but the children), parents first; gives those without parent."""
+    """Nodes from (position of the parent or -1, their fields), parents first; gives those without a parent.
+
+    Trees are built from lists, without recursion: one of 256 levels would leave Python little stack.
+    """
     below: list[list[Node]] = [[] for _ in nodes]
     roots: list[Node] = []
     for i in reversed(range(len(nodes))):
         parent, fields = nodes[i]
-        (below[parent] if parent >= 0 else roots).append(Node(children=tuple(reversed(below[i])), **fields))
+        node = Node(**{**fields, "children": tuple(reversed(below[i]))})
+        (below[parent] if parent >= 0 else roots).append(node)
     return roots[::-1]
 
 
