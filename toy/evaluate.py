@@ -57,7 +57,7 @@ def evaluate(
     recon = acts @ W_dec + b_dec
     match = metrics.match_features(W_dec, W_feat)
     matched, sizes = metrics.matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat)
-    on = metrics.firing(matched, sizes)
+    on = metrics.firing(matched, row_sizes(tree, W_feat, features))
     alone, with_child = metrics.parent_activations(matched, present, sizes, tree)
     holes = metrics.hole_rates(on, present, tree)
     return Evaluation(
@@ -85,6 +85,17 @@ def evaluate(
 def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
     """Each feature's mean norm in x when present: exact mean magnitude · ‖direction‖."""
     return mean_magnitudes(tree) * np.linalg.norm(W_feat, axis=1)
+
+
+def row_sizes(
+    tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"], features: Float[np.ndarray, "rows n_features"]
+) -> Float[np.ndarray, " n_features"] | Float[np.ndarray, "rows n_features"]:
+    """`feature_sizes`, or each row's own size where a noisy feature is on with less than its mean."""
+    mean = feature_sizes(tree, W_feat)
+    if tree.magnitude_std is None:
+        return mean
+    own = features * np.linalg.norm(W_feat, axis=1)
+    return np.where(own > 0, np.minimum(own, mean), mean)
 
 
 class InferenceGap(NamedTuple):
