@@ -21,7 +21,7 @@ import numpy as np
 from toy.checks import quoted
 from toy.json_nodes import Entry, children_of, entries, type_name
 from toy.magnitudes import share_below_zero
-from toy.node import Node, TreeError, assembled, shown
+from toy.node import Node, TreeError, assembled, check_size, shown
 
 MAX_CLIPPED = 1e-6  # of a feature's magnitudes
 _KEYS = (
@@ -89,6 +89,7 @@ def forest_from_dict(data: dict[str, Any]) -> tuple[Node, list[str]]:
             "root.firing_probabilities: a file with 'roots' needs this list, P(on | parent on) by feature_index; or "
             "give the folder of the synthetic model"
         )
+    check_size(len(probs))
     for i, p in enumerate(probs):
         if not isinstance(p, Real) or isinstance(p, bool):
             raise TreeError(f"root.firing_probabilities[{i}]: expected a number, got {type_name(p)}")
@@ -206,10 +207,11 @@ def synthetic_model(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray])
         raise TreeError("correlation: features that are correlated beyond the hierarchy are no tree; set it to null")
     if hierarchy is None and config.get("hierarchy") is not None:
         raise TreeError("hierarchy: the configuration has one, and the folder no hierarchy.json; save the model again")
-    probs = tensors.get("firing_probabilities")
+    probs = tensors.get("firing_probabilities", np.zeros(0))
     n = config.get("num_features")
-    if probs is None or probs.shape != (n,) or isinstance(n, bool):
+    if isinstance(n, bool) or not isinstance(n, int) or probs.shape != (n,) or probs.dtype.kind in "biu":
         raise TreeError(f"firing_probabilities: expected one for each of num_features = {quoted(n, 60)} features")
+    check_size(n)
     mean, std = (_magnitudes(f"{name}_firing_magnitudes", config, len(probs)) for name in ("mean", "std"))
     roots = [] if hierarchy is None else _roots(hierarchy)
     root, notes = forest(roots, Firing(probs.astype(float).tolist(), mean, std))
