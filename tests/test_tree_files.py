@@ -263,9 +263,16 @@ def test_a_pipe_is_read_once_and_to_a_limit(tmp_path: Path) -> None:
     text = json.dumps(tree_to_dict(reference_tree())).encode()
     assert read_tree(in_pipe(tmp_path, lambda pipe: pipe.write(text)))[0] == reference_tree()
     (tmp_path / "pipe").unlink()
-    endless = in_pipe(tmp_path, lambda pipe: [pipe.write(b" " * 2**20) for _ in range(100)])
+    written: list[int] = []
+
+    def endless(pipe: Any) -> None:
+        for i in range(200):
+            pipe.write(b" " * 2**20)
+            written.append(i)
+
     with pytest.raises(TreeError, match="pipe: holds more than"):
-        read_tree(endless)
+        read_tree(in_pipe(tmp_path, endless))
+    assert len(written) < 40  # of 1 MiB each
 
 
 def test_a_byte_order_mark_is_no_fault_and_a_path_with_nul_is_one(tmp_path: Path) -> None:

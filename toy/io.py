@@ -24,7 +24,7 @@ from toy.checks import quoted
 from toy.json_nodes import parse_json
 from toy.node import Node, TreeError
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
-from toy.saelens_tree import synthetic_model
+from toy.saelens_model import synthetic_model
 from toy.tree_json import name_notes, parse_with_notes, tree_to_dict
 
 try:
@@ -120,7 +120,7 @@ def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
     """A tree, and what its reader should know of how it was read, one line each.
 
     From a JSON file or pipe (read once) in any dialect of `toy.tree_json`, or from the folder of a synthetic model that
-    SAELens saved (`toy.saelens_tree`). Raises: `TreeError` naming the file.
+    SAELens saved (`toy.saelens_model`). Raises: `TreeError` naming the file.
     """
     try:
         return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
