@@ -39,7 +39,7 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
 }
 MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
 MAY_OPEN |= {"toy/files.py", "toy/json_files.py", "toy/arrays.py"}
-MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokens", "torch_file", "weights")}
+MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokenizer_json", "tokens", "torch_file", "weights")}
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}
 

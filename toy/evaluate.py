@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from toy import metrics
 from toy.compiled import compiled
 from toy.sae import RELU, SAE, Activation, BatchTopK, encode
-from toy.tree import Tree
+from toy.tree import Tree, mean_magnitudes
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +57,7 @@ def evaluate(
     recon = acts @ W_dec + b_dec
     match = metrics.match_features(W_dec, W_feat)
     matched, sizes = metrics.matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat)
-    on = metrics.firing(matched, sizes)
+    on = metrics.firing(matched, row_sizes(tree, W_feat, features))
     alone, with_child = metrics.parent_activations(matched, present, sizes, tree)
     holes = metrics.hole_rates(on, present, tree)
     return Evaluation(
@@ -83,9 +83,19 @@ def evaluate(
 
 
 def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
-    """Each feature's mean norm in x when present: mean magnitude · ‖direction‖."""
-    mean = np.asarray(tree.magnitude_mean if tree.readout is None else tree.magnitude_mean[tree.readout], float)
-    return mean * np.linalg.norm(W_feat, axis=1)
+    """Each feature's mean norm in x when present: exact mean magnitude · ‖direction‖."""
+    return mean_magnitudes(tree) * np.linalg.norm(W_feat, axis=1)
+
+
+def row_sizes(
+    tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"], features: Float[np.ndarray, "rows n_features"]
+) -> Float[np.ndarray, " n_features"] | Float[np.ndarray, "rows n_features"]:
+    """`feature_sizes`, or each row's own size where a noisy feature is on with less than its mean."""
+    mean = feature_sizes(tree, W_feat)
+    if tree.magnitude_std is None:
+        return mean
+    own = features * np.linalg.norm(W_feat, axis=1)
+    return np.where(own > 0, np.minimum(own, mean), mean)
 
 
 class InferenceGap(NamedTuple):
