@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.study import Progress
 from toy.io import load_json, locked, save_json
-from toy.provenance import code_digest, file_digest
+from toy.provenance import code_digest, file_digest, jax_flags
 
 DONE = "stage.json"  # written last
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
@@ -25,10 +25,12 @@ def stage(
 ) -> Path:
     """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
 
-    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count.
+    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count,
+    and settings of JAX that change numbers and are not at their defaults.
     """
     made_by = {"code": code_digest(*code), "maker": file_digest(make.__module__), "libraries": library_versions()}
-    facts = {**made_by, **facts}
+    flags = jax_flags()
+    facts = {**made_by, **({"flags": flags} if flags else {}), **facts}
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
     if not (folder / DONE).exists():
         with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made

@@ -186,7 +186,7 @@ def _cost(group: Group) -> float:
 def _rows_of(group: Group, *, run: Run, code: str) -> list[Row]:
     """What a worker does."""
     if run is run_cells and code_version() != code:
-        raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install the same")
+        raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install and set the same")
     return run(group.cells)
 
 

@@ -18,7 +18,7 @@ from toy.evaluate import Evaluation, evaluate
 from toy.grid import each_lane
 from toy.metrics import Mixing
 from toy.padding import pad_tree, pad_weighting
-from toy.provenance import code_digest
+from toy.provenance import code_digest, jax_flags
 from toy.sae import SAE, encode
 from toy.source import TreeSource
 from toy.state import init_state, trained_sae
@@ -57,13 +57,18 @@ class Outcome(NamedTuple):
     acts: Float[Array, "lanes rows n_latents"]
 
 
-@cache
 def code_version(platform: str | None = None) -> str:
-    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, and the platform
-    (cpu, gpu or tpu) that JAX computes on, of which None is this process' own."""
-    libraries = (f"{name} {version(name)}" for name in LIBRARIES)
-    source = code_digest("toy.sweep.lanes")[:16]
-    return ", ".join((f"source {source}", *libraries, platform or jax.default_backend()))
+    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, the platform (cpu,
+    gpu or tpu) that JAX computes on, of which None is this process' own, and JAX's settings where they are not at
+    their defaults (`toy.provenance.jax_flags`)."""
+    flags = (f"{name}={value}" for name, value in jax_flags().items())
+    return ", ".join((*_source_and_libraries(), platform or jax.default_backend(), *flags))
+
+
+@cache
+def _source_and_libraries() -> tuple[str, ...]:
+    """Which cannot change while a process runs."""
+    return (f"source {code_digest('toy.sweep.lanes')[:16]}", *(f"{name} {version(name)}" for name in LIBRARIES))
 
 
 def run_cells(cells: Sequence[Cell]) -> list[Row]:
