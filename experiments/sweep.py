@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 from tqdm import tqdm
 
 from experiments.cli import clean_exit, parse
+from toy.checks import quoted
 from toy.extras import optional
 from toy.io import load_tree
 from toy.sweep.cell import as_data, cell_digest, cell_key
@@ -30,6 +30,7 @@ from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
+from toy.sweep.text import MOST_JSON, sweep_data
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
 STUB = "stub"  # in place of the code's version
@@ -136,19 +137,22 @@ def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
 
 def read_sweep(path: Path) -> Sweep:
     """Of a file, or of the record of a report on it. Raises: ValueError naming the file and what is wrong in it."""
+    shown = quoted(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open(encoding="utf-8-sig") as file:
+            data = sweep_data(file.read(MOST_JSON + 1), is_json=path.suffix == ".json")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{shown}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown}: neither YAML nor JSON: not UTF-8 text") from None
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
     if isinstance(data, dict) and {"config", "results"} <= data.keys():  # the record of a report
         data = data["config"]
     try:
         return parse_sweep(data, lambda tree: load_tree(path.parent / tree), name=path.stem)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shown}: {error}") from None
 
 
 def make_engine(options: Options, store: Path) -> Engine:

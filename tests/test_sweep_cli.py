@@ -300,7 +300,7 @@ def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
         ("axes: {brunching: [2]}", "bad.yaml: brunching: no axis of these trees; did you mean branching"),
         ("axes: [", "bad.yaml: neither YAML nor JSON"),
         ("- 1", "bad.yaml: a sweep is an object with entries"),
-        ("[" * 3_000, "bad.yaml: neither YAML nor JSON"),
+        ("[" * 3_000, "bad.yaml: is nested too deeply"),
         ("axes: {tree: [nowhere.json]}", "nowhere.json: No such file"),
         ("axes: {seed: [0]}\nfixed: {lerning_rate: 1}", "did you mean learning_rate"),
     ],

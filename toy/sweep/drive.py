@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toy.checks import quoted
 from toy.sweep.cell import Cell, cell_key
 from toy.sweep.engines import Engine, Failure, WorkerFault
 from toy.sweep.lanes import FACTS, METRICS, Row, code_version, run_cells
@@ -99,7 +100,7 @@ def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), c
         try:
             groups.setdefault(program_of(cell), []).append(place)
         except (ValueError, RecursionError, MemoryError) as error:  # the last two: a tree that is far too large
-            impossible.append((place, str(error) or type(error).__name__))
+            impossible.append((place, quoted(str(error)) or type(error).__name__))
     ordered = dict(sorted(groups.items(), key=lambda item: -item[0].cost))
     return Plan(code, len(seen), len(seen & finished), ordered, impossible)
 
