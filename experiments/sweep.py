@@ -33,6 +33,7 @@ from toy.sweep.store import SweepStore
 from toy.sweep.text import MOST_JSON, sweep_data
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
+KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STUB = "stub"  # in place of the code's version
 
 
@@ -85,7 +86,7 @@ class Options:
 
 
 def main() -> None:
-    with clean_exit("finished cells are kept: the same command goes on with those that are missing"):
+    with clean_exit(KEPT):
         options = parse(Options, prog="python -m experiments.sweep", description=__doc__)
         if options.stub and options.store is None:
             raise ValueError("--stub: give a --store for its zeros, so that nobody takes them for results")
@@ -101,9 +102,12 @@ def main() -> None:
         if options.dry_run:
             store = read_store(path, None if options.extend else sweep) if path.exists() else None
             finished = set() if store is None else store.finished(failed=not options.retry)
+            if store is not None:
+                tell_damaged(store)
             print("\n".join(describe(make_plan(sweep, finished, code))))
             return
         store = open_store(path, sweep, extend=options.extend)
+        store.discard(tell_damaged(store))
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
@@ -111,6 +115,15 @@ def main() -> None:
         print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
         if n_rows < plan.n_cells:
             raise ValueError(f"{path}: {plan.n_cells - n_rows:,} cells have no row: start again to run them")
+
+
+def tell_damaged(store: SweepStore) -> list[str]:
+    """The keys of rows that are not as they were written, which count as missing."""
+    keys = store.damaged()
+    if keys:
+        told = f"{len(keys):,} rows are damaged, which a start of the sweep runs again: {', '.join(map(str, keys[:3]))}"
+        print(quoted(f"{store.path}: {told}"), file=sys.stderr)
+    return keys
 
 
 def check_zeros(path: Path, stub: bool) -> None:
@@ -213,23 +226,29 @@ def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Op
 
 @contextmanager
 def interrupts(told: bool) -> Iterator[None]:
-    """The first ends the sweep once the groups under way are stored, which is told; the second ends it at once."""
-    n = 0
+    """The first interrupt, or termination, ends the sweep once the groups under way are stored, which is told; the
+    second ends it at once. After a termination the exit code is 143."""
+    signals: list[int] = []
 
-    def interrupt(*_: Any) -> None:
-        nonlocal n
-        n += 1
-        if n > 1:
-            os._exit(130)  # nothing is half-written: the store is whole at any moment
+    def interrupt(number: int, _: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            os._exit(128 + number)  # nothing is half-written: the store is whole at any moment
         if told:
             print("\nstopping after the groups under way; interrupt again to drop them", file=sys.stderr)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        if signal.SIGTERM not in signals:
+            raise
+        print(f"terminated; {KEPT}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:

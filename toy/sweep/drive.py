@@ -12,7 +12,7 @@ from toy.sweep.engines import Engine, Failure, WorkerFault
 from toy.sweep.lanes import FACTS, METRICS, Row, code_version, run_cells
 from toy.sweep.program import Program, program_of
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store, read_sweep_store
+from toy.sweep.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
 
 MOST_ROWS = 1_000  # of impossible cells, written at once
 MOST_LOST = 10  # groups without an answer, before it is clear that others will have none, either
@@ -71,8 +71,13 @@ def read_store(path: Path, sweep: Sweep | None = None) -> SweepStore:
 
 
 def sweep_of(store: SweepStore) -> Sweep:
+    """The sweep that a store is of. Raises: SweepStoreError if the store does not say it."""
     about = store.about()
-    return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
+    try:
+        return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
+    except (KeyError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, ValueError) else "nothing is said of its sweep"
+        raise SweepStoreError(f"{quoted(str(store.path))}: is damaged: {why}: give another --store") from None
 
 
 def _about(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
+from toy.checks import quoted
 from toy.extras import optional
 
 Task = TypeVar("Task")
@@ -85,7 +86,7 @@ def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failur
 
 def failure(error: Exception, *, of_worker: bool) -> Failure:
     text = str(error) if isinstance(error, WorkerFault) else f"{type(error).__name__}: {error}"
-    return Failure(" ".join(text.split())[:MOST_TOLD], of_worker)
+    return Failure(quoted(" ".join(text.split()), MOST_TOLD), of_worker)
 
 
 @dataclass(frozen=True)
