@@ -1,5 +1,6 @@
 """The stages that the TinyStories figures share: text → tokens → language model → activations."""
 
+import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.language_config import BUILT_IN, D_HEAD, LanguageConfig
+from experiments.language_memory import check_memory
 from experiments.stages import Counted, digest_of, notes, stage
 from experiments.study import Progress
 from toy.checkpoint import FileCheckpoint
@@ -16,7 +18,7 @@ from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig, Site
-from toy.lm.text import held_out, read_stories
+from toy.lm.text import Stories, held_out, read_stories
 from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_tokenizer, train_tokenizer
 from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, train_lm, unigram_entropy
 from toy.lm.weights import load_model, model_digest, save_model
@@ -51,14 +53,33 @@ class Chain(NamedTuple):
     acts: Activations
 
 
+def load_stories(cfg: LanguageConfig) -> Stories:
+    """Raises: ValueError naming the corpus if it cannot be read, or has too few stories to hold some out."""
+    if cfg.corpus != BUILT_IN:
+        return _read(cfg.corpus, cfg.sizes.n_stories)
+    texts = _made(cfg.sizes.n_stories or 1, cfg.seed)
+    return Stories(texts, len(texts), 0, 0, 0)
+
+
+_made = cache(make_stories)
+
+
 @cache
-def load_stories(corpus: str, n_stories: int | None, seed: int) -> list[str]:
-    return make_stories(n_stories or 1, seed) if corpus == BUILT_IN else read_stories(corpus)[:n_stories]
+def _read(corpus: str, n_stories: int | None) -> Stories:
+    """Once in a process; then says what was mended and dropped, too."""
+    stories = read_stories(corpus, n_stories)
+    try:
+        held_out(stories.texts)
+    except ValueError as error:
+        raise ValueError("; ".join([f"{corpus}: {error}", *stories.notes()])) from None
+    for note in stories.notes():
+        print(f"{corpus}: {note}", file=sys.stderr)
+    return stories
 
 
 def tokens_stage(cfg: LanguageConfig) -> Path:
     """Stories cleaned, split, and cut into rows; the tokenizer is trained, or that of the given model."""
-    stories = load_stories(cfg.corpus, cfg.sizes.n_stories, cfg.seed)
+    stories = load_stories(cfg).texts
     given = None if cfg.model is None else load_tokenizer(_tokenizer_folder(cfg))
     facts = {
         "stories": digest_of(stories),
@@ -135,12 +156,21 @@ def load_lm(cfg: LanguageConfig, tokens: Tokens, progress: Progress) -> LM:
         counted.rest()
         return load_model(folder)
     lm = given_model(cfg.model, cfg.n_heads)
-    if tokens.tokenizer.vocab_size > lm.cfg.vocab_size or cfg.sizes.context > lm.cfg.context:
-        raise ValueError(
-            f"model: {cfg.model} has {lm.cfg.vocab_size} ids and context {lm.cfg.context}, but the tokenizer has "
-            f"{tokens.tokenizer.vocab_size} and --context is {cfg.sizes.context}"
-        )
+    check_fits(cfg, tokens.tokenizer, lm)
     return lm
+
+
+def check_fits(cfg: LanguageConfig, tokenizer: Tokenizer, lm: LM) -> None:
+    """Raises: ValueError if the given model has fewer ids than its tokenizer, or a shorter context than is asked."""
+    if tokenizer.vocab_size > lm.cfg.vocab_size:
+        raise ValueError(
+            f"model: {cfg.model} has {lm.cfg.vocab_size} ids, but ids of its tokenizer go up to "
+            f"{tokenizer.vocab_size - 1}; give the model's own with --tokenizer FOLDER"
+        )
+    if cfg.sizes.context > lm.cfg.context:
+        raise ValueError(
+            f"context: the model's is {lm.cfg.context}, got {cfg.sizes.context}; give --context {lm.cfg.context}"
+        )
 
 
 @cache
@@ -154,12 +184,12 @@ def n_layers(cfg: LanguageConfig) -> int:
 
 def check(cfg: LanguageConfig) -> None:
     """Before any work. Raises: ValueError if the stories, the model or its tokenizer cannot be read."""
-    load_stories(cfg.corpus, cfg.sizes.n_stories, cfg.seed)
+    check_memory(cfg)
+    load_stories(cfg)
     if cfg.model is None:
         _lm_config(cfg, cfg.sizes.vocab_size)
     else:
-        given_model(cfg.model, cfg.n_heads)
-        load_tokenizer(_tokenizer_folder(cfg))
+        check_fits(cfg, load_tokenizer(_tokenizer_folder(cfg)), given_model(cfg.model, cfg.n_heads))
 
 
 def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
@@ -219,14 +249,15 @@ def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
         noted = notes(described_stage(cfg, chain))
     told = {name: value for name, value in noted.items() if name not in ("facts", "seconds")}
     sizes = {name: getattr(chain.lm.cfg, name) for name in ("family", "n_layers", "d_model", "n_heads", "vocab_size")}
-    stories = load_stories(cfg.corpus, cfg.sizes.n_stories, cfg.seed)
+    stories = load_stories(cfg)
+    counts = {name: n for name, n in stories._asdict().items() if name != "texts"}
     return {
         "model": sizes | told,
-        "tokens": {"stories": len(stories), "train": acts.train.n_rows, "valid": acts.valid.n_rows},
+        "tokens": {"stories": len(stories.texts), "train": acts.train.n_rows, "valid": acts.valid.n_rows} | counts,
         "seconds": {name: notes(folder)["seconds"] for name, folder in folders.items()},
         "stages": {name: folder.name for name, folder in folders.items()},
         "sha256": {
-            "stories": digest_of(stories),
+            "stories": digest_of(stories.texts),
             "tokenizer": tokens.tokenizer.digest(),
             "model": model_digest(chain.lm),
         },

@@ -7,6 +7,7 @@ import numpy as np
 from experiments.language import Chain, Tokens
 from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs
+from toy.checks import quoted
 from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption, unknown
 from toy.lm.model import Site
 from toy.sae import SAE
@@ -17,7 +18,7 @@ MOST_ROWS = 100_000  # of the held-out ones
 def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
     """For each concept which of its words ends at each held-out row, of those that the text has often enough.
 
-    Raises: ValueError if it lacks all concepts.
+    Such a concept has rows to fit its probe on, with it and without it, and a member with rows to be measured on.
     """
     store, concepts = chain.acts.valid, cfg.concept_words
     wanted = wanted_words(cfg)
@@ -28,10 +29,9 @@ def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
         place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
         place[[wanted.index(word) for word in words]] = np.arange(len(words))
         members = place[index]
-        if (members[::2] >= 0).any() and max(_counts(members[1::2], len(words))) >= MIN_ROWS:
-            found[name] = members  # else nothing to choose or nothing to measure on
-    if not found:
-        raise _too_rare(wanted)
+        present = members[::2] >= 0
+        if present.any() and not present.all() and max(_counts(members[1::2], len(words))) >= MIN_ROWS:
+            found[name] = members
     return found
 
 
@@ -45,11 +45,8 @@ def check_words(cfg: LanguageConfig, tokens: Tokens) -> None:
     wanted = wanted_words(cfg)
     table = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).table
     if max(_counts(table.ravel(), len(wanted))) < MIN_ROWS:
-        raise _too_rare(wanted)
-
-
-def _too_rare(wanted: list[str]) -> ValueError:
-    return ValueError(f"concepts: none of the words {', '.join(wanted[:5])}, ... is in the held-out text often enough")
+        named = quoted(", ".join(wanted[:5]))
+        raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
 
 
 def _counts(members: np.ndarray, n_members: int) -> list[int]:
@@ -85,8 +82,10 @@ def measure(
     sizes: dict[str, int], sae: SAE, x: np.ndarray, members: dict[str, np.ndarray], probes: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     """One SAE, every concept; `sizes` are numbers of members."""
-    present = np.stack([of >= 0 for of in members.values()], axis=1)
-    best = dict(zip(members, zip(*best_latents(sae, x[::2], present[::2]), strict=True), strict=True))
+    best = {}
+    if members:
+        present = np.stack([of >= 0 for of in members.values()], axis=1)
+        best = dict(zip(members, zip(*best_latents(sae, x[::2], present[::2]), strict=True), strict=True))
     measured = []
     for name, n_members in sizes.items():
         found, correlation = unknown(n_members), float("nan")

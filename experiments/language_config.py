@@ -2,17 +2,41 @@
 
 import os
 from dataclasses import dataclass, fields, replace
-from math import inf
 from pathlib import Path
+from unicodedata import normalize
 
+from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
 from toy.lm.hub import is_hub_name
 from toy.lm.model import LOCATIONS
+from toy.lm.text import clean
+from toy.lm.tokens import SMALLEST_VOCAB
 from toy.loss import Sparsity
 
 BUILT_IN = "built-in"
 D_HEAD = 32  # of the models that are trained
 SPARSITY_COEF = {"log": 0.3, "l1": 3.0}
+_STEPS, _WIDTH = Whole(1, 10**8), Whole(1, 2**20)
+NUMBERS: dict[str, Whole | Real] = {  # what the options may be
+    "n_stories": Whole(2, 10**8),
+    "context": Whole(3, 2**16),
+    "vocab_size": Whole(SMALLEST_VOCAB, 2**20),
+    "n_layers": Whole(1, 1_000),
+    "d_model": _WIDTH,
+    "n_heads": _WIDTH,
+    "lm_steps": _STEPS,
+    "n_steps": _STEPS,
+    "reference_widths": Whole(4, 2**20),
+    "n_latents": _WIDTH,
+    "n_prefixes": _WIDTH,
+    "batch_size": _WIDTH,
+    "target_l0": POSITIVE,
+    "learning_rate": POSITIVE,
+    "sparsity_coef": POSITIVE,
+    "control_rate": Real(above=0, below=1),
+    "seed": SEED,
+    "n_seeds": Whole(1, 10_000),
+}
 
 
 @dataclass(frozen=True)
@@ -115,41 +139,34 @@ class LanguageConfig:
         for field in fields(Sizes):  # filled in, so that a record says what was run
             if getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, getattr(defaults, field.name))
-        for owner, names in (
-            (self.sizes, ("context", "vocab_size", "n_layers", "d_model", "lm_steps", "n_steps")),
-            (self, ("n_latents", "n_prefixes", "batch_size", "n_seeds")),
-        ):
-            for name in names:
-                if getattr(owner, name) < 1:
-                    raise ValueError(f"{name}: must be at least 1, got {getattr(owner, name)}")
-        if self.n_stories is not None and self.n_stories < 2:
-            raise ValueError(f"n_stories: must be at least 2, got {self.n_stories}")
+        if self.sparsity not in SPARSITY_COEF:
+            raise ValueError(f"sparsity: expected {' or '.join(SPARSITY_COEF)}, got {quoted(self.sparsity)}")
         if self.sparsity_coef is None:
             object.__setattr__(self, "sparsity_coef", SPARSITY_COEF[self.sparsity])
-        for name in ("learning_rate", "sparsity_coef", "control_rate"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name}: must be a number above 0, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
-        for owner, name in ((self, "locations"), (self, "reference_widths"), (self.sizes, "target_l0")):
-            if not getattr(owner, name):
-                raise ValueError(f"{name}: must have at least one entry")
-        unknown = set(self.locations) - set(LOCATIONS)
-        if unknown:
-            raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {', '.join(sorted(unknown))}")
-        if min(self.reference_widths) < 4:
-            raise ValueError(f"reference_widths: must be at least 4, got {min(self.reference_widths)}")
-        if strange := [l0 for l0 in self.sizes.target_l0 if not 0 < l0 < inf]:
-            raise ValueError(f"target_l0: must be a number above 0, got {strange[0]}")
+        check_fields(self, **NUMBERS)
+        check_numbers({"seed": self.seed + self.n_seeds - 1}, {"seed": SEED})  # the last one
+        self._check_lists()
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
-        _parse_concepts(self.concepts)
+        parse_concepts(self.concepts)
         if self.model is not None and not is_hub_name(self.model) and not Path(self.model).exists():
-            raise ValueError(f"model: {self.model} does not exist")
+            raise ValueError(f"model: {quoted(self.model)} does not exist")
         if self.own_models is None:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
             raise ValueError("own_models: there is one model, that of --model")
+
+    def _check_lists(self) -> None:
+        for name in ("locations", "reference_widths", "target_l0"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"{name}: must have at least one entry")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {quoted(max(values, key=values.count))} is given twice")
+        if unknown := set(self.locations) - set(LOCATIONS):
+            raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {quoted(', '.join(sorted(unknown)))}")
+        if (highest := max(self.sizes.target_l0)) > self.n_latents:
+            raise ValueError(f"target_l0: must be at most n_latents = {self.n_latents}, got {highest:g}")
 
     @property
     def of_models(self) -> list["LanguageConfig"]:
@@ -170,24 +187,33 @@ class LanguageConfig:
         """By name, broader concepts first."""
         if not self.concepts:
             return {concept.name: concept.all_words() for root in CONCEPTS for concept in root.walk()}
-        return _parse_concepts(self.concepts)
+        return parse_concepts(self.concepts)
 
     @property
     def reference_l0(self) -> float:
         return sorted(self.sizes.target_l0)[len(self.sizes.target_l0) // 2]
 
 
-def _parse_concepts(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Words by concept. Raises: ValueError."""
+def parse_concepts(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Words by concept, cleaned as the text is. Raises: ValueError."""
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, _, listed = (part.strip() for part in text.partition("="))
-        words = tuple(dict.fromkeys(word.strip().lower() for word in listed.split(",")))  # each once
-        if not name or len(words) < 2:
-            raise ValueError(f"concepts: expected NAME=word,word,... with two words at least, got {text!r}")
-        if strange := [word for word in words if not word.isalpha()]:
-            raise ValueError(f"concepts: {name}: a word is of letters alone, got {strange[0]!r}")
+        if not name or not name.isprintable():
+            raise ValueError(f"concepts: expected NAME=word,word,..., got {quoted(text)!r}")
+        words = tuple(dict.fromkeys(_cleaned(name, word.strip()) for word in listed.split(",")))  # each once
+        if len(words) < 2:
+            raise ValueError(f"concepts: expected NAME=word,word,... with two words at least, got {quoted(text)!r}")
         if name in found:
-            raise ValueError(f"concepts: {name} is given twice")
+            raise ValueError(f"concepts: {quoted(name)} is given twice")
         found[name] = words
     return found
+
+
+def _cleaned(name: str, word: str) -> str:
+    """As `clean` makes it in the stories. Raises: ValueError if a word of the text cannot be it."""
+    letters = normalize("NFC", word)
+    cleaned = clean(letters).lower() if letters.isalpha() else ""
+    if not (cleaned.isascii() and cleaned.isalpha()):
+        raise ValueError(f"concepts: {quoted(name)}: a word is of letters alone, got {quoted(word)!r}")
+    return cleaned

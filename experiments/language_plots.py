@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plots
-from experiments.language_saes import KINDS
+from experiments.language_saes import KINDS, OffTarget
+from toy.sparsity import MAX_L0_ERROR
 
 LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 LINES = ("-", "--", ":", "-.")
 BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
+MOST_NAMED = 5  # SAEs off target, in a summary
 PLACES = {
     "resid_pre": "residual before attention",
     "resid_mid": "residual before MLP",
@@ -73,6 +75,32 @@ def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | No
     ax.legend(loc="best", fontsize=5.5)
 
 
+def nothing(ax: Axes, text: str) -> None:
+    """Of a panel with nothing to show: why."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=6, color="#777777", wrap=True)
+
+
+def off_target(record: dict[str, Any]) -> list[str]:
+    """How many SAEs miss their target L0; nothing where none does, and of records that do not say."""
+    missed, config = record["results"].get("off_target"), record["config"]
+    if not missed:
+        return []
+    n_each = len(config["reference_widths"]) + len(KINDS) * len(config["target_l0"])
+    n_saes = len(record["results"]["sites"]) * len(record["seeds"]) * n_each
+    return [f"{len(missed)} of {n_saes} SAEs end more than {MAX_L0_ERROR:.0%} off their target L0"]
+
+
+def off_target_named(record: dict[str, Any]) -> list[str]:
+    """Likewise, with the first of them by name: a line of a summary."""
+    missed = [OffTarget(*one) for one in record["results"].get("off_target", [])]
+    named = [
+        f"{one.site} {one.group}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
+        f"{one.target_l0:g}"
+        for one in missed[:MOST_NAMED]
+    ]
+    return [f"{text}: {'; '.join(named)}{'; …' * (len(missed) > MOST_NAMED)}" for text in off_target(record)]
+
+
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     """Under the figure: what is shown, and of what."""
     config, seeds = record["config"], record["seeds"]
@@ -89,5 +117,6 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
         f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",
         f"{ {'log': 'log', 'l1': 'L1'}[config['sparsity']] } sparsity",
+        *off_target(record),
     ]
     figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6, color="#555555")

@@ -18,12 +18,14 @@ from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
 from toy.provenance import code_digest
 from toy.sae import SAE
+from toy.sparsity import off_target
 from toy.stream import ShardSource
 from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 
 KINDS = ("vanilla", "matryoshka")
 CODE = ("toy.grid", "toy.stream", "toy.sweep.cell")  # what trains SAEs
+END_SHARE = 0.05  # of the steps, over whose mean the L0 of training is told
 
 
 class Group(NamedTuple):
@@ -41,7 +43,18 @@ class SiteSAEs(NamedTuple):
 
     reference: dict[int, list[SAE]]  # by width; of each seed
     large: dict[str, list[list[SAE]]]  # by kind; of each seed, of each L0
+    off_target: list["OffTarget"]
     seconds: float
+
+
+class OffTarget(NamedTuple):
+    """An SAE whose L0 at the end of training misses its target by more than `toy.sparsity.MAX_L0_ERROR`."""
+
+    site: str
+    group: str
+    seed: int
+    target_l0: float
+    l0: float | None  # the mean over the last steps; None: not finite
 
 
 def groups(cfg: LanguageConfig, site: Site) -> list[Group]:
@@ -102,11 +115,12 @@ def _train(
     state, history = train_grid(
         keys, source, hypers, cfg=train_cfg, in_axes=(None, shared), chunk=100, progress=progress, checkpoint=checkpoint
     )
-    return trained_saes(state), np.asarray(history.l0)[:, -1]
+    n_last = max(1, round(END_SHARE * train_cfg.n_steps))
+    return trained_saes(state), np.asarray(history.l0)[:, -n_last:].mean(axis=1)
 
 
 def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Progress) -> SiteSAEs:
-    found, seconds = {}, 0.0
+    found, missed, seconds = {}, [], 0.0
     for group in groups(cfg, site):
         counted = Counted(progress, cfg.sizes.n_steps)
         folder = saes_stage(cfg, acts, group, counted)
@@ -114,9 +128,21 @@ def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Pro
         saes = SAE(**{name: jnp.asarray(a) for name, a in load_arrays(folder / "saes.safetensors")[0].items()})
         n_l0 = len(group.target_l0)
         found[group.name] = [[lane(saes, s * n_l0 + i) for i in range(n_l0)] for s in range(cfg.n_seeds)]
-        seconds += notes(folder)["seconds"]
+        noted = notes(folder)
+        missed += missing(cfg, group, noted["l0_of_training"])
+        seconds += noted["seconds"]
     reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
-    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, seconds)
+    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, missed, seconds)
+
+
+def missing(cfg: LanguageConfig, group: Group, l0_of_training: list[float | None]) -> list[OffTarget]:
+    """Of a group's lanes, seeds × L0s, those that are off target; one whose L0 is not known is, too."""
+    lanes = [(seed, target) for seed in cfg.seeds for target in group.target_l0]
+    return [
+        OffTarget(str(group.site), group.name, seed, target, l0)
+        for (seed, target), l0 in zip(lanes, l0_of_training, strict=True)
+        if l0 is None or off_target(l0, target)
+    ]
 
 
 class Slices:
@@ -140,8 +166,12 @@ OfSite = Callable[[LanguageConfig, Chain, Site, SiteSAEs], dict[str, Any]]
 
 
 def measure_sites(cfg: LanguageConfig, progress: Progress, of_site: OfSite) -> dict[str, Any]:
-    """What a figure's record has: of every site what `of_site` gives, whose lists lead with an axis of seeds."""
+    """What a figure's record has: of every site what `of_site` gives, whose lists lead with an axis of seeds.
+
+    Beside them the language models, and the SAEs that miss their target L0.
+    """
     models: list[dict[str, Any]] = []
+    missed: list[OffTarget] = []
     sites: dict[str, Any] = {}
     for one in cfg.of_models:
         chain, seconds = load_chain(one, progress), 0.0
@@ -149,10 +179,11 @@ def measure_sites(cfg: LanguageConfig, progress: Progress, of_site: OfSite) -> d
             saes = train_site(one, chain.acts, site, progress)
             found = of_site(one, chain, site, saes)
             sites[str(site)] = _joined(sites[str(site)], found) if str(site) in sites else found
+            missed += saes.off_target
             seconds += saes.seconds
         facts = facts_of_model(one, chain)
         models.append(facts | {"seconds": facts["seconds"] | {"saes": seconds}, "saes_code": code_digest(*CODE)})
-    return {"models": models, "sites": sites}
+    return {"models": models, "sites": sites, "off_target": [list(one) for one in missed]}
 
 
 def _joined(one: Any, other: Any) -> Any:

@@ -12,11 +12,14 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+from toy.checks import quoted
 from toy.node import Node, features, walk
 
 WIDTH = 7.0  # inches: the text width of a paper
 COLOURS = {"truth": "#444444", "vanilla": "#d1495b", "matryoshka": "#00798c", "other": "#edae49"}
 STYLE: Any = {
+    "text.usetex": False,  # names of users are drawn as they are, not as formulas
+    "text.parse_math": False,
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -29,6 +32,11 @@ STYLE: Any = {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
 }
+
+
+def shown_name(name: str, most: int = 24) -> str:
+    """A name as figures and pages show it: on one line, what cannot be seen escaped, and cut where it is long."""
+    return quoted(name, most)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from experiments import language_plots as lp
 from experiments import plots
 from experiments.cli import main
-from experiments.language import Chain, check
-from experiments.language_concepts import members_of, of_site
+from experiments.language import Chain, load_tokens
+from experiments.language import check as check_chain
+from experiments.language_concepts import check_words, members_of, of_site
 from experiments.language_config import LanguageConfig
 from experiments.language_saes import KINDS, SiteSAEs, measure_sites, n_steps
 from experiments.study import Progress
@@ -32,6 +33,7 @@ from toy.metrics import mean_known
 Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
 REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
+LEAST_LINES = 3  # concepts that a panel has room for, be there fewer
 MEASURES = {
     "hole_rate": "Hole rate",
     "absorbed_rate": "Absorbed rate",
@@ -39,6 +41,13 @@ MEASURES = {
     "average_precision": "Avg. precision",
 }
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
+
+
+def check(cfg: LanguageConfig) -> None:
+    """As of the other figures; and the words are sought, as what follows takes long."""
+    check_chain(cfg)
+    for one in cfg.of_models:
+        check_words(one, load_tokens(one))
 
 
 def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
     if rare := _rare(record["results"]):
         lines.append(f"on fewer than {MIN_ROWS} rows, and so not measured: {', '.join(rare)}")
-    return lines
+    return lines + lp.off_target_named(record)
 
 
 def _rare(results: dict[str, Any]) -> list[str]:
@@ -116,8 +125,9 @@ def plot(record: dict[str, Any]) -> Figure:
     middle = lp.middle_l0(config)
     j = config["target_l0"].index(middle)
     rows, columns = lp.grid_shape(len(sites))
-    with plots.styled(3.6 + (0.5 + 0.105 * len(concepts)) * rows) as figure:
-        parts = figure.add_gridspec(2, 1, height_ratios=[(0.5 + 0.105 * len(concepts)) * rows, 2.7])
+    height = (0.5 + 0.105 * max(len(concepts), LEAST_LINES)) * rows
+    with plots.styled(3.6 + height) as figure:
+        parts = figure.add_gridspec(2, 1, height_ratios=[height, 2.7])
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         panels = lp.site_axes(top, list(sites), letter="a")
         for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
@@ -129,6 +139,8 @@ def plot(record: dict[str, Any]) -> Figure:
                 means = [mean_known(of) for of in values.T]
                 ax.plot(means, y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
+            if not concepts:
+                lp.nothing(ax, "no concept's words are frequent enough")
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
@@ -172,6 +184,8 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
             if len(known):
                 y = 1.06 if kind == "matryoshka" else 1.12
                 ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
+    if not len(measured):
+        lp.nothing(ax, "no word is frequent enough")
     ax.set_xticks(range(len(measured)), [concepts[name][m] for m in measured], rotation=60, fontsize=6)
     ax.set(ylim=(-0.05, 1.18), ylabel="hole rate")
     ax.set_title(f"f  {name}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)

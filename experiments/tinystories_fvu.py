@@ -116,7 +116,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             text += f", where it is {np.mean(inside):.2f}"
         cost = np.mean(np.subtract(found["loss"]["zero"], found["loss"]["original"]))
         lines.append(f"{site}: zero ablation costs {cost:.3f} nats; equivalent vanilla width over its own: {text}")
-    return lines
+    return lines + lp.off_target_named(record)
 
 
 def _widths(found: dict[str, Any]) -> tuple[list[float], list[str]]:
@@ -133,6 +133,8 @@ def plot(record: dict[str, Any]) -> Figure:
         for ax, site in zip(panels, sites.values(), strict=True):
             for kind in KINDS:
                 _fvu_line(ax, site[kind], kind)
+            if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in KINDS):
+                lp.nothing(ax, "activations that do not vary")
             ax.set(xscale="log", ylim=(0, None))
             ticks = record["config"]["target_l0"]
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

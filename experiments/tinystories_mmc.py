@@ -21,6 +21,7 @@ from experiments.language_saes import KINDS, SiteSAEs, Slices, measure_sites, n_
 from experiments.study import Progress
 from toy.compare import concatenate, max_correlation
 from toy.lm.model import Site
+from toy.metrics import mean_known
 
 Config = LanguageConfig
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
@@ -55,12 +56,12 @@ def summary(record: dict[str, Any]) -> list[str]:
         for i, width in enumerate(config["reference_widths"]):
             pairs = [[np.array(site[kind], float)[:, j, i].mean() for kind in KINDS] for site in sites.values()]
             higher = sum(matryoshka > vanilla for vanilla, matryoshka in pairs)
-            means = np.nanmean(pairs, axis=0)
+            means = [mean_known(of_kind) for of_kind in np.transpose(pairs)]
             lines.append(
                 f"L0 {l0:g}, reference {width}: Matryoshka higher at {higher}/{len(pairs)} sites, mean over sites "
                 f"{means[1]:.3f} against {means[0]:.3f}"
             )
-    return lines
+    return lines + lp.off_target_named(record)
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -74,6 +75,8 @@ def plot(record: dict[str, Any]) -> Figure:
                 values = np.array(site[kind], float)
                 for j, style in enumerate(styles.values()):
                     lp.line(ax, config["reference_widths"], values[:, j], kind, style)
+            if all(np.isnan(np.array(site[kind], float)).all() for kind in KINDS):
+                lp.nothing(ax, "no reference latent is on")
             ax.set_xscale("log")
             ax.set_xticks(config["reference_widths"], [str(width) for width in config["reference_widths"]])
             ax.minorticks_off()

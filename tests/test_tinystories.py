@@ -1,6 +1,7 @@
 """The chain from text to the language-model figures at tiny size, through its command line."""
 
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import exit_code
+from flax import nnx
 
-from experiments import LANGUAGE_SET, cli, language, language_saes, stages, tinystories, tinystories_absorption
+from experiments import (
+    LANGUAGE_SET,
+    cli,
+    language,
+    language_concepts,
+    language_memory,
+    language_saes,
+    stages,
+    tinystories,
+    tinystories_absorption,
+)
+from experiments.language_config import LanguageConfig
+from toy import sparsity
 from toy.lm import export
 from toy.lm.corpus import make_stories
-from toy.lm.text import END_OF_STORY
+from toy.lm.model import LM, LMConfig, Site
+from toy.lm.text import END_OF_STORY, clean
+from toy.lm.weights import save_model
+from toy.sae import SAE
+from toy.store import open_store
 
 TINY = (
     *("--n-stories", "500", "--context", "48", "--vocab-size", "330", "--n-layers", "1", "--d-model", "16"),
@@ -271,3 +289,222 @@ def test_help_shows_the_stages_and_a_misspelt_option_its_spelling(monkeypatch, c
     assert "--reference-widths" in capsys.readouterr().out
     assert command(monkeypatch, "--stages", "model") == 2
     assert "--stage" in capsys.readouterr().err
+
+
+# --- what a user may give -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 10**9}, "vocab_size: must be at most 1,048,576"),
+        ({"d_model": 10**9}, "d_model: must be at most"),
+        ({"n_latents": 10**9}, "n_latents: must be at most"),
+        ({"n_stories": 10**12}, "n_stories: must be at most"),
+        ({"context": 10**9}, "context: must be at most"),
+        ({"context": 2}, "context: must be at least 3"),
+        ({"vocab_size": 259}, "vocab_size: must be at least 260"),
+        ({"n_seeds": 10**9}, "n_seeds: must be at most"),
+        ({"lm_steps": 10**12}, "lm_steps: must be at most"),
+        ({"batch_size": 10**12}, "batch_size: must be at most"),
+        ({"n_steps": 2**70}, "n_steps: 1180591620717411303424 is far too large"),
+        ({"seed": 2**32}, "seed: must be at most 4,294,967,295"),
+        ({"seed": 2**32 - 1, "n_seeds": 2}, "seed: must be at most 4,294,967,295, got 4294967296"),
+        ({"seed": -1}, "seed: must not be negative"),
+        ({"n_latents": 50.0}, "n_latents: must be a whole number"),
+        ({"n_prefixes": True}, "n_prefixes: must be a whole number"),
+        ({"n_heads": 0}, "n_heads: must be at least 1"),
+        ({"reference_widths": (8, 3)}, "reference_widths: must be at least 4, got 3"),
+        ({"reference_widths": (8, 8)}, "reference_widths: 8 is given twice"),
+        ({"reference_widths": ()}, "reference_widths: must have at least one entry"),
+        ({"locations": ("mlp_out", "mlp_out")}, "locations: mlp_out is given twice"),
+        ({"target_l0": (2.0, float("nan"))}, "target_l0: must be finite"),
+        ({"target_l0": (2.0, 500.5)}, "target_l0: must be at most n_latents = 500, got 500.5"),
+        ({"target_l0": (0.0,)}, "target_l0: must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate: must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be finite"),
+        ({"control_rate": 1.0}, "control_rate: must be below 1"),
+        ({"sparsity_coef": float("nan")}, "sparsity_coef: must be finite"),
+        ({"sparsity": "l2"}, "sparsity: expected log or l1, got l2"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_when_it_is_given(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as told:
+        LanguageConfig(**options)
+    assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"d_model": 2**20}, "d_model"),
+        ({"vocab_size": 2**20, "d_model": 2**15}, "vocab_size"),
+        ({"context": 2**16}, "context"),
+        ({"n_latents": 2**20, "d_model": 2**14}, "n_latents"),
+        ({"reference_widths": (2**20,), "batch_size": 2**20}, "reference_widths"),
+        ({"n_stories": 10**8}, "n_stories"),
+    ],
+)
+def test_options_that_need_more_memory_than_there_is_are_refused_before_any_work(options, named, monkeypatch):
+    monkeypatch.setattr(language_memory, "memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(language, "make_stories", lambda *_: pytest.fail("worked"))
+    with pytest.raises(
+        ValueError, match=r"need at least [\d,]+ GiB of memory, of which this machine has 8 GiB"
+    ) as told:
+        language.check(LanguageConfig(**options))
+    assert named in str(told.value).partition(":")[0]
+
+
+def test_memory_is_estimated_from_below(monkeypatch):
+    monkeypatch.setattr(language_memory, "memory", lambda: 2**30)
+    for options in ({}, {"corpus": "a.txt", "n_stories": 10**8}, {"own_models": False}):
+        language_memory.check_memory(LanguageConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a=Café,naïve", ("cafe", "naive")),
+        ("a=cafe\u0301,straße", ("cafe", "strasse")),
+        ("a = Lily , sue,LILY", ("lily", "sue")),
+    ],
+)
+def test_words_of_a_concept_are_cleaned_as_the_text_is(given, words):
+    assert LanguageConfig(concepts=(given,)).concept_words == {"a": words}
+    assert [*dict.fromkeys(clean(word).lower() for word in given.partition("=")[2].split(","))] == [*words]
+
+
+@pytest.mark.parametrize(
+    "given", ["a=café,cafe", "a=日本,b", "a=x\udc80,b", "a=,b", "a\x1b[2J=x,y", "a=it's,b", "a=1,b"]
+)
+def test_words_that_cannot_stand_in_the_text_are_refused(given):
+    with pytest.raises(ValueError, match=r"^concepts: ") as told:
+        LanguageConfig(concepts=(given,))
+    assert str(told.value).isprintable()
+
+
+def test_what_was_mended_and_dropped_is_told_once_and_recorded(made, monkeypatch, tmp_path, capsys):
+    text = tmp_path / "stories.txt"
+    stories = [*make_stories(500, 0), "\ufffd", "Lily didnâ€™t see."]
+    text.write_text("".join(f"{story}\n{END_OF_STORY}\n" for story in stories))
+    given = ("--corpus", str(text), *TINY[2:], "--own-models", "True")
+    assert command(monkeypatch, *given, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")) == 0
+    error = capsys.readouterr().err
+    assert error.count("mended 1 of 502 stories: UTF-8 that had been read as cp1252\n") == 1
+    assert error.count("dropped 1 of 502 stories: 1 with damaged encoding\n") == 1
+    tokens = results(tmp_path / "out", "tinystories_mmc")["models"][1]["tokens"]
+    counts = {"stories": 501, "n_read": 502, "n_mended": 1, "n_damaged": 1, "n_empty": 0}
+    assert {name: tokens[name] for name in counts} == counts
+    assert results(made[0], "tinystories_mmc")["models"][0]["tokens"]["n_read"] == 500
+
+
+def test_a_corpus_of_one_story_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
+    text = tmp_path / "stories.txt"
+    text.write_text(f"One.\n{END_OF_STORY}\n\ufffd\n{END_OF_STORY}\n")
+    arguments = ("--corpus", str(text), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"))
+    assert command(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert "stories.txt: 1 story cannot be split into training and held-out ones; at least 2 are needed" in error
+    assert "dropped 1 of 2 stories" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def with_gap(folder: Path, largest: int) -> Path:
+    """Another folder with this tokenizer, one of whose pieces has the id `largest` instead."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"]["vocab"]["Ġto"] = largest
+    other = folder.parent / f"gap-{largest}"
+    other.mkdir(exist_ok=True)
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    return other
+
+
+def test_a_tokenizer_whose_ids_have_a_gap_works_if_the_model_has_them_all(made, monkeypatch, tmp_path, capsys):
+    tokens = next(path for path in made[1].iterdir() if path.name.startswith("tokens"))
+    shutil.copytree(tokens, tmp_path / "tokens")
+    save_model(
+        tmp_path / "wide", LM(LMConfig(vocab_size=400, context=48, n_layers=1, d_model=16, n_heads=1), rngs=nnx.Rngs(0))
+    )
+    options = (*("--model", str(tmp_path / "wide")), *TINY[:4], *TINY[12:], "--stage", "saes")
+    options = (*options, "--cache", str(tmp_path / "cache"))
+    folder = with_gap(tmp_path / "tokens", 400)
+    assert command(monkeypatch, *options, "--tokenizer", str(folder)) == 2
+    assert "has 400 ids, but ids of its tokenizer go up to 400" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    assert command(monkeypatch, *options, "--tokenizer", str(with_gap(tmp_path / "tokens", 399))) == 0
+    store = open_store(next(path for path in (tmp_path / "cache").glob("activations-*/valid")))
+    assert (store.token == 399).sum() > 100
+    assert command(monkeypatch, *options, "--context", "49", "--tokenizer", str(tokens)) == 2
+    assert "context: the model's is 48, got 49; give --context 48" in capsys.readouterr().err
+
+
+# --- SAEs off target, and panels with nothing in them ------------------------------------------------------
+
+
+def test_saes_that_miss_their_target_are_recorded_told_and_shown(made):
+    for name in LANGUAGE_SET:
+        record = json.loads((made[0] / f"{name}.json").read_text())
+        missed = record["results"]["off_target"]
+        assert {(one[0], one[2]) for one in missed} == {("mlp_out.0", 0), ("mlp_out.0", 1)}
+        assert all(sparsity.off_target(l0, target) for _, _, _, target, l0 in missed)
+        text = f"{len(missed)} of 12 SAEs end more than 10% off their target L0"
+        module = cli.experiment_module(name)
+        assert text in module.summary(record)[-1]
+        assert f"{missed[0][1]}, seed 0, {missed[0][4]:.2f} for {missed[0][3]:g}" in module.summary(record)[-1]
+        figure = module.plot(record)
+        shown = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
+        assert text in (shown or " ".join(figure.get_supxlabel().split()))
+        for others in ({"off_target": []}, {}):  # none, and a record from before
+            old = record | {"results": {k: v for k, v in record["results"].items() if k != "off_target"} | others}
+            assert not any("target L0" in line and "SAEs end" in line for line in module.summary(old))
+            assert "SAEs end" not in " ".join(module.plot(old).get_supxlabel().split())
+
+
+def test_which_saes_miss_their_target():
+    cfg = LanguageConfig(target_l0=(2.0, 4.0), seed=7, n_seeds=2)
+    group = language_saes.groups(cfg, Site(1, "mlp_out"))[-1]
+    missed = language_saes.missing(cfg, group, [2.0, 4.5, None, 4.39])
+    assert [tuple(one) for one in missed] == [
+        ("mlp_out.1", "matryoshka", 7, 4.0, 4.5),
+        ("mlp_out.1", "matryoshka", 8, 2.0, None),
+    ]
+
+
+def test_the_l0_of_training_is_the_mean_over_its_last_steps(made):
+    for path in made[1].glob("saes-*/stage.json"):
+        noted = json.loads(path.read_text())
+        l0 = noted["l0_of_training"]
+        assert len(l0) == len(noted["facts"]["seeds"]) * len(noted["facts"]["group"][-1])
+        assert min(l0) > 0
+
+
+@pytest.mark.parametrize("name", LANGUAGE_SET)
+def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, name):
+    def unknown(value):
+        if isinstance(value, list):
+            return [unknown(item) for item in value]
+        return None if isinstance(value, float) else value
+
+    record = json.loads((made[0] / f"{name}.json").read_text())
+    for site in record["results"]["sites"].values():
+        for kind in ("vanilla", "matryoshka"):
+            of = site[kind]
+            site[kind] = {n: unknown(v) for n, v in of.items()} if isinstance(of, dict) else unknown(of)
+        if "n_rows" in site:
+            site["n_rows"] = [[[0] * len(words) for words in model] for model in site["n_rows"]]
+    module = cli.experiment_module(name)
+    assert cli.draw(module, record).startswith(b"\x89PNG")
+    assert all("\n" not in line for line in module.summary(record))
+    texts = [text.get_text() for ax in module.plot(record).axes for text in ax.texts]
+    why = {"mmc": "no reference latent is on", "fvu": "activations that do not vary", "absorption": "frequent enough"}
+    assert any(why[name.removeprefix("tinystories_")] in text for text in texts)
+
+
+def test_a_concept_without_rows_on_one_half_has_no_numbers_and_no_traceback():
+    sae = SAE(*(np.ones(shape, np.float32) for shape in ((4, 3), (3,), (3, 4), (4,))))
+    x = np.ones((50, 4), np.float32)
+    (found,) = language_concepts.measure({"nobody": 2}, sae, x, {}, {})
+    assert np.isnan(found["hole_rate"])
+    assert np.isnan(found["hole_rates"]).tolist() == [True, True]
+    assert np.isnan(found["correlation"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,17 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from toy.checks import quoted
 from toy.facts import digest_of
 from toy.io import writing
+from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
+SMALLEST_VOCAB = len(SPECIAL) + 256
 TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
 ENCODED_AT_ONCE = 10_000  # stories
+PROBED, PROBED_AS_ONE = 1_024, 64  # pieces of a tokenizer from elsewhere
 TABLES = ("neo_tok_ids_to_ts.pt", "ts_tok_ids_to_neo.pt")  # of the package tinymodel
 
 
@@ -37,26 +42,32 @@ class Tokenizer(NamedTuple):
 
     @property
     def vocab_size(self) -> int:
-        return self.bpe.get_vocab_size() if self.to_bpe is None else len(self.to_bpe)
+        """The largest id + 1: a vocabulary may have gaps, whose ids have no text."""
+        return max(self.bpe.get_vocab().values(), default=-1) + 1 if self.to_bpe is None else len(self.to_bpe)
 
     def encode(self, stories: list[str]) -> list[Int[np.ndarray, " n_tokens"]]:
-        """Ids of each story, without begin and end."""
-        encoded = (
-            np.array(found.ids, np.int32)
-            for first in range(0, len(stories), ENCODED_AT_ONCE)  # the library's objects take 100 bytes a token
-            for found in self.bpe.encode_batch(stories[first : first + ENCODED_AT_ONCE], add_special_tokens=False)
-        )
-        return list(encoded) if self.to_own is None else [self.to_own[ids].astype(np.int32) for ids in encoded]
+        """Ids of each story, without begin and end. Raises: ValueError if the tokenizer fails on one."""
+        with naming("tokenizer: fails on a story"):
+            encoded = [
+                np.array(found.ids, np.int32)
+                for first in range(0, len(stories), ENCODED_AT_ONCE)  # the library's objects take 100 bytes a token
+                for found in self.bpe.encode_batch(stories[first : first + ENCODED_AT_ONCE], add_special_tokens=False)
+            ]
+        return encoded if self.to_own is None else [self.to_own[ids].astype(np.int32) for ids in encoded]
 
     def decode(self, ids: Int[np.ndarray, " n_tokens"]) -> str:
         """The text of ids; begin, end and padding are left out."""
-        return "".join(self.pieces()[i] for i in ids)
+        pieces = self.pieces()
+        return "".join(pieces[i] for i in ids)
 
     def pieces(self) -> list[str]:
-        """The text of each id, with the space before it; of special ones nothing."""
+        """The text of each id, with the space before it; of special ones, and of ids in a gap, nothing."""
         special = {self.begin, self.end, self.pad, self.unk}
         ids = np.arange(self.vocab_size) if self.to_bpe is None else self.to_bpe
-        return ["" if own in special else self.bpe.decode([int(i)]) for own, i in enumerate(ids)]
+        known = {*self.bpe.get_vocab().values()}
+        told = [own for own, i in enumerate(ids.tolist()) if own not in special and i in known]
+        found = dict(zip(told, _texts(self.bpe, ids[told].tolist()), strict=True))
+        return [found.get(own, "") for own in range(len(ids))]
 
     def digest(self) -> str:
         """SHA-256 of all that decides which ids a text has."""
@@ -67,8 +78,8 @@ class Tokenizer(NamedTuple):
 
 def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE: any text has ids, and a frequent word is one of them, with the space before it."""
-    if vocab_size < len(SPECIAL) + 256:
-        raise ValueError(f"vocab_size: must be at least {len(SPECIAL) + 256} (every byte has an id), got {vocab_size}")
+    if vocab_size < SMALLEST_VOCAB:
+        raise ValueError(f"vocab_size: must be at least {SMALLEST_VOCAB} (every byte has an id), got {vocab_size}")
     bpe = Bpe(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -92,6 +103,49 @@ def _with_special(bpe: Bpe) -> Tokenizer:
     raise ValueError(f"tokenizer: has neither the tokens {', '.join(SPECIAL)} nor <|endoftext|>")
 
 
+def _texts(bpe: Bpe, ids: list[int]) -> list[str]:
+    """The text that each id adds to a text before it: at a text's begin, some decoders leave out the space."""
+    letters = (bpe.encode(letter, add_special_tokens=False).ids for letter in "abcdefghijklmnopqrstuvwxyz")
+    before = next((found for found in letters if bpe.decode(found).strip().isalpha()), [])
+    start = bpe.decode(before)
+
+    def of(i: int) -> str:
+        text = bpe.decode([*before, i])
+        return text.removeprefix(start) if text.startswith(start) else bpe.decode([i])
+
+    return [of(i) for i in ids]
+
+
+def _check_words(bpe: Bpe) -> None:
+    """Encode words of the vocabulary, alone and two as one, and find them again.
+
+    Raises: ValueError if words cannot be told from pieces.
+    """
+    known = sorted(bpe.get_vocab().values())
+    texts = _texts(bpe, known[:: -(-len(known) // PROBED)])
+    of_letters = [text for text in texts if text.isascii() and text.strip().isalpha()]
+    probe = [text.strip() for text in of_letters if text[0] == " "] or [text.strip() for text in of_letters]
+    if (found := _words_of(bpe, " ".join(probe))) != [word.lower() for word in probe]:
+        pairs = zip(probe, [*found, ""], strict=False)
+        raise _unfound(next((word for word, other in pairs if word.lower() != other), probe[0]))
+    for compound in (a + b for a, b in pairwise(probe[:PROBED_AS_ONE])):
+        found = _words_of(bpe, compound)
+        if "".join(found) == compound.lower() and len(found) > 1:  # it may lack some letters, which is no fault
+            raise _unfound(compound)
+
+
+def _words_of(bpe: Bpe, text: str) -> list[str]:
+    ids = bpe.encode(f" {text}", add_special_tokens=False).ids
+    return [word for _, word in words(np.arange(len(ids)), _texts(bpe, ids))]
+
+
+def _unfound(word: str) -> ValueError:
+    return ValueError(
+        f"the words of a text cannot be told from its pieces ({quoted(word, 40)!r} is not found); expected a "
+        "byte-level tokenizer (GPT-2's), or one whose decoder gives back the spaces between words"
+    )
+
+
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """`tokenizer.json`, as the library `tokenizers` reads it. Raises: ValueError for one with id tables."""
     if tokenizer.to_own is not None:
@@ -106,25 +160,30 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises: ValueError naming the file that is missing or wrong.
     """
     path = folder / "tokenizer.json"
-    try:
-        bpe = Bpe.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # of the library, of no kind of its own
-        raise ValueError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+    bpe = read_tokenizer_json(path, (*SPECIAL, "<|endoftext|>"))
+    with naming(str(path)):
+        _check_words(bpe)
     present = [name for name in TABLES if (folder / name).exists()]
     if not present:
-        return _with_special(bpe)
+        with naming(str(path)):
+            return _with_special(bpe)
     if len(present) < len(TABLES):
         raise ValueError(f"{folder}: has {present[0]} but not both id tables ({', '.join(TABLES)})")
-    to_own, to_bpe = (np.asarray(_table(folder / name)) for name in TABLES)
+    return _with_tables(bpe, folder)
+
+
+def _with_tables(bpe: Bpe, folder: Path) -> Tokenizer:
+    """The special tokens of tiny_model, whose ids are those of the tables."""
+    to_own, to_bpe = (_table(folder / name) for name in TABLES)
     begin, end, pad, unk = TINY_MODEL_SPECIAL
     if len(to_bpe) <= max(TINY_MODEL_SPECIAL):
         raise ValueError(
             f"{folder / TABLES[1]}: {len(to_bpe)} ids, but special ones go up to {max(TINY_MODEL_SPECIAL)}"
         )
     known = np.where(np.isin(np.arange(len(to_own)), to_bpe), to_own, unk)
-    n_beyond = max(0, bpe.get_vocab_size() - len(to_own))  # ids of the BPE that the table does not reach
+    if known.max(initial=0) >= len(to_bpe):
+        raise ValueError(f"{folder / TABLES[0]}: has the id {known.max()}, but {TABLES[1]} has {len(to_bpe)} ids")
+    n_beyond = max(0, max(bpe.get_vocab().values(), default=-1) + 1 - len(to_own))  # ids that the table has not
     return Tokenizer(bpe, begin, end, pad, unk, np.pad(known, (0, n_beyond), constant_values=unk), to_bpe)
 
 
@@ -132,7 +191,9 @@ def _table(path: Path) -> Int[np.ndarray, " n"]:
     table = read_torch_file(path)
     if isinstance(table, dict) or table.ndim != 1 or not np.issubdtype(table.dtype, np.integer):
         raise ValueError(f"{path}: expected one vector of ids")
-    return table
+    if len(table) > MOST_IDS or not ((table >= 0) & (table < MOST_IDS)).all():
+        raise ValueError(f"{path}: expected at most {MOST_IDS:,} ids, none negative and none of that many")
+    return np.asarray(table)
 
 
 class Rows(NamedTuple):
