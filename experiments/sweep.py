@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from experiments.cache import user_cache
 from experiments.cli import clean_exit, parse
 from toy.checks import quoted
 from toy.extras import optional
@@ -32,7 +33,6 @@ from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
 from toy.sweep.text import MOST_JSON, sweep_data
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
 KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STUB = "stub"  # in place of the code's version
 
@@ -94,7 +94,7 @@ def main() -> None:
         if options.cell is not None:
             print(json.dumps(one_cell(sweep, options.cell), indent=1))
             return
-        path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
+        path = user_cache("sweeps", f"{sweep.name}.sqlite") if options.store is None else options.store
         engine = make_engine(options, path)
         code = STUB if options.stub else code_version(platform(options))
         if path.is_file() and path.stat().st_size:
