@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Progress
-from toy.io import load_json, locked, save_json
+from toy.io import is_signed, load_json, locked, plain, save_json, signed
 from toy.provenance import code_digest, file_digest, jax_flags
+from toy.shards import sha256_of
 
 DONE = "stage.json"  # written last
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
@@ -27,18 +28,40 @@ def stage(
 
     `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count,
     and settings of JAX that change numbers and are not at their defaults.
+    `stage.json` holds the SHA-256 of itself and of every file beside it; stores, in folders of their own, check theirs.
+
+    Raises: ValueError naming a file of a finished stage that has changed since.
     """
     made_by = {"code": code_digest(*code), "maker": file_digest(make.__module__), "libraries": library_versions()}
     flags = jax_flags()
     facts = {**made_by, **({"flags": flags} if flags else {}), **facts}
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
-    if not (folder / DONE).exists():
+    if (folder / DONE).exists():
+        _verify(folder)
+    else:
         with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made
             if not (folder / DONE).exists():
                 start = time.monotonic()
                 noted = make(folder)
-                save_json(folder / DONE, {"facts": facts, "seconds": time.monotonic() - start, **(noted or {})})
+                told = {"facts": facts, "seconds": time.monotonic() - start, **(noted or {}), "files": _files(folder)}
+                save_json(folder / DONE, signed(plain(told)), digits=None)
     return folder
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a stage, by name."""
+    visible = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path.name: sha256_of(path) for path in sorted(visible) if path.name != DONE}
+
+
+def _verify(folder: Path) -> None:
+    remedy = f"damaged: its SHA-256 is not that of when it was made: delete {folder}, so that it is made anew"
+    told = load_json(folder / DONE)
+    if not isinstance(told, dict) or not is_signed(told) or not isinstance(told.get("files"), dict):
+        raise ValueError(f"{folder / DONE}: {remedy}")
+    for name, sha256 in told["files"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+            raise ValueError(f"{folder / name}: {remedy}")
 
 
 def library_versions() -> dict[str, str]:
@@ -47,7 +70,7 @@ def library_versions() -> dict[str, str]:
 
 def notes(folder: Path) -> dict[str, Any]:
     """What a stage noted, its seconds among them."""
-    return load_json(folder / DONE)
+    return {name: value for name, value in load_json(folder / DONE).items() if name not in ("files", "sha256")}
 
 
 class Counted:

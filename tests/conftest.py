@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+import fuzzing
 import jax
 import pytest
 from beartype import BeartypeConf, beartype
@@ -13,6 +14,16 @@ from jaxtyping import install_import_hook
 # Most of the suite's time is compiling programs that then run for a few steps; processes it starts inherit this.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=float, default=1, metavar="TIMES", help="how many times 10,000 inputs are tried")
+    parser.addoption("--fuzz-seed", type=int, default=None, metavar="SEED", help="try other inputs than the usual ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    fuzzing.times, fuzzing.first_seed = config.getoption("--fuzz"), config.getoption("--fuzz-seed")
+
 
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # as for pyright, an int is a float, too
 install_import_hook("toy", f"{__name__}.typechecker")

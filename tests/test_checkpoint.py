@@ -17,7 +17,7 @@ from test_train import SHARED, equal, tree_source
 
 from toy.checkpoint import FileCheckpoint
 from toy.facts import digest_of
-from toy.io import load_arrays, save_arrays
+from toy.io import load_arrays, prepare, save_arrays, writing
 from toy.loop import Run
 from toy.matrix import Activations
 from toy.prefixes import sampled
@@ -120,10 +120,79 @@ def test_a_path_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -
 
 def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = saved(tmp_path / "run")
-    for name in (".run.abc", ".run.d_e", ".running.abc", "run.old", ".other.x"):
-        (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".run.abcd_123.toy-part").write_bytes(b"left by a kill")
+    theirs = [".run.notes.md", ".run.abc", ".run.toy-part", ".run.ABCD_123.toy-part", ".runs.abcd_123.toy-part"]
+    for name in [*theirs, "run.old", ".other.x"]:
+        (tmp_path / name).write_bytes(b"a user's")
+    (tmp_path / ".run.abcd_124.toy-part").mkdir()
+    (tmp_path / ".run.abcd_125.toy-part").symlink_to(tmp_path / ".run.notes.md")
+    expected = {path.name for path in tmp_path.iterdir()} - {".run.abcd_123.toy-part"}
     assert kept.load(START, {}) is not None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.x", ".running.abc", "run", "run.old"]
+    kept.release()
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_what_another_process_is_writing_is_not_removed(tmp_path: Path) -> None:
+    with writing(tmp_path / "run") as file:
+        prepare(tmp_path / "run")
+        file.write(b"whole")
+    assert (tmp_path / "run").read_bytes() == b"whole"
+
+
+IN_USE = r"run: another run uses it: wait for its end, stop it, or give another path"
+
+
+def test_one_run_at_a_time_has_a_checkpoint(tmp_path: Path) -> None:
+    process = start("killed.py", "long", str(tmp_path))
+    assert process.stdout is not None
+    process.stdout.readline()
+    kept = FileCheckpoint(tmp_path / "run", every_s=0)
+    try:
+        with pytest.raises(ValueError, match=IN_USE):
+            one(stream(), cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept)
+    finally:
+        process.kill()
+        process.communicate()
+    with pytest.raises(StoppedError):  # one that was killed holds nothing
+        one(stream(), cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept, progress=stop_after(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_checkpoint_is_held_until_its_run_has_ended(tmp_path: Path) -> None:
+    kept, other = saved(tmp_path / "run"), FileCheckpoint(tmp_path / "run", {"model": "a"})
+    for _ in range(2):
+        assert kept.load(START, {}) is not None
+    with pytest.raises(ValueError, match=IN_USE):
+        other.load(START, {})
+    kept.release()
+    kept.release()
+    assert other.load(START, {}) is not None
+    other.release()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "[]",
+        "[" * 10_000,
+        "{}",
+        '{"n_done": 1}',
+        '{"n_done": -1, "facts": {}}',
+        '{"n_done": true, "facts": {}}',
+        '{"n_done": 1, "facts": []}',
+        '{"n_done": 1, "facts": {"model": "\\ud800"}}',
+        '{"n_done": 1, "facts": {"x": "' + "y" * 10**4 + '"}}',
+    ],
+    ids=range(10),
+)
+def test_a_checkpoint_that_is_signed_but_says_nonsense_is_refused_by_name(told: str, tmp_path: Path) -> None:
+    save_arrays(tmp_path / "run", {"state.n": np.array(3)}, {"run": told})
+    with pytest.raises(ValueError, match=r"run: (broken|made with).*: give another path, or delete it") as caught:
+        FileCheckpoint(tmp_path / "run").load(START, {})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1_000
 
 
 def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
@@ -255,9 +324,11 @@ def test_a_state_of_other_arrays_is_refused_by_their_name(like: Any, message: st
 
 
 def test_an_arrays_file_of_another_kind_is_no_checkpoint(tmp_path: Path) -> None:
-    save_arrays(tmp_path / "run", {"a": np.ones(2)}, {})
-    with pytest.raises(ValueError, match="run: broken, or no checkpoint"):
-        FileCheckpoint(tmp_path / "run").load(START, {})
+    for sign, message in ((True, "broken, or no checkpoint"), (False, "broken, or of another kind or version")):
+        save_arrays(tmp_path / "run", {"a": np.ones(2)}, {}, sign=sign)
+        with pytest.raises(ValueError, match=f"run: {message}"):
+            FileCheckpoint(tmp_path / "run").load(START, {})
+        (tmp_path / ".run.toy-lock").unlink()
 
 
 def test_arrays_that_are_scalars_not_contiguous_or_bfloat16_are_written_right(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracles import PARAMETERS, as_sae, random_arrays
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from toy.io import load_json, load_sae, save_json, save_sae, writing
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, decoder_norms, encode
@@ -220,8 +220,6 @@ def spoil(folder: Path, fault: str) -> None:
         cfg.write_text("[]")
     elif fault == "another architecture":
         save_json(cfg, load_json(cfg) | {"architecture": "gated"})
-    elif fault == "bias on the input":
-        save_json(cfg, {key: value for key, value in load_json(cfg).items() if key != "apply_b_dec_to_input"})
 
 
 @pytest.mark.parametrize(
@@ -234,7 +232,6 @@ def spoil(folder: Path, fault: str) -> None:
         "config no text",
         "config a list",
         "another architecture",
-        "bias on the input",
     ],
 )
 def test_a_folder_that_is_no_sae_is_refused_by_name(fault: str, tmp_path: Path) -> None:
@@ -243,31 +240,6 @@ def test_a_folder_that_is_no_sae_is_refused_by_name(fault: str, tmp_path: Path) 
     spoil(folder, fault)
     with pytest.raises(ValueError, match="my_sae"):
         load_sae(folder)
-
-
-@pytest.mark.parametrize(
-    ("fields", "scale"),
-    [({"k": None}, 1.0), ({"k": 1.5}, 1.0), ({}, 2.0), ({"rescale_acts_by_decoder_norm": None}, 2.0)],
-)
-def test_a_topk_sae_is_refused_without_a_whole_k_or_where_activations_are_compared_by_less_than_their_size(
-    fields: dict, scale: float, tmp_path: Path
-) -> None:
-    save_sae(tmp_path, random_sae(), TopK(2))
-    save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | fields)
-    tensors = load_file(weights := tmp_path / "sae_weights.safetensors")
-    save_file(tensors | {"W_dec": scale * tensors["W_dec"]}, weights)
-    with pytest.raises(ValueError, match=r"cfg\.json: 'topk' is read with an integer k, and with unit decoder norms"):
-        load_sae(tmp_path)
-
-
-def test_a_topk_sae_with_other_decoder_norms_is_read_where_activations_are_rescaled_by_them(tmp_path: Path) -> None:
-    save_sae(tmp_path, random_sae(), TopK(2))
-    save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | {"rescale_acts_by_decoder_norm": True})
-    tensors = load_file(weights := tmp_path / "sae_weights.safetensors")
-    save_file(tensors | {"W_dec": 2 * tensors["W_dec"]}, weights)
-    sae, activation = load_sae(tmp_path)
-    assert activation == TopK(2)
-    np.testing.assert_allclose(decoder_norms(sae), 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])

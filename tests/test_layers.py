@@ -12,7 +12,17 @@ FOREIGN = {"experiments", "tests", "matplotlib", "tyro", "tqdm"}
 LOSS = {file for file in FILES if file.startswith("toy/loss/")}
 LM = {file for file in FILES if file.startswith("toy/lm/")}
 WORLD = {"toy.tree", "toy.trees", "toy.tree_json", "toy.metrics", "toy.dictionary", "toy.io", "toy.lm"}
-WORLD |= {"toy.store", "toy.shards", "toy.matrix", "toy.stream", "toy.checkpoint"}
+WORLD |= {
+    "toy.files",
+    "toy.arrays",
+    "toy.saelens",
+    "toy.archive",
+    "toy.store",
+    "toy.shards",
+    "toy.matrix",
+    "toy.stream",
+    "toy.checkpoint",
+}
 TRAINER = {"toy.train", "toy.step", "toy.upkeep", "toy.state", "toy.config", "toy.source", "toy.loss"}
 TRAINER |= {"toy.grid", "toy.advance", "toy.feed"}
 MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
@@ -33,7 +43,15 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
     "toy/metrics.py": (WORLD | TRAINER | {"toy.sae"}) - {"toy.tree", "toy.dictionary"},
     "toy/evaluate.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
 }
-MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
+MAY_OPEN = {
+    "toy/io.py",
+    "toy/files.py",
+    "toy/arrays.py",
+    "toy/provenance.py",
+    "toy/store.py",
+    "toy/shards.py",
+    "toy/matrix.py",
+}
 MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokens", "torch_file", "weights")}
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}

@@ -17,6 +17,7 @@ class Kept:
         self.run = run
         self.saved: list[tuple[int, bool]] = []
         self.facts: Facts = {}
+        self.n_released = 0
 
     def load(self, like: Run, facts: Facts) -> Run | None:
         self.like, self.facts = like, facts
@@ -25,6 +26,9 @@ class Kept:
     def save(self, run: Run, facts: Facts, *, last: bool) -> None:
         self.run = run
         self.saved.append((run.n_done, last))
+
+    def release(self) -> None:
+        self.n_released += 1
 
 
 @jax.jit
@@ -43,6 +47,7 @@ def test_chunks_follow_each_other_and_history_has_a_row_each() -> None:
     assert history["first"].tolist() == [0, 10, 20]
     assert history["pair"].tolist() == [[100, 110, 120], [10, 10, 5]]
     assert kept.saved == [(10, False), (20, False), (25, True)]
+    assert kept.n_released == 1
     assert kept.facts == {"a": 1, "chunk": 10}
     assert kept.like.history["pair"].shape == (2, 0)
 
@@ -104,3 +109,14 @@ def test_a_state_whose_memory_was_taken_over_is_not_kept() -> None:
 def test_a_chunk_of_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^chunk: must be at least 1, got 0$"):
         run_chunks(added, jnp.int32(0), 30, chunk=0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_checkpoint_is_released_however_a_run_ends(error: type[BaseException]) -> None:
+    def progress(n: int) -> None:
+        raise error
+
+    kept = Kept()
+    with pytest.raises(error):
+        run_chunks(added, jnp.int32(0), 30, chunk=10, checkpoint=kept, progress=progress)
+    assert kept.n_released == 1

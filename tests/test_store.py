@@ -131,7 +131,7 @@ def test_a_kept_shard_that_is_damaged_is_made_again(tmp_path: Path) -> None:
     stopped(tmp_path / "s")
     flip(tmp_path / "s" / "shard-00001.safetensors")
     (tmp_path / "s" / "shard-00002.safetensors").write_bytes(b"")
-    (tmp_path / "s" / ".shard-00003.safetensors.abc").write_bytes(b"left by a kill")
+    (tmp_path / "s" / ".shard-00003.safetensors.abcd_123.toy-part").write_bytes(b"left by a kill")
     again: list[int] = []
     written(tmp_path / "s", make_shard=lambda i: again.append(i) or make_shard(i))
     assert again == [1, 2, 3, 4, 5]
@@ -154,10 +154,14 @@ def test_a_kept_shard_of_another_place_or_export_is_made_again(tmp_path: Path) -
 
 def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     stopped(tmp_path / "s")
-    for name in (".shard-00004.safetensors.x1", ".manifest.json.x2", ".unfinished.json.x3"):
-        (tmp_path / "s" / name).write_bytes(b"left by a kill")
+    names = ("shard-00004.safetensors", "manifest.json", "unfinished.json")
+    for name in names:
+        (tmp_path / "s" / f".{name}.abcd_123.toy-part").write_bytes(b"left by a kill")
+    theirs = [".manifest.json.notes", ".manifest.json.toy-part", ".shard-x.abcd_123.toy-part", "a.abcd_123.toy-part"]
+    for name in theirs:
+        (tmp_path / "s" / name).write_bytes(b"a user's")
     written(tmp_path / "s")
-    assert not [name for name in contents(tmp_path / "s") if name.startswith(".")]
+    assert sorted(name for name in contents(tmp_path / "s") if "shard-0" not in name) == [*theirs, "manifest.json"]
 
 
 def test_a_kill_between_the_two_last_writes_leaves_a_store_that_is_only_opened(tmp_path: Path) -> None:

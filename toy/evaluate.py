@@ -1,6 +1,5 @@
 """What an SAE has learnt of a tree: every metric of one SAE on held-out rows. On the host, in float64."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from toy import metrics
+from toy.compiled import compiled
 from toy.sae import RELU, SAE, Activation, BatchTopK, encode
 from toy.tree import Tree
 
@@ -120,6 +120,6 @@ def _encode_batches(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activa
     return np.asarray(acts, float).reshape(-1, acts.shape[-1])
 
 
-@partial(jax.jit, static_argnames="how")
+@compiled(static_argnames="how")
 def _each_batch(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> Float[Array, "n batch n_latents"]:
     return jax.vmap(lambda x: encode(sae, x, how))(batches)

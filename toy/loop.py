@@ -40,6 +40,10 @@ class Checkpoint(Protocol):
         """Keep the run, or not yet: only the last time must be written."""
         ...
 
+    def release(self) -> None:
+        """Let other runs use it; called when this one ends, in whatever way."""
+        ...
+
 
 def run_chunks(
     move: Callable[[Any, int, int], tuple[Any, Any]],
@@ -65,13 +69,12 @@ def run_chunks(
         one = jax.eval_shape(lambda state: move(state, 0, min(chunk, n_steps))[1], state)
         empty = jax.tree.map(lambda metric: np.zeros((*metric.shape, 0), metric.dtype), one)
     facts = {**(facts or {}), "chunk": chunk}
-    run = Run(state, empty)
-    if checkpoint is not None:
-        run = checkpoint.load(run, facts) or run
-    if progress is not None and run.n_done:
-        progress(run.n_done)
-    moved = None
+    run, moved = Run(state, empty), None
     try:
+        if checkpoint is not None:
+            run = checkpoint.load(run, facts) or run
+        if progress is not None and run.n_done:
+            progress(run.n_done)
         while run.n_done < n_steps:
             n = min(chunk, n_steps - run.n_done)
             moved = run.n_done + n, move(run.state, run.n_done, n)
@@ -85,6 +88,9 @@ def run_chunks(
         if checkpoint is not None and run.n_done and not _taken_over(run.state):
             checkpoint.save(run, facts, last=True)
         raise
+    finally:
+        if checkpoint is not None:
+            checkpoint.release()
     return run.state, run.history
 
 

@@ -1,17 +1,20 @@
 """Activations as rows of memory maps, and the files of others that hold such: numpy, safetensors, SAELens caches."""
 
 import importlib
-from collections.abc import Iterator
+import io
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
+from toy.archive import open_archive
+from toy.checks import MOST_QUOTED, quoted
 from toy.facts import digest_of
 from toy.io import map_arrays
 
@@ -111,47 +114,101 @@ def open_matrix(path: Path, name: str | None = None) -> Activations:
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix == ".npy":
         if name is not None:
-            raise ValueError(f"{path}: holds one array, which has no name: leave {name!r} out")
-        return Activations(str(path), (_checked(path, _numpy(path)),))
+            raise ValueError(f"{path}: holds one array, which has no name: leave {quoted(repr(name))} out")
+        return Activations(str(path), (_as_numbers(path, lambda: _map_npy(path)),))
     if path.suffix == ".npz":
-        arrays = _numpy(path)
+        name, array = _as_numbers(path, lambda: _read_npz(path, name))
     elif path.suffix == ".safetensors":
         arrays = map_arrays(path)[0]
         if name is None and len(arrays) > 1:  # a store's shard holds columns of whole numbers, too
             arrays = {key: array for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fV"}
+        name = _choice(path, "array", arrays, name)
+        array = arrays[name]
+        _check(path, array.shape, array.dtype)
     else:
         raise ValueError(f"{path}: expected .npy, .npz, .safetensors, or a folder of SAELens' cached activations")
-    name = _choice(path, "array", arrays, name)
-    return Activations(f"{path}/{name}", (_checked(path, arrays[name]),))
+    return Activations(f"{path}/{name}", (array,))
 
 
-def _numpy(path: Path) -> Any:
+class _Header(NamedTuple):
+    """What stands before the numbers of an array in numpy's format, and at which byte they begin."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype
+    begin: int
+
+    @property
+    def order(self) -> Any:
+        return "F" if self.is_fortran else "C"
+
+
+class _RefusedError(ValueError):
+    """An error that names its file."""
+
+
+def _as_numbers(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        if path.suffix == ".npy":
-            return np.lib.format.open_memmap(path, mode="r")
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:  # ValueError: objects, or another format
-        raise ValueError(f"{path}: cannot be read as numbers: {error}") from None
+        return read()
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for what is broken
+        raise ValueError(
+            f"{path}: cannot be read as numbers: {quoted(str(error) or type(error).__name__, 2 * MOST_QUOTED)}"
+        ) from None
 
 
-def _checked(path: Path, array: np.ndarray) -> np.ndarray:
-    if array.ndim != 2:
-        raise ValueError(f"{path}: expected (rows, d_in), got shape {array.shape}: reshape it, a row a token")
-    if array.dtype != _BFLOAT16 and not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path}: expected floating-point numbers, got {array.dtype}: save it as float32")
-    return array
+def _map_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        header = _npy_header(path, file, path.stat().st_size)
+    return np.memmap(path, header.dtype, "r", header.begin, header.shape, header.order)
+
+
+def _read_npz(path: Path, name: str | None) -> tuple[str, np.ndarray]:
+    """The one array that is asked for; only this one is read."""
+    with open_archive(path, compressed=True) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        name = _choice(path, "array", members, name)
+        with archive.open(members[name]) as file:  # before all is read, which its header may say is not needed
+            _npy_header(path, file, members[name].file_size)
+        content = archive.read(members[name])
+    header = _npy_header(path, io.BytesIO(content), len(content))
+    return name, np.frombuffer(content, header.dtype, offset=header.begin).reshape(header.shape, order=header.order)
+
+
+def _npy_header(path: Path, file: Any, n_bytes: int) -> _Header:
+    """Raises: _RefusedError unless the bytes that follow it are just the rows that it says."""
+    major, _ = np.lib.format.read_magic(file)
+    if major not in (1, 2):
+        raise ValueError(f"version {major} of the format, which only arrays with named fields have")
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    _check(path, shape, dtype)
+    header = _Header(shape, is_fortran, dtype, file.tell())
+    expected = header.begin + math.prod(shape) * dtype.itemsize
+    if min(shape) < 0 or expected != n_bytes:
+        raise ValueError(f"it has {n_bytes:,} bytes, expected {quoted(expected)} for shape {quoted(shape)}")
+    return header
+
+
+def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if len(shape) != 2:
+        raise _RefusedError(f"{path}: expected (rows, d_in), got shape {quoted(shape)}: reshape it, a row per token")
+    if dtype != _BFLOAT16 and not np.issubdtype(dtype, np.floating):
+        raise _RefusedError(f"{path}: expected floating-point numbers, got {quoted(str(dtype))}: save it as float32")
 
 
 def _choice(path: Path, kind: str, options: Any, name: str | None) -> str:
     """The one that is named, or the only one."""
     if name is None and len(options) == 1:
         return next(iter(options))
-    listed = ", ".join(map(repr, options)) or "none"
+    listed = quoted(", ".join(map(repr, options)) or "none")
     if name is None:
-        raise ValueError(f"{path}: expected one {kind} of activations, it has {listed}: give the name of one")
+        raise _RefusedError(f"{path}: expected one {kind} of activations, it has {listed}: give the name of one")
     if name not in options:
-        raise ValueError(f"{path}: has no {kind} {name!r}; it has {listed}")
+        raise _RefusedError(f"{path}: has no {kind} {quoted(repr(name))}; it has {listed}")
     return name
 
 
@@ -168,7 +225,9 @@ def _cached_columns(path: Path, name: str | None) -> tuple[np.ndarray, ...]:
         data = datasets.load_from_disk(str(path))
         columns = {key: value for key, value in data.features.items() if isinstance(value, datasets.Array2D)}
     except Exception as error:  # of many libraries below, with no type in common
-        raise ValueError(f"{path}: cannot be read as a folder of datasets: {error}") from None
+        raise ValueError(
+            f"{path}: cannot be read as a folder of datasets: {quoted(str(error), 2 * MOST_QUOTED)}"
+        ) from None
     name = _choice(path, "column", columns, name)
     d_in = columns[name].shape[1]
     return tuple(_rows(path, chunk, d_in) for chunk in data.data.column(name).chunks)
@@ -180,4 +239,6 @@ def _rows(path: Path, chunk: Any, d_in: int) -> np.ndarray:
         values = values.flatten()
     if values.null_count:
         raise ValueError(f"{path}: has missing values")
-    return _checked(path, values.to_numpy().reshape(-1, d_in))
+    rows = values.to_numpy().reshape(-1, d_in)
+    _check(path, rows.shape, rows.dtype)
+    return rows

@@ -1,6 +1,7 @@
 """A shard of the activation store: its arrays, their checks and sums."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from toy.checks import quoted
+
+SHARDS = r"shard-\d{5,}\.safetensors"  # the names of shards, as a pattern
 COLUMNS = ("token", "document", "position")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
@@ -32,12 +36,13 @@ def shard_name(i: int) -> str:
 
 def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | None) -> None:
     """Names, shapes and types; `sites` are what is known of them (d_in and type)."""
-    n_rows = len(shard[COLUMNS[0]]) if COLUMNS[0] in shard else 0
+    n_rows = shard[COLUMNS[0]].size if COLUMNS[0] in shard else 0
     found = {name: array for name, array in shard.items() if name not in COLUMNS}
     names = found if sites is None else sites
     if {*shard} != {*names, *COLUMNS} or not names:
         expected = ", ".join([*names, *COLUMNS])
-        raise StoreError(f"{path}: expected arrays {expected}, got {', '.join(sorted(shard)) or 'none'}")
+        got = ", ".join(sorted(shard)) or "none"
+        raise StoreError(f"{path}: expected arrays {quoted(expected)}, got {quoted(got)}")
     for name in COLUMNS:
         if shard[name].dtype != np.int32 or shard[name].shape != (n_rows,) or not n_rows:
             raise StoreError(f"{path}: {name}: expected int32 (rows), got {shard[name].dtype} {shard[name].shape}")
@@ -45,7 +50,25 @@ def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | No
         d_in, dtype = (array.shape[-1:], str(array.dtype)) if sites is None else ((sites[name][0],), sites[name][1])
         if array.shape != (n_rows, *d_in) or str(array.dtype) != dtype or dtype not in DTYPES or 0 in array.shape:
             wanted = "float32 or bfloat16" if dtype not in DTYPES else dtype
-            raise StoreError(f"{path}: {name}: expected {wanted} {(n_rows, *d_in)}, got {array.dtype} {array.shape}")
+            raise StoreError(
+                f"{path}: {quoted(name)}: expected {wanted} {(n_rows, *d_in)}, got {array.dtype} {array.shape}"
+            )
+
+
+def is_site(told: Any) -> bool:
+    """Whether this is what a manifest says of a site: d_in, type, the mean in every dimension and the mean norm."""
+    return (
+        isinstance(told, dict)
+        and told.keys() == {"d_in", "dtype", "mean", "mean_norm"}
+        and type(told["d_in"]) is int
+        and told["d_in"] > 0
+        and isinstance(told["dtype"], str)
+        and told["dtype"] in DTYPES
+        and isinstance(told["mean"], list)
+        and len(told["mean"]) == told["d_in"]
+        and all(type(number) is float and math.isfinite(number) for number in (*told["mean"], told["mean_norm"]))
+        and told["mean_norm"] >= 0
+    )
 
 
 class Total:

@@ -4,8 +4,9 @@ A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `p
 was killed goes on: `unfinished.json` stands in its folder until the manifest does.
 """
 
-import hashlib
+import contextlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +16,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from toy.checks import quoted
 from toy.facts import digest_of
-from toy.io import load_json, locked, map_arrays, plain, save_arrays, save_json
+from toy.io import (
+    content_digest,
+    is_part,
+    is_signed,
+    load_json,
+    locked,
+    map_arrays,
+    remove_parts,
+    save_arrays,
+    save_json,
+    signed,
+)
 from toy.matrix import Activations
-from toy.shards import Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
+from toy.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, is_site, sha256_of, shard_name
 
 __all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 _VERSION = 2
 _REMEDY = "copy it again, or delete the store and export it anew"
+_MOST_MANIFEST = 64 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,9 @@ class Store:
     def activations(self, site: str) -> Activations:
         """Raises: StoreError if the store has no such site."""
         if site not in self.sites:
-            raise StoreError(f"{self.folder}: has no site {site!r}; it has {', '.join(map(repr, self.sites))}")
+            raise StoreError(
+                f"{self.folder}: has no site {quoted(repr(site))}; it has {quoted(', '.join(map(repr, self.sites)))}"
+            )
         parts = tuple(shard[site] for shard in self._shards)
         return Activations(f"{self.folder}/{site}", parts, shuffled=True, digest=f"{self.digest} {site}")
 
@@ -108,7 +124,8 @@ def write_store(
             raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
     manifest = _read_manifest(folder)
     _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a finished store may stand where nothing can be written
+        (folder / UNFINISHED).unlink(missing_ok=True)
     return open_store(folder)
 
 
@@ -119,11 +136,11 @@ def _write_shards(
     total = Total()
     for i in range(plan["n_shards"]):
         path = folder / shard_name(i)
-        mark = f"{i} of {_content_digest(plan)}"
+        mark = f"{i} of {content_digest(plan)}"
         kept = _kept(path, mark)
         shard = make_shard(i) if kept is None else kept
         total.add(path, shard)
-        sha256 = save_arrays(path, shard, _metadata(shard, mark)) if kept is None else sha256_of(path)
+        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else sha256_of(path)
         n_rows, n_bytes = len(shard["token"]), path.stat().st_size
         told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
         if progress is not None:
@@ -131,15 +148,6 @@ def _write_shards(
     manifest = {"version": _VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
     save_json(folder / MANIFEST, signed(manifest), digits=None)
     (folder / UNFINISHED).unlink(missing_ok=True)  # another process that opens the store may do so, too
-
-
-def signed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the SHA-256 of its content, without which none is read."""
-    return {**manifest, "sha256": _content_digest({k: v for k, v in manifest.items() if k != "sha256"})}
-
-
-def _content_digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(plain(data, None), sort_keys=True).encode()).hexdigest()
 
 
 def open_store(folder: Path, *, verify: bool = True) -> Store:
@@ -180,12 +188,10 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     if unfinished.exists():
         _check_same(unfinished, _read_object(unfinished), plan)
     else:
-        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(f".{UNFINISHED}.")]
+        strangers = [path.name for path in folder.iterdir() if not is_part(path.name, re.escape(UNFINISHED))]
         if strangers:
-            raise StoreError(f"{folder}: holds other files ({strangers[0]}): give an empty folder")
-    for name in (UNFINISHED, MANIFEST, "shard-*"):  # what a write that was killed has left
-        for path in folder.glob(f".{name}.*"):
-            path.unlink()
+            raise StoreError(f"{folder}: holds other files ({quoted(strangers[0])}): give an empty folder")
+    remove_parts(folder, "|".join((re.escape(UNFINISHED), re.escape(MANIFEST), SHARDS)))
     if not unfinished.exists():
         save_json(unfinished, plan, digits=None)
 
@@ -197,29 +203,55 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
     for name in [*ours, *theirs]:
         was, now = theirs.get(name, "absent"), ours.get(name, "absent")
         if was != now:
-            raise StoreError(f"{path}: of another export: {name} was {was}, now is {now}: give another folder")
+            raise StoreError(
+                f"{path}: of another export: {quoted(name)} was {quoted(was)}, now is {quoted(now)}: give another "
+                "folder"
+            )
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        data = load_json(path)
+        data = load_json(path, most_bytes=_MOST_MANIFEST)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}: not a store, or one not finished") from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: broken: no JSON: {error}") from None
+    except ValueError as error:
+        raise StoreError(str(error)) from None
     if not isinstance(data, dict):
         raise StoreError(f"{path}: broken: expected an object")
     return data
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, each of its entries checked: its SHA-256 only tells that no one changed it by mistake."""
     path = folder / MANIFEST
     manifest = _read_object(path)
     if manifest.get("version") != _VERSION:
-        raise StoreError(f"{path}: of version {manifest.get('version')!r}, this reads {_VERSION}: export it anew")
-    if manifest.get("sha256") != signed(manifest)["sha256"]:
+        was = quoted(manifest.get("version"))
+        raise StoreError(f"{path}: of version {was}, this reads {_VERSION}: export it anew")
+    if not is_signed(manifest):
         raise _damaged(path, "its SHA-256 is not that of what it says")
+    if not isinstance(manifest.get("facts"), dict):
+        raise _damaged(path, "it says no facts")
+    for part, kind in (("sites", dict), ("shards", list)):
+        if not isinstance(manifest.get(part), kind) or not manifest[part]:
+            raise _damaged(path, f"it says no {part}")
+    for name, site in manifest["sites"].items():
+        if not is_site(site):
+            raise _damaged(path, f"what it says of site {quoted(name)} is not d_in, dtype, mean and mean_norm")
+    for i, told in enumerate(manifest["shards"]):
+        if not _is_shard(told, i):
+            raise _damaged(path, f"what it says of shard {i} is not the name {shard_name(i)}, rows, bytes and sha256")
     return manifest
+
+
+def _is_shard(told: Any, i: int) -> bool:
+    return (
+        isinstance(told, dict)
+        and told.keys() == {"name", "rows", "bytes", "sha256"}
+        and told["name"] == shard_name(i)  # and so no file elsewhere, and none twice
+        and all(type(told[name]) is int and told[name] > 0 for name in ("rows", "bytes"))
+        and isinstance(told["sha256"], str)
+    )
 
 
 def _kept(path: Path, mark: str) -> Shard | None:

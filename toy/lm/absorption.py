@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import minimize
 
 from toy.compare import ROUNDING
+from toy.compiled import compiled
 from toy.lm.tokens import Rows, words
 from toy.metrics import mean_known
 from toy.sae import RELU, SAE, Activation, encode
@@ -80,7 +81,7 @@ def fit_probe(
     return found.x[:-1] / np.linalg.norm(found.x[:-1])
 
 
-@jax.jit
+@compiled()
 @partial(jax.value_and_grad, argnums=0)
 def _probe_loss(flat: Array, x: Array, signs: Array, weights: Array, l2: Array) -> Array:
     logits = x @ flat[:-1] + flat[-1]
@@ -136,7 +137,7 @@ def best_latents(
     return latent, correlation[latent, np.arange(len(latent))]
 
 
-@partial(jax.jit, static_argnames="activation")
+@compiled(static_argnames="activation")
 def _products(
     sae: SAE, x: Float[Array, "rows d_in"], present: Float[Array, "rows n_concepts"], *, activation: Activation
 ) -> tuple[Array, ...]:
@@ -235,4 +236,4 @@ def _encoded(
     return np.concatenate(parts)[: len(x)]
 
 
-_encode = jax.jit(encode, static_argnums=2)
+_encode = compiled(static_argnums=2)(encode)

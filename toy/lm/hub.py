@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from toy.checks import quoted
 from toy.extras import optional
 
 PREFIX = "hub:"
@@ -45,4 +46,4 @@ def fetch_stories(name: str) -> Path | list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return quoted((str(error).strip().splitlines() or [type(error).__name__])[0])

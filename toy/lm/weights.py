@@ -11,10 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from toy.io import load_json, plain, save_json, writing
+from toy.checks import POSITIVE, Real, Whole, check_numbers, quoted
+from toy.io import load_arrays, load_json, plain, save_arrays, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig
 from toy.lm.torch_file import read_torch_file
@@ -33,6 +32,12 @@ _GPT_NEO = {
     ".scale": ".weight",
     ".kernel": ".weight",
 }
+_MOST_CONFIG = 2**20  # bytes
+_MOST_SIZE = 2**24  # of any dimension; the tensors are compared with the sizes before anything is allocated
+_MOST_LAYERS = 512
+_SAVED_WITH = "toy.config"  # among the metadata of our own tensors: the configuration that they belong to
+_SIZES = ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window")
+_MOST_TOLD = 1_000  # characters of the names of tensors that a message repeats
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")
 
 
@@ -43,7 +48,7 @@ def load_model(path: Path | str, *, n_heads: int | None = None) -> LM:
     number of heads is 16 at d_model 768 and else `n_heads`. Raises: ValueError in one line naming what is wrong.
     """
     path = _from_hub(path) if isinstance(path, str) and is_hub_name(path) else Path(path)
-    build = _of_folder(path) if path.is_dir() else partial(tiny_model_from, _read_tensors(path), n_heads)
+    build = _of_folder(path) if path.is_dir() else partial(tiny_model_from, _read_tensors(path)[0], n_heads)
     try:
         return build()
     except ValueError as error:
@@ -51,10 +56,17 @@ def load_model(path: Path | str, *, n_heads: int | None = None) -> LM:
 
 
 def save_model(folder: Path, lm: LM) -> None:
-    """Write a model as a folder: `config.json` and `model.safetensors`, a tensor's name being its path in the model."""
-    with writing(folder / _TENSORS) as file:
-        file.write(save(_parameters(lm)))
-    save_json(folder / _CONFIG, asdict(lm.cfg))
+    """Write a model as a folder: `config.json` and `model.safetensors`, a tensor's name being its path in the model.
+
+    The tensors say what `config.json` they belong to, and hold a SHA-256 of all, which `load_model` checks.
+
+    Raises: ValueError naming the parameters that are not finite; OSError.
+    """
+    parameters = _parameters(lm)
+    _check_finite(parameters)
+    config = plain(asdict(lm.cfg), None)
+    save_arrays(folder / _TENSORS, parameters, {_SAVED_WITH: json.dumps(config, sort_keys=True)})
+    save_json(folder / _CONFIG, config, digits=None)
 
 
 def model_digest(lm: LM) -> str:
@@ -70,6 +82,8 @@ def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None)
     """The model of a state dict of noanabeshima/tiny_model. Raises: ValueError naming every tensor that is wrong."""
     layers = {name.split(".")[1] for name in state if name.startswith("torso.") and name.count(".") > 1}
     sizes: dict[str, Any] = {"vocab_size": 1, "context": 1, "d_model": 1, "d_mlp": 1, "n_layers": max(1, len(layers))}
+    if len(layers) > _MOST_LAYERS:
+        raise ValueError(f"tensors: of {len(layers):,} layers, at most {_MOST_LAYERS:,} are read")
     _check_names(_shapes(LMConfig(n_heads=1, **sizes), _TINY_MODEL), state)
     if state["embed.weight"].ndim == 2:
         sizes["vocab_size"], sizes["d_model"] = state["embed.weight"].shape
@@ -85,31 +99,52 @@ def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None)
 def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> LM:
     """The model of Transformers' GPTNeoForCausalLM. Raises: ValueError naming every tensor that is wrong."""
     if config.get("activation_function", "gelu_new") != "gelu_new":
-        raise ValueError(f"activation_function: only gelu_new is known, got {config['activation_function']!r}")
-    if not config.get("tie_word_embeddings", True):
+        got = quoted(repr(config["activation_function"]))
+        raise ValueError(f"activation_function: only gelu_new is known, got {got}")
+    if config.get("tie_word_embeddings", True) is not True:
         raise ValueError("tie_word_embeddings: only true is known")
     try:
-        kinds = config.get("attention_layers") or [
-            kind for pattern, times in config["attention_types"] for kind in list(pattern) * times
-        ]
-        cfg = LMConfig(
-            family="gpt_neo",
-            vocab_size=config["vocab_size"],
-            context=config["max_position_embeddings"],
-            n_layers=config["num_layers"],
-            d_model=config["hidden_size"],
-            n_heads=config["num_heads"],
-            d_mlp=config.get("intermediate_size"),
-            window=config.get("window_size", 256),
-            attention=tuple(kinds),
-            norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        )
+        values: dict[str, Any] = {
+            "vocab_size": config["vocab_size"],
+            "context": config["max_position_embeddings"],
+            "n_layers": config["num_layers"],
+            "d_model": config["hidden_size"],
+            "n_heads": config["num_heads"],
+            "d_mlp": config.get("intermediate_size"),
+            "window": config.get("window_size", 256),
+            "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+            "attention": config.get("attention_layers") or _expanded(config["attention_types"], config["num_layers"]),
+        }
     except KeyError as error:
         raise ValueError(f"config: {error.args[0]} is missing") from None
-    except TypeError as error:
-        raise ValueError(f"config: a value of a wrong type: {str(error).splitlines()[0]}") from None
+    cfg = _config(values | {"family": "gpt_neo"})
     weights = {k: v for k, v in state.items() if k != "lm_head.weight" and not k.endswith(_NOT_WEIGHTS)}
     return _model_from(cfg, weights, _GPT_NEO)
+
+
+def _expanded(types: Any, n_layers: Any) -> list[str]:
+    """`[[["global", "local"], 2]]` as the kind of each layer."""
+    if not isinstance(types, list) or not all(
+        isinstance(one, list) and len(one) == 2 and isinstance(one[0], list) and type(one[1]) is int for one in types
+    ):
+        raise ValueError(f"attention_types: expected lists of kinds with a number each, got {quoted(types)}")
+    if sum(len(pattern) * max(0, times) for pattern, times in types) != n_layers:
+        raise ValueError(f"attention: must be global or local for each of {quoted(n_layers)} layers: {quoted(types)}")
+    return [kind for pattern, times in types for kind in pattern * times]
+
+
+def _config(values: dict[str, Any]) -> LMConfig:
+    """Numbers are checked before anything is allocated or traced."""
+    sizes: dict[str, Whole | Real] = {name: Whole(1, _MOST_SIZE) for name in _SIZES}
+    for name, value in values.items():
+        if name in sizes and not (type(value) is int or (value is None and name == "d_mlp")):
+            raise ValueError(f"config: {name}: must be an integer, got {quoted(value)}")
+    check_numbers(values, sizes | {"n_layers": Whole(1, _MOST_LAYERS), "norm_eps": POSITIVE})
+    kinds = values["attention"]
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
+    attention: Any = None if kinds is None else tuple(kinds)
+    return LMConfig(**(values | {"attention": attention}))
 
 
 def _from_hub(name: str) -> Path:
@@ -127,40 +162,42 @@ def _from_hub(name: str) -> Path:
 def _of_folder(folder: Path) -> Callable[[], LM]:
     """What makes a model of the files of a folder."""
     try:
-        config = load_json(folder / _CONFIG)
-    except (OSError, ValueError) as error:  # ValueError: no text, or no JSON
-        raise ValueError(f"{folder / _CONFIG}: cannot be read as JSON: {error}") from None
+        config = load_json(folder / _CONFIG, most_bytes=_MOST_CONFIG)
+    except OSError as error:
+        raise ValueError(f"{folder / _CONFIG}: cannot be read as JSON: {error.strerror or error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / _CONFIG}: expected an object")
     if indices := sorted(folder.glob("*.index.json")):
         raise ValueError(f"{indices[0]}: a model in several files is not read: save it as one (max_shard_size)")
-    state = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
+    state, metadata = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
     if config.get("model_type") == "gpt_neo":
         return partial(gpt_neo_from, state, config)
-    return lambda: _model_from(_own_config(config), state, {})
+    return partial(_own_from, config, state, metadata)
 
 
-def _read_tensors(path: Path) -> Mapping[str, np.ndarray]:
+def _read_tensors(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
+    """Tensors by name, and the metadata of the file."""
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read as tensors: {error}") from None
+        return load_arrays(path)
     tensors = read_torch_file(path)
     if isinstance(tensors, np.ndarray):
         raise ValueError(f"{path}: a single tensor, and not those of a model by name")
-    return tensors
+    return tensors, {}
+
+
+def _own_from(config: dict[str, Any], state: Mapping[str, np.ndarray], metadata: dict[str, str]) -> LM:
+    lm = _model_from(_own_config(config), state, {})
+    if metadata.get(_SAVED_WITH, told := json.dumps(config, sort_keys=True)) != told:
+        raise ValueError(f"{_CONFIG} is not the one that {_TENSORS} was saved with: save the model again")
+    return lm
 
 
 def _own_config(config: dict[str, Any]) -> LMConfig:
     names = {field.name for field in fields(LMConfig)}
     if config.keys() != names:
-        raise ValueError(f"{_CONFIG}: expected just the keys {', '.join(sorted(names))}, got {', '.join(config)}")
-    try:
-        values: dict[str, Any] = config | {"attention": config["attention"] and tuple(config["attention"])}
-        return LMConfig(**values)
-    except TypeError as error:
-        raise ValueError(f"{_CONFIG}: a value of a wrong type: {str(error).splitlines()[0]}") from None
+        got = quoted(", ".join(config))
+        raise ValueError(f"{_CONFIG}: expected just the keys {', '.join(sorted(names))}, got {got}")
+    return _config(config)
 
 
 def _parameters(lm: LM) -> dict[str, np.ndarray]:
@@ -195,7 +232,15 @@ def _check_names(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, np.n
     missing, extra = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
     parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(extra)}"] * bool(extra)
     if parts:
-        raise ValueError(f"tensors: {'; '.join(parts)}")
+        raise ValueError(f"tensors: {quoted('; '.join(parts), _MOST_TOLD)}")
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray]) -> None:
+    """In float32, which is what they are used in."""
+    with np.errstate(over="ignore"):
+        wrong = [name for name, values in tensors.items() if not np.isfinite(values.astype(np.float32)).all()]
+    if wrong:
+        raise ValueError(f"tensors: not finite in float32: {quoted(', '.join(wrong))}")
 
 
 def _model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LM:
@@ -204,7 +249,8 @@ def _model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[s
     wrong = [f"{k} has shape {v.shape}, not {shapes[k]}" for k, v in state.items() if v.shape != shapes[k]]
     wrong += [f"{k} has {v.dtype} values" for k, v in state.items() if not jnp.issubdtype(v.dtype, jnp.floating)]
     if wrong:
-        raise ValueError(f"tensors: {'; '.join(wrong)}")
+        raise ValueError(f"tensors: {quoted('; '.join(wrong), _MOST_TOLD)}")
+    _check_finite(state)
     graph, flat = _abstract(cfg)
     loaded = []
     for path, leaf in flat:
