@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 from tqdm import tqdm
 
+from experiments.cache import user_cache
 from experiments.cli import clean_exit, parse
+from toy.checks import quoted
 from toy.extras import optional
 from toy.io import load_tree
 from toy.sweep.cell import as_data, cell_digest, cell_key
@@ -30,8 +31,9 @@ from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
+from toy.sweep.text import MOST_JSON, sweep_data
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
+KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STUB = "stub"  # in place of the code's version
 
 
@@ -84,7 +86,7 @@ class Options:
 
 
 def main() -> None:
-    with clean_exit("finished cells are kept: the same command goes on with those that are missing"):
+    with clean_exit(KEPT):
         options = parse(Options, prog="python -m experiments.sweep", description=__doc__)
         if options.stub and options.store is None:
             raise ValueError("--stub: give a --store for its zeros, so that nobody takes them for results")
@@ -92,7 +94,7 @@ def main() -> None:
         if options.cell is not None:
             print(json.dumps(one_cell(sweep, options.cell), indent=1))
             return
-        path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
+        path = user_cache("sweeps", f"{sweep.name}.sqlite") if options.store is None else options.store
         engine = make_engine(options, path)
         code = STUB if options.stub else code_version(platform(options))
         if path.is_file() and path.stat().st_size:
@@ -100,9 +102,12 @@ def main() -> None:
         if options.dry_run:
             store = read_store(path, None if options.extend else sweep) if path.exists() else None
             finished = set() if store is None else store.finished(failed=not options.retry)
+            if store is not None:
+                tell_damaged(store)
             print("\n".join(describe(make_plan(sweep, finished, code))))
             return
         store = open_store(path, sweep, extend=options.extend)
+        store.discard(tell_damaged(store))
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
@@ -110,6 +115,15 @@ def main() -> None:
         print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
         if n_rows < plan.n_cells:
             raise ValueError(f"{path}: {plan.n_cells - n_rows:,} cells have no row: start again to run them")
+
+
+def tell_damaged(store: SweepStore) -> list[str]:
+    """The keys of rows that are not as they were written, which count as missing."""
+    keys = store.damaged()
+    if keys:
+        told = f"{len(keys):,} rows are damaged, which a start of the sweep runs again: {', '.join(map(str, keys[:3]))}"
+        print(quoted(f"{store.path}: {told}"), file=sys.stderr)
+    return keys
 
 
 def check_zeros(path: Path, stub: bool) -> None:
@@ -136,19 +150,22 @@ def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
 
 def read_sweep(path: Path) -> Sweep:
     """Of a file, or of the record of a report on it. Raises: ValueError naming the file and what is wrong in it."""
+    shown = quoted(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open(encoding="utf-8-sig") as file:
+            data = sweep_data(file.read(MOST_JSON + 1), is_json=path.suffix == ".json")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{shown}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown}: neither YAML nor JSON: not UTF-8 text") from None
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
     if isinstance(data, dict) and {"config", "results"} <= data.keys():  # the record of a report
         data = data["config"]
     try:
         return parse_sweep(data, lambda tree: load_tree(path.parent / tree), name=path.stem)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shown}: {error}") from None
 
 
 def make_engine(options: Options, store: Path) -> Engine:
@@ -209,23 +226,29 @@ def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Op
 
 @contextmanager
 def interrupts(told: bool) -> Iterator[None]:
-    """The first ends the sweep once the groups under way are stored, which is told; the second ends it at once."""
-    n = 0
+    """The first interrupt, or termination, ends the sweep once the groups under way are stored, which is told; the
+    second ends it at once. After a termination the exit code is 143."""
+    signals: list[int] = []
 
-    def interrupt(*_: Any) -> None:
-        nonlocal n
-        n += 1
-        if n > 1:
-            os._exit(130)  # nothing is half-written: the store is whole at any moment
+    def interrupt(number: int, _: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            os._exit(128 + number)  # nothing is half-written: the store is whole at any moment
         if told:
             print("\nstopping after the groups under way; interrupt again to drop them", file=sys.stderr)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        if signal.SIGTERM not in signals:
+            raise
+        print(f"terminated; {KEPT}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import submitit
 from killed import few_lanes, run_and_die_once, small_sweep
 from test_shard import start
 
-from toy import prefixes
+from toy import prefixes, step
 from toy.dictionary import _superposed, make_directions
 from toy.evaluate import evaluate
 from toy.node import Node
@@ -33,6 +34,7 @@ from toy.train import Hypers, TrainConfig, train, trained_sae
 from toy.tree import held_out_key, sample_features
 from toy.trees import RegularTree
 
+RBG = "jax_default_prng_impl=rbg"
 SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}
 CELLS = [
     Cell(RegularTree(n_roots=1, branching=branching, n_lone=3), Training(objective=objective, seed=seed, **SHORT))
@@ -79,6 +81,22 @@ def test_neighbours_and_lanes_change_not_one_bit() -> None:
     assert metrics_of(CELLS[::-1]) == together[::-1]
     many = [CELLS[i % 4] for i in range(program.MOST_LANES)]
     assert metrics_of(many) == together * (len(many) // 4)
+
+
+def test_a_function_that_was_replaced_trains_with_what_it_now_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, loss = metrics_of(CELLS[:1]), step.sae_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "sae_loss", lambda *given, **options: loss(*given, **options | {"sparsity": "log"}))
+        replaced = metrics_of(CELLS[:1])
+        with pytest.raises(
+            ValueError, match=r"^toy\.step\.sae_loss: replaced while the program runs, .* use run_cells"
+        ):
+            make_plan(small_sweep())
+    assert replaced != before
+    training = CELLS[0].training
+    logarithmic = CELLS[0]._replace(training=replace(training, sparsity="log"))
+    assert replaced == metrics_of([logarithmic])
+    assert metrics_of(CELLS[:1]) == before
 
 
 def test_a_row_has_every_metric_and_the_sizes() -> None:
@@ -253,18 +271,49 @@ def test_another_version_of_the_code_makes_all_cells_anew(tmp_path: Path) -> Non
 def test_a_worker_with_other_code_stops_the_sweep_and_fails_no_cell(tmp_path: Path) -> None:
     sweep = small_sweep()
     store = opened(tmp_path, sweep)
-    told = rf"workers failed: a worker has \({re.escape(code_version())}\), the driver \(other\): install the same"
+    told = (
+        rf"workers failed: a worker has \({re.escape(code_version())}\), the driver \(other\): install and set the same"
+    )
     with pytest.raises(WorkerFault, match=told):
         run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
     assert [row.error is not None for row in store.rows()] == [True] * 8  # the impossible ones
 
 
 def test_a_version_of_the_code_is_its_source_its_libraries_and_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
     assert re.fullmatch(r"source \w{16}, jax [\d.]+, jaxlib [\d.]+, optax [\d.]+, numpy .+, cpu", code_version())
     assert code_version("gpu") == code_version()[:-3] + "gpu"
-    before = code_version.__wrapped__()
+    before = lanes._source_and_libraries.__wrapped__()
     monkeypatch.setattr(lanes, "version", lambda name: "0")
-    assert code_version.__wrapped__() != before
+    assert lanes._source_and_libraries.__wrapped__() != before
+
+
+def test_cells_trained_with_other_settings_of_jax_are_not_finished(tmp_path: Path) -> None:
+    sweep = parse_sweep({"axes": {"seed": [0]}, "fixed": {**SHORT, "n_steps": 5}}, lambda name: pytest.fail(name))
+    store = opened(tmp_path, sweep)
+    run_plan(sweep, make_plan(sweep), store, LocalEngine())
+    assert make_plan(sweep, store.finished()).n_finished == 1
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        plan = make_plan(sweep, store.finished())
+        assert (plan.n_finished, plan.n_missing) == (0, 1)
+        run_plan(sweep, plan, store, LocalEngine())
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+    assert make_plan(sweep, store.finished()).n_finished == 1
+    first, second = store.rows()
+    assert first.metrics != second.metrics  # so they must not share a key
+    assert {first.code, second.code} == {code_version(), code_version().replace("cpu", "cpu, " + RBG)}
+
+
+def test_a_worker_with_other_settings_stops_the_sweep(tmp_path: Path) -> None:
+    """A setting of this thread alone is not one of the engine's threads."""
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    told = r"the driver \(.*jax_enable_x64=True.*\): install and set the same"
+    with jax.enable_x64(True), pytest.raises(WorkerFault, match=told):
+        run_plan(sweep, make_plan(sweep), store, LocalEngine())
+    assert [row.error is not None for row in store.rows()] == [True] * 8  # the impossible ones
 
 
 class Faulty:

@@ -198,7 +198,7 @@ BOMBS: dict[str, tuple[Callable[[], str], str]] = {
     "a repeated key among very many": (lambda: repeated(200_000), "not JSON: the key k0 stands twice"),
     "a key of a million characters": (lambda: '{"active_prob": 1, "%s": 1}' % ("k" * 10**6), "root: unknown key 'kkk"),
     "one of surrogates": (lambda: '{"active_prob": 1, "\\ud800\\n": 1}', r"root: unknown key '\\ud800\\n'"),
-    "a million characters twice": (lambda: "{" + LONG_KEY + ", " + LONG_KEY + "}", "not a tree: the key 'kk"),
+    "a million characters twice": (lambda: "{" + LONG_KEY + ", " + LONG_KEY + "}", "not JSON: the key kk"),
     "a number out of range": (lambda: '{"active_prob": 1e400}', r"root\.active_prob: inf is outside"),
     "one below it": (lambda: '{"active_prob": -1e400}', r"root\.active_prob: -inf is outside"),
     "NaN": (lambda: '{"active_prob": 0.5, "magnitude_std": NaN}', r"root\.magnitude_std: nan is outside"),
