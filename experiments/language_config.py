@@ -1,10 +1,10 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from unicodedata import normalize
 
+from experiments.cache import user_cache
 from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
 from toy.lm.hub import is_hub_name
@@ -131,7 +131,7 @@ class LanguageConfig:
     own_models: bool | None = None
     """Every seed has a language model of its own, and a built-in corpus of its own, too; else the first seed's serve
     all, with one order of the rows. Default: for the built-in corpus."""
-    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy"
+    cache: Path = user_cache()
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:

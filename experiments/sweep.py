@@ -9,19 +9,18 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from tqdm import tqdm
 
+from experiments.cache import user_cache
 from experiments.cli import clean_exit, parse
+from experiments.progress import progress_bar
+from experiments.signals import interruptible
 from toy.extras import optional
 from toy.io import load_tree
 from toy.sweep.cell import as_data, cell_digest, cell_key
@@ -31,7 +30,8 @@ from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-toy" / "sweeps"
+CACHE = user_cache("sweeps")
+STOPPING = "stopping after the groups under way; interrupt again to drop them"
 STUB = "stub"  # in place of the code's version
 
 
@@ -194,38 +194,17 @@ def _minutes(plan: Plan) -> str:
 def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Options) -> None:
     told = {"cells": 0, "failed": 0}
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=plan.cost, desc=sweep.name, bar_format=form, disable=None, leave=False) as bar:
+    with progress_bar(plan.cost, sweep.name, unit=None, stops=False, bar_format=form) as bar:
 
         def progress(done: Done) -> None:
             told["cells"] += done.n_rows
             told["failed"] += done.n_failed
-            bar.set_postfix_str(f"{told['cells']:,} cells, {told['failed']:,} failed", refresh=False)
+            bar.tell(f"{told['cells']:,} cells, {told['failed']:,} failed")
             bar.update(done.cost)
 
         what = stub_cells if options.stub else run_cells
-        with interrupts(options.engine == "local"):
+        with interruptible(STOPPING if options.engine == "local" else ""):
             run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
-
-
-@contextmanager
-def interrupts(told: bool) -> Iterator[None]:
-    """The first ends the sweep once the groups under way are stored, which is told; the second ends it at once."""
-    n = 0
-
-    def interrupt(*_: Any) -> None:
-        nonlocal n
-        n += 1
-        if n > 1:
-            os._exit(130)  # nothing is half-written: the store is whole at any moment
-        if told:
-            print("\nstopping after the groups under way; interrupt again to drop them", file=sys.stderr)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:
