@@ -1,7 +1,7 @@
 """What the experiments on trained SAEs share: options, training over seeds, and numbers a seed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from toy.dictionary import make_directions
 from toy.evaluate import Evaluation, evaluate
-from toy.io import load_tree
+from toy.io import read_tree
 from toy.loss import Sparsity
 from toy.metrics import Mixing
-from toy.node import Node
+from toy.node import Node, walk
 from toy.prefixes import Weighting
 from toy.sae import RELU, SAE, Activation
 from toy.source import TreeSource
@@ -24,6 +24,34 @@ from toy.trees import TREES
 
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
+
+
+class GivenTree:
+    """A tree that has been read, in place of its file: the file may change while the experiment runs.
+
+    Two are equal where the trees are, whatever their names. `notes` say in one line each how the tree was read.
+    """
+
+    def __init__(self, name: str, root: Node, notes: tuple[str, ...] = ()) -> None:
+        self.name, self.root, self.notes = name, root, notes
+        self._content = tuple((parent, *_own(node)) for _, parent, node in walk(root))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GivenTree) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GivenTree":
+        return self  # `dataclasses.asdict` would copy every node
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _own(node: Node) -> tuple[Any, ...]:
+    """The fields of a node without its children: their comparison would recurse as deep as the tree."""
+    return tuple(value for name, value in vars(node).items() if name != "children")
 
 
 @dataclass(frozen=True)
@@ -106,9 +134,26 @@ class Study(NamedTuple):
     W_feat: np.ndarray  # [n_seeds n_features d_in]
 
 
+def with_tree(cfg: Any) -> Any:
+    """The configuration with the tree itself in place of its name, read once; others come back as they are.
+
+    Raises: `TreeError` naming the file.
+    """
+    if not isinstance(cfg, TreeConfig) or cfg.tree is None or isinstance(cfg.tree, GivenTree):
+        return cfg
+    return replace(cfg, tree=read_given(cfg.tree))
+
+
+def read_given(tree: Path) -> GivenTree:
+    """A named tree, or that of a file. Raises: `TreeError` naming the file."""
+    name = str(tree)
+    return GivenTree(name, TREES[name]()) if name in TREES else GivenTree(name, *read_tree(tree))
+
+
 def load_root(cfg: TreeConfig) -> Node:
-    name = "reference" if cfg.tree is None else str(cfg.tree)
-    return TREES[name]() if name in TREES else load_tree(Path(name))
+    """The configuration's tree; a file is read only where `with_tree` has not done so. Raises: `TreeError`."""
+    given = with_tree(cfg).tree
+    return TREES["reference"]() if given is None else given.root
 
 
 def seed_keys(cfg: TreeConfig) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +212,7 @@ def train_seeds(
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
-    shared = study_options(cfg)
+    shared = replace(study_options(cfg), tree=GivenTree("", study.root))
     if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
