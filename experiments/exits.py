@@ -105,14 +105,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _missing_device() -> str | None:
-    """Whether errors may come of a JAX_PLATFORMS that this machine does not have."""
+    """What is wrong with JAX_PLATFORMS, if it is: errors of many kinds come of a device that is not there."""
     given = os.environ.get("JAX_PLATFORMS", "")
     if not given:
         return None
     try:
         jax.devices()
-    except Exception as error:
-        return f"JAX_PLATFORMS={quoted(given, 40)}: unset it or set it to cpu: {' '.join(str(error).split())}"
+    except Exception:
+        return f"JAX_PLATFORMS={quoted(given, 40)}: JAX has no such device here: unset it, or set it to cpu"
     return None
 
 

@@ -1,6 +1,7 @@
 """What `python -m experiments.NAME` sets before it imports anything large: importing takes seconds and may fail."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -8,6 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from experiments.signals import SIGNALS
+
+MOST_TOLD = 400  # characters of an error
 
 
 def start() -> None:
@@ -23,7 +26,7 @@ def start() -> None:
 def show_any_text() -> None:
     """Escape what the encoding of the terminal or pipe does not have, instead of failing to print it."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # neither None, as where they are closed, nor a buffer of text
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -34,14 +37,12 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Errors of imports, such as those of JAX's settings in the environment."""
-    try:
-        from experiments.exits import report
-
-        code = report(error) if isinstance(error, Exception) else None
-    except Exception:  # what the report needs cannot be imported itself
-        code = None
-    if code is None:
+    """Errors of imports, such as those of JAX's settings in the environment, in one line."""
+    if os.environ.get("TRACEBACK") or not isinstance(error, Exception):
         sys.__excepthook__(kind, error, trace)
         return
-    os._exit(code)  # Python itself would exit with 1
+    text = ascii(" ".join(str(error).split()))[1:-1][:MOST_TOLD]
+    with contextlib.suppress(OSError):
+        how = "check the environment's settings, or set TRACEBACK=1 for the traceback"
+        os.write(2, f"error: cannot start: {kind.__name__}: {text}: {how}\n".encode())
+    os._exit(2)  # Python itself would exit with 1
