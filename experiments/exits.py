@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Iterator
 
@@ -16,10 +17,6 @@ MOST_TOLD = 600  # characters of an error
 NOTHING_KEPT = "nothing of the unfinished experiment was written"
 INTERRUPTED = 128  # to which the signal's number is added, as shells do
 _USERS = (ValueError, OSError, ImportError, RecursionError, MemoryError, OverflowError)
-
-
-class NoReaderError(BrokenPipeError):
-    """Whoever read stdout has had enough."""
 
 
 @contextlib.contextmanager
@@ -59,7 +56,8 @@ def use_all_cores() -> None:
 
 def report(error: Exception) -> int | None:
     """Print an error in one line. Returns the exit code, or None if the traceback is wanted."""
-    if isinstance(error, NoReaderError):
+    if isinstance(error, BrokenPipeError) and _is_left():
+        _drop_output()
         return INTERRUPTED + 13  # SIGPIPE's number, as of other programs before `| head`
     if os.environ.get("TRACEBACK"):
         return None
@@ -122,8 +120,21 @@ def _flush() -> None:
         return
     try:
         sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python, which tries again when it exits
-        if isinstance(error, BrokenPipeError):
-            raise NoReaderError from None
+    except OSError:
+        if not _is_left():
+            _drop_output()
         raise
+
+
+def _drop_output() -> None:
+    """What stdout could not be given is not to be tried again by Python when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_left() -> bool:
+    """Whether nobody reads stdout any longer, as after `| head`. Other broken pipes are errors."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,6 +1,7 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
-from dataclasses import dataclass, field, fields, replace
+import dataclasses
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -131,7 +132,7 @@ class LanguageConfig:
     own_models: bool | None = None
     """Every seed has a language model of its own, and a built-in corpus of its own, too; else the first seed's serve
     all, with one order of the rows. Default: for the built-in corpus."""
-    cache: Path = field(default_factory=user_cache)
+    cache: Path = dataclasses.field(default_factory=user_cache)
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.study import Progress
 from toy.io import is_signed, load_json, locked, plain, save_json, signed
-from toy.provenance import code_digest, file_digest
+from toy.provenance import code_digest, file_digest, jax_flags
 from toy.shards import sha256_of
 
 DONE = "stage.json"  # written last
@@ -26,13 +26,15 @@ def stage(
 ) -> Path:
     """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
 
-    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count.
-    `stage.json` holds the SHA-256 of itself and of every file beside it; stores, in folders of their own, check theirs.
+    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count,
+    and settings of JAX that change numbers and are not at their defaults. `stage.json` holds the SHA-256 of itself and
+    of every file beside it; stores, in folders of their own, check theirs.
 
     Raises: ValueError naming a file of a finished stage that has changed since.
     """
     made_by = {"code": code_digest(*code), "maker": file_digest(make.__module__), "libraries": library_versions()}
-    facts = {**made_by, **facts}
+    flags = jax_flags()
+    facts = {**made_by, **({"flags": flags} if flags else {}), **facts}
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
     if (folder / DONE).exists():
         _verify(folder)

@@ -32,7 +32,7 @@ def show_any_text() -> None:
 
 def _leave(number: int, frame: Any) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, b"interrupted\n")
+        os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
     os._exit(128 + number)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from experiments.cache import user_cache
 from experiments.cli import clean_exit, parse
 from experiments.progress import progress_bar
 from experiments.signals import interruptible
+from toy.checks import quoted
 from toy.extras import optional
 from toy.io import load_tree
 from toy.sweep.cell import as_data, cell_digest, cell_key
@@ -29,8 +29,10 @@ from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from toy.sweep.lanes import code_version, run_cells
 from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
+from toy.sweep.text import MOST_JSON, sweep_data
 
 CACHE = user_cache("sweeps")
+KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STOPPING = "stopping after the groups under way; interrupt again to drop them"
 STUB = "stub"  # in place of the code's version
 
@@ -84,7 +86,7 @@ class Options:
 
 
 def main() -> None:
-    with clean_exit("finished cells are kept: the same command goes on with those that are missing"):
+    with clean_exit(KEPT):
         options = parse(Options, prog="python -m experiments.sweep", description=__doc__)
         if options.stub and options.store is None:
             raise ValueError("--stub: give a --store for its zeros, so that nobody takes them for results")
@@ -100,9 +102,12 @@ def main() -> None:
         if options.dry_run:
             store = read_store(path, None if options.extend else sweep) if path.exists() else None
             finished = set() if store is None else store.finished(failed=not options.retry)
+            if store is not None:
+                tell_damaged(store)
             print("\n".join(describe(make_plan(sweep, finished, code))))
             return
         store = open_store(path, sweep, extend=options.extend)
+        store.discard(tell_damaged(store))
         plan = make_plan(sweep, store.finished(failed=not options.retry), code)
         print("\n".join(describe(plan)), file=sys.stderr)
         run(sweep, plan, store, engine, options)
@@ -110,6 +115,15 @@ def main() -> None:
         print(f"{sweep.name}: {n_rows:,} of {plan.n_cells:,} cells have a row, {n_failed:,} failed: {path}")
         if n_rows < plan.n_cells:
             raise ValueError(f"{path}: {plan.n_cells - n_rows:,} cells have no row: start again to run them")
+
+
+def tell_damaged(store: SweepStore) -> list[str]:
+    """The keys of rows that are not as they were written, which count as missing."""
+    keys = store.damaged()
+    if keys:
+        told = f"{len(keys):,} rows are damaged, which a start of the sweep runs again: {', '.join(map(str, keys[:3]))}"
+        print(quoted(f"{store.path}: {told}"), file=sys.stderr)
+    return keys
 
 
 def check_zeros(path: Path, stub: bool) -> None:
@@ -136,19 +150,22 @@ def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
 
 def read_sweep(path: Path) -> Sweep:
     """Of a file, or of the record of a report on it. Raises: ValueError naming the file and what is wrong in it."""
+    shown = quoted(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open(encoding="utf-8-sig") as file:
+            data = sweep_data(file.read(MOST_JSON + 1), is_json=path.suffix == ".json")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{shown}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown}: neither YAML nor JSON: not UTF-8 text") from None
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
     if isinstance(data, dict) and {"config", "results"} <= data.keys():  # the record of a report
         data = data["config"]
     try:
         return parse_sweep(data, lambda tree: load_tree(path.parent / tree), name=path.stem)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shown}: {error}") from None
 
 
 def make_engine(options: Options, store: Path) -> Engine:

@@ -17,6 +17,7 @@ import tyro
 
 from experiments import sweep_plots
 from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, load_record, parse, versions, write_figure
+from experiments.sweep import tell_damaged
 from experiments.sweep_page import SHOWN, page, summary
 from experiments.sweep_table import Table, default_axes, table_of
 from toy.io import plain, save_json, writing
@@ -80,6 +81,7 @@ def main() -> None:
 def make_record(store: SweepStore) -> dict[str, Any]:
     """Of the rows by this code if there are any, else by the code of the latest. Raises: ValueError without rows."""
     sweep = sweep_of(store)
+    tell_damaged(store)
     codes = store.codes()
     if not codes:
         raise ValueError(f"{store.path}: has no rows yet; run the sweep first")

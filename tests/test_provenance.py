@@ -1,11 +1,19 @@
-"""Which code a digest is of."""
+"""Which code a digest is of, and which settings of JAX count."""
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments import stages
+from experiments.stages import stage
 from toy import provenance
-from toy.provenance import code_digest
+from toy.checkpoint import FileCheckpoint
+from toy.prefixes import full
+from toy.provenance import code_digest, jax_flags
+from toy.source import ArraySource
+from toy.train import Hypers, TrainConfig, train
 
 FILES = {
     "toy/a.py": "import numpy\nfrom toy.b import thing\n",
@@ -51,3 +59,63 @@ def test_a_digest_is_of_a_module_and_all_that_it_imports(
 def test_a_module_that_is_not_there_is_named(project: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match=r"toy\.nowhere: no module of this project"):
         code_digest("toy.nowhere")
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+
+
+def test_settings_at_their_defaults_are_not_told(unset: None) -> None:
+    assert jax_flags() == {}
+    known = provenance._JAX_DEFAULTS
+    assert {name: provenance._shown(jax.config.values[name]) for name in known} == known  # no name is misspelt
+
+
+def test_settings_that_change_numbers_are_told_as_they_are_now(unset: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"), jax.threefry_partitionable(False):
+        told = {"jax_default_matmul_precision": "bfloat16", "jax_enable_x64": "True"}
+        assert jax_flags() == told | {"jax_threefry_partitionable": "False"}
+    with jax.numpy_dtype_promotion("strict"):
+        assert jax_flags() == {"jax_numpy_dtype_promotion": "strict"}
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert jax_flags() == {"NVIDIA_TF32_OVERRIDE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("--xla_backend_optimization_level=0", {"xla_backend_optimization_level": "0"}),
+        ("--xla_a=1 --xla_cpu_enable_fast_math  --xla_a=2", {"xla_a": "2", "xla_cpu_enable_fast_math": "true"}),
+        ("--xla_force_host_platform_device_count=2 --xla_dump_to=/x --xla_dump_hlo_as_text", {}),
+        ("--xla_disable_hlo_passes='a b,c'", {"xla_disable_hlo_passes": "a b,c"}),
+        ("--xla_a='b", {"xla_a": "'b"}),
+        ("  ", {}),
+    ],
+)
+def test_flags_of_xla_count_unless_they_are_known_not_to(
+    text: str, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", text)
+    assert jax_flags() == told
+
+
+def test_flags_of_xla_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flags").write_text("--xla_a=1\n--xla_b=2\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    assert jax_flags() == {"xla_a": "1", "xla_b": "2"}
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_a_stage_has_another_folder(
+    tmp_path: Path, unset: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, source = TrainConfig(4, n_steps=2, batch_size=4), ArraySource(jnp.eye(4))
+    hypers, key = Hypers(full(4), target_l0=1.0), jax.random.key(0)
+    train(key, source, hypers, cfg=cfg, checkpoint=FileCheckpoint(tmp_path / "run"))
+    monkeypatch.setattr(stages, "file_digest", lambda module: "of this test")
+    folder = stage(tmp_path, "s", {}, (), lambda folder: None)
+    assert stage(tmp_path, "s", {}, (), lambda folder: pytest.fail("made twice")) == folder
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
+    assert stage(tmp_path, "s", {}, (), lambda folder: None) != folder
+    with pytest.raises(ValueError, match=r"flags\.xla_backend_optimization_level = absent, which now is 1"):
+        train(key, source, hypers, cfg=cfg, checkpoint=FileCheckpoint(tmp_path / "run"))

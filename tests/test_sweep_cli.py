@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from commands import exit_code
 
-from experiments import cli, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
+from experiments import cli, signals, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
 from toy.sweep.drive import make_plan, open_store, read_store, run_plan, stub_cells
 from toy.sweep.engines import LocalEngine
@@ -285,7 +286,7 @@ def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
 
     monkeypatch.setattr(os, "_exit", leave)
     before = signal.getsignal(signal.SIGINT)
-    with sweep.interrupts(told=True):
+    with signals.interruptible(sweep.STOPPING):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert "stopping after the groups under way" in capsys.readouterr().err
@@ -294,13 +295,44 @@ def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_termination_is_as_an_interrupt_with_an_exit_code_of_its_own(capsys: pytest.CaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), cli.clean_exit(sweep.KEPT), signals.interruptible(sweep.STOPPING):
+        signal.raise_signal(signal.SIGTERM)
+    error = capsys.readouterr().err
+    assert "stopping after the groups under way" in error
+    assert "terminated; finished cells are kept" in error
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_damaged_row_is_told_and_its_cell_run_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.sqlite"
+    store.write_bytes((made / "s.sqlite").read_bytes())
+    (key, *_) = read_store(store).finished(failed=False)
+    with sqlite3.connect(store) as inside:
+        inside.execute("UPDATE cells SET metrics = replace(metrics, '1', '2') WHERE key = ?", (key,))
+    inside.close()
+    assert command(monkeypatch, sweep_report, store, "--out", tmp_path) == 0
+    assert f"s.sqlite: 1 rows are damaged, which a start of the sweep runs again: {key}" in capsys.readouterr().err
+    assert record_at(tmp_path / "sweep_small.json")["results"]["n_missing"] == 1
+    assert command(monkeypatch, sweep, made / "small.yaml", "--store", store) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("1 rows are damaged") == 1
+    assert "16 cells: 15 finished, 1 to train" in captured.err
+    assert [row._replace(seconds=0.0) for row in read_store(store).rows()] == [
+        row._replace(seconds=0.0) for row in read_store(made / "s.sqlite").rows()
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("axes: {brunching: [2]}", "bad.yaml: brunching: no axis of these trees; did you mean branching"),
         ("axes: [", "bad.yaml: neither YAML nor JSON"),
         ("- 1", "bad.yaml: a sweep is an object with entries"),
-        ("[" * 3_000, "bad.yaml: neither YAML nor JSON"),
+        ("[" * 3_000, "bad.yaml: is nested too deeply"),
         ("axes: {tree: [nowhere.json]}", "nowhere.json: No such file"),
         ("axes: {seed: [0]}\nfixed: {lerning_rate: 1}", "did you mean learning_rate"),
     ],

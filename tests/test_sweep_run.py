@@ -33,6 +33,7 @@ from toy.train import Hypers, TrainConfig, train, trained_sae
 from toy.tree import held_out_key, sample_features
 from toy.trees import RegularTree
 
+RBG = "jax_default_prng_impl=rbg"
 SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}
 CELLS = [
     Cell(RegularTree(n_roots=1, branching=branching, n_lone=3), Training(objective=objective, seed=seed, **SHORT))
@@ -253,18 +254,49 @@ def test_another_version_of_the_code_makes_all_cells_anew(tmp_path: Path) -> Non
 def test_a_worker_with_other_code_stops_the_sweep_and_fails_no_cell(tmp_path: Path) -> None:
     sweep = small_sweep()
     store = opened(tmp_path, sweep)
-    told = rf"workers failed: a worker has \({re.escape(code_version())}\), the driver \(other\): install the same"
+    told = (
+        rf"workers failed: a worker has \({re.escape(code_version())}\), the driver \(other\): install and set the same"
+    )
     with pytest.raises(WorkerFault, match=told):
         run_plan(sweep, make_plan(sweep, store.finished(), "other"), store, LocalEngine())
     assert [row.error is not None for row in store.rows()] == [True] * 8  # the impossible ones
 
 
 def test_a_version_of_the_code_is_its_source_its_libraries_and_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
     assert re.fullmatch(r"source \w{16}, jax [\d.]+, jaxlib [\d.]+, optax [\d.]+, numpy .+, cpu", code_version())
     assert code_version("gpu") == code_version()[:-3] + "gpu"
-    before = code_version.__wrapped__()
+    before = lanes._source_and_libraries.__wrapped__()
     monkeypatch.setattr(lanes, "version", lambda name: "0")
-    assert code_version.__wrapped__() != before
+    assert lanes._source_and_libraries.__wrapped__() != before
+
+
+def test_cells_trained_with_other_settings_of_jax_are_not_finished(tmp_path: Path) -> None:
+    sweep = parse_sweep({"axes": {"seed": [0]}, "fixed": {**SHORT, "n_steps": 5}}, lambda name: pytest.fail(name))
+    store = opened(tmp_path, sweep)
+    run_plan(sweep, make_plan(sweep), store, LocalEngine())
+    assert make_plan(sweep, store.finished()).n_finished == 1
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        plan = make_plan(sweep, store.finished())
+        assert (plan.n_finished, plan.n_missing) == (0, 1)
+        run_plan(sweep, plan, store, LocalEngine())
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+    assert make_plan(sweep, store.finished()).n_finished == 1
+    first, second = store.rows()
+    assert first.metrics != second.metrics  # so they must not share a key
+    assert {first.code, second.code} == {code_version(), code_version().replace("cpu", "cpu, " + RBG)}
+
+
+def test_a_worker_with_other_settings_stops_the_sweep(tmp_path: Path) -> None:
+    """A setting of this thread alone is not one of the engine's threads."""
+    sweep = small_sweep()
+    store = opened(tmp_path, sweep)
+    told = r"the driver \(.*jax_enable_x64=True.*\): install and set the same"
+    with jax.enable_x64(True), pytest.raises(WorkerFault, match=told):
+        run_plan(sweep, make_plan(sweep), store, LocalEngine())
+    assert [row.error is not None for row in store.rows()] == [True] * 8  # the impossible ones
 
 
 class Faulty:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from toy import prefixes
 from toy.node import Node
 from toy.sweep.cell import Cell, GivenTree, Training, as_data, built, cell_key, d_in, n_latents, root_of, target_l0
 from toy.sweep.program import program_of
@@ -12,10 +13,14 @@ from toy.sweep.spec import Sweep, parse_sweep
 from toy.trees import RandomTree, RegularTree, reference_tree
 
 AXES = {"branching": [2, 3], "objective": ["vanilla", "expected_10"], "seed": {"range": [0, 3]}}
+UNFIT = ("a/b", "..", "a\\b", "", " ", 5, None, "a\0", "-a", "a\nb", "a\u202eb", "\ud800", "é" * 101)
+DEEP: list = []
+for _ in range(10_000):
+    DEEP = [DEEP]
 
 
 def no_file(name: str) -> Node:
-    raise ValueError(f"{name}: No such file")
+    raise ValueError("No such file")
 
 
 def parse(axes: Any = None, **entries: Any) -> Sweep:
@@ -114,8 +119,8 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"objective": ["sampled_0"]}, "objective: expected vanilla, all, sampled_N"),
         ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
         ({"edge_prob": [1.5]}, r"edge_prob: 1.5 is outside \[0, 1\]"),
-        ({"max_cosine": [1.5]}, r"max_cosine: 1.5 is outside \(0, 1\]"),
-        ({"seed": [2**32]}, "seed: 4294967296 is above 4294967295"),
+        ({"max_cosine": [1.5]}, "max_cosine: must be at most 1, got 1.5"),
+        ({"seed": [2**32]}, "seed: must be at most 4,294,967,295, got 4294967296"),
         ({"seed": [-1]}, "seed: must not be negative, got -1"),
         ({"tree": ["random"], "tree_seed": [-1]}, "seed: must not be negative, got -1"),
         ({"seed": []}, "seed: expected a list of values"),
@@ -124,9 +129,25 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"seed": {"range": [0, 9, 0]}}, "seed: range needs two integers, or three of which the last is not 0"),
         ({"learning_rate": ["a1e-3"]}, "learning_rate: expected float, got 'a1e-3'"),
         ({"learning_rate": ["1e999"]}, "learning_rate: expected float, got inf"),
-        ({"tree": ["nowhere.json"]}, "nowhere.json: No such file"),
+        ({"tree": ["nowhere.json"]}, "^tree: nowhere.json: No such file$"),
         ({"tree": ["regular", "random"], "branching": [2]}, "branching: expected tuple"),
         ({"tree": [{"active_prob": 1}]}, "tree: expected the name of a generator, a tree or a file"),
+        ({"seed": {"range": [0, 10**9]}}, r"^seed: has more than 1,000,000 values$"),
+        ({"seed": {"range": [0, 10**40]}}, r"^seed: has more than 1,000,000 values$"),
+        ({"seed": {"range": [10**40, 0, -1]}}, r"^seed: has more than 1,000,000 values$"),
+        ({"seed": {"range": [0, 5000]}, "depth": {"range": [1, 5000]}}, "^axes: make 24,995,000 cells, at most"),
+        ({"learning_rate": [10**400]}, r"^learning_rate: expected float, got a number of 1,329 bits$"),
+        ({"branching": [10**400]}, r"^branching: expected int, got a number of 1,329 bits$"),
+        ({"learning_rate": [1e39]}, r"^learning_rate: must be at most 3\.4\d+e\+38, got 1e\+39$"),  # of float32
+        ({"n_steps": [10**12]}, r"^n_steps: must be at most 1,000,000,000, got 1000000000000$"),
+        ({"b1": [1.0]}, r"^b1: must be below 1, got 1\.0$"),
+        ({"n_eval_rows": [0]}, r"^n_eval_rows: must be at least 1, got 0$"),
+        ({"objective": ["sampled_" + "9" * 5000]}, r"^objective: expected vanilla.* got 'sampled_9{290}…$"),
+        ({"x" * 10**5: [1]}, r"^x{59}…: no axis of these trees; there are tree, b1, .{,400}$"),
+        ({"tree": ["x" * 10**5]}, r"^tree: x{59}…: No such file$"),
+        ({"tree": ["a\nb"]}, r"^tree: a\\nb: No such file$"),
+        ({"tree": ["a\0b"]}, r"^tree: a\\x00b: No such file$"),
+        ({"tree": ["\ud800"]}, r"^tree: \\ud800: has a lone surrogate: no file can be called so$"),
         ({True: [1]}, "True: names are text, got bool"),
         ({}, "axes: expected an object of at least one axis"),
         ([], "axes: expected an object of at least one axis"),
@@ -147,8 +168,11 @@ def test_an_axis_that_cannot_be_is_named(axes: Any, message: str) -> None:
         ({"fixed": [1]}, "fixed: expected an object"),
         ({"metrics": ["hole_rates"]}, "metrics: 'hole_rates' is none; did you mean hole_rate"),
         ({"metrics": "fvu"}, "metrics: expected a list of names, got 'fvu'"),
-        *(({"name": name}, "name: files are called by it") for name in ("a/b", "..", "a\\b", "", " ", 5, None, "a\0")),
-        ({"trees": {"x": {1, 2}}, "axes": {"tree": ["x"]}}, "trees: x: is not JSON: Object of type set"),
+        *(({"name": name}, "name: files are called by it") for name in UNFIT),
+        ({"name": "x" * 10**5}, "^name: files are called by it, expected at most 200 bytes, got 'x{298}…$"),
+        ({"trees": {"x": [1]}, "axes": {"tree": ["x"]}}, "^tree: x: root: expected an object, got a list$"),
+        ({"trees": {"x": DEEP}, "axes": {"tree": ["x"]}}, "^tree: x: is"),
+        ({"trees": {"x": {1, 2}}, "axes": {"tree": ["x"]}}, "tree: x: is not JSON: Object of type set"),
         ({"metrics": 5}, "metrics: expected a list of names, got 5"),
         ({"trees": [1]}, "trees: expected an object of names and trees, got list"),
         ({"fixed": {"tree": ["reference"]}}, "tree: expected the name of a generator"),
@@ -181,7 +205,34 @@ def test_impossible_trees_are_cells_that_have_no_program() -> None:
 
 
 def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
-    for axes in ({"branching": [10**6], "depth": [5]}, {"latents_per_feature": [1e9]}, {"d_in": [10**9]}):
+    for axes, told in (
+        ({"branching": [10**6], "depth": [5]}, "are built"),
+        ({"latents_per_feature": [1e9]}, "of each are trained"),
+        ({"d_in": [10**9]}, "of each are trained"),
+        ({"latents_per_feature": [3000]}, "GB are given to a cell: lower one of them"),
+        ({"batch_size": [10**8]}, "GB are given to a cell"),
+        ({"n_eval_rows": [10**8]}, "GB are given to a cell"),
+        ({"d_in": [60_000]}, "GB are given to a cell"),
+        ({"n_roots": [10_000], "depth": [0], "d_in": [300], "max_cosine": [0.9]}, "GB are given to a cell"),
+        ({"latents_per_feature": [400], "objective": ["expected_4000"], "n_eval_rows": [9]}, "of the two multiplied"),
+    ):
         (cell,) = parse(axes).cells()
-        with pytest.raises(ValueError, match=r"at most [\d,]+ (are built|of each are trained)"):
+        with pytest.raises(ValueError, match=rf"at most [\d,]+ .*{told}"):
             program_of(cell)
+
+
+def test_planning_wide_cells_computes_no_weighting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact expectation over 40,000 latents takes seconds."""
+    few = prefixes.inclusion_probabilities
+    monkeypatch.setattr(
+        prefixes, "inclusion_probabilities", lambda rates, n: few(rates, n) if len(rates) < 9 else 1 / 0
+    )
+    axes = {"latents_per_feature": [2000], "objective": ["expected_10", "sampled_10", "balanced_.5"]}
+    found = [program_of(cell) for cell in parse(axes, fixed={"n_eval_rows": 100}).cells()]
+    assert [(program.cfg.n_latents, program.n_prefixes) for program in found] == [(65_536, n) for n in (0, 10, 0)]
+
+
+def test_cells_as_large_as_before_are_possible() -> None:
+    for latents, rows, width in ((1, 5_000, 32), (200, 5_000, 512), (800, 5_000, 512), (1_600, 1_000, 512)):
+        (cell,) = parse({"latents_per_feature": [latents]}, fixed={"n_eval_rows": rows, "d_in": width}).cells()
+        assert program_of(cell).n_lanes >= 1

@@ -1,5 +1,8 @@
 """Rows of a sweep: whole or not there, each once, and only of the sweep that the store is of."""
 
+import json
+import os
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from toy.sweep import table
 from toy.sweep.lanes import Row
 from toy.sweep.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
 
@@ -131,7 +135,7 @@ def test_a_store_of_another_format_or_that_is_missing_or_cannot_be_made_is_refus
     with sqlite3.connect(tmp_path / "s.sqlite") as inside:
         inside.execute("UPDATE about SET value = '\"other\"' WHERE name = 'format'")
     inside.close()
-    with pytest.raises(SweepStoreError, match=r"of format 'other', this reads 'matryoshka toy sweep 1'"):
+    with pytest.raises(SweepStoreError, match=r"of format 'other', this reads 'matryoshka toy sweep 2': give another"):
         store(tmp_path)
     with pytest.raises(SweepStoreError, match=r"nowhere: there is no such store; run the sweep first"):
         read_sweep_store(tmp_path / "nowhere")
@@ -141,3 +145,150 @@ def test_a_store_of_another_format_or_that_is_missing_or_cannot_be_made_is_refus
     (tmp_path / "folder").mkdir()
     with pytest.raises(SweepStoreError, match=r"folder: is a folder: give a file as --store"):
         open_sweep_store(tmp_path / "folder", ABOUT)
+
+
+# --- damage, full disks, folders that only can be read ----------------------------------------------------
+
+
+def in_file(path: Path, statement: str, *values: Any) -> None:
+    with sqlite3.connect(path / "s.sqlite") as inside:
+        inside.execute(statement, values)
+    inside.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("metrics", '{"fvu": 0.2, "hole_rate": null}'),  # one bit
+        ("metrics", '{"fvu": 0.1'),
+        ("metrics", None),
+        ("metrics", b"\xff\xfe"),
+        ("error", "it broke"),
+        ("code", "cod"),
+        ("key", "b"),
+        ("seconds", 0.25),
+        ("seconds", "text"),
+        ("digest", "0" * 32),
+    ],
+)
+def test_a_damaged_row_counts_as_missing_and_is_replaced(column: str, value: Any, tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    kept.add("code", [("a", GOOD), ("c", GOOD)])
+    in_file(tmp_path, f"UPDATE cells SET {column} = ? WHERE key = 'a'", value)
+    key = "b" if column == "key" else "a"
+    assert kept.damaged() == [key]
+    assert kept.finished() == kept.finished_of(["a", "b", "c"]) == {"c"}
+    assert [row.key for row in kept.rows()] == ["c"]
+    assert kept.add("code", [(key, GOOD)]) == 1
+    assert kept.finished() == {key, "c"}
+    assert kept.damaged() == []
+
+
+def test_damaged_rows_can_be_removed(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    kept.add("code", [("a", GOOD), ("c", GOOD)])
+    in_file(tmp_path, "UPDATE cells SET key = 'zz' WHERE key = 'a'")
+    kept.discard(kept.damaged())
+    assert (kept.damaged(), kept.finished()) == ([], {"c"})
+
+
+def old_store(path: Path) -> None:
+    """As stores were before rows had digests."""
+    with sqlite3.connect(path / "s.sqlite") as made:
+        made.execute("CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        made.execute(
+            "CREATE TABLE cells (key TEXT PRIMARY KEY, code TEXT NOT NULL, metrics TEXT, error TEXT, "
+            "seconds REAL NOT NULL, finished REAL NOT NULL)"
+        )
+        told = {"format": "matryoshka toy sweep 1", **ABOUT}
+        made.executemany("INSERT INTO about VALUES (?, ?)", [(name, json.dumps(value)) for name, value in told.items()])
+        rows = [("a", "code", '{"fvu": 0.1}', None, 1.0, 2.0), ("b", "code", '{"fvu": 0.', None, 1.0, 2.0)]
+        made.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", rows)
+    made.close()
+
+
+def test_a_store_without_digests_is_read_and_has_them_from_the_next_row_on(tmp_path: Path) -> None:
+    old_store(tmp_path)
+    before = (tmp_path / "s.sqlite").read_bytes()
+    reader = read_sweep_store(tmp_path / "s.sqlite", ABOUT)
+    assert [(row.key, row.metrics) for row in reader.rows()] == [("a", {"fvu": 0.1})]
+    assert reader.damaged() == ["b"]  # which is no JSON
+    assert (tmp_path / "s.sqlite").read_bytes() == before
+    kept = store(tmp_path)
+    assert kept.add("code", [("b", GOOD), ("c", GOOD)]) == 2
+    assert kept.about()["format"] == "matryoshka toy sweep 2"
+    assert (kept.finished(), kept.damaged()) == ({"a", "b", "c"}, [])
+    in_file(tmp_path, "UPDATE cells SET metrics = '{}' WHERE key = 'c'")
+    assert store(tmp_path).damaged() == ["c"]
+
+
+def test_a_file_that_is_damaged_is_told_in_one_line(tmp_path: Path) -> None:
+    store(tmp_path).add("code", [(f"k{i}", GOOD) for i in range(2_000)])
+    content = bytearray((tmp_path / "s.sqlite").read_bytes())
+    content[20_000:40_000] = b"\xff" * 20_000
+    (tmp_path / "s.sqlite").write_bytes(content)
+    with pytest.raises(SweepStoreError, match=r"^\S*s\.sqlite: is damaged \(.*malformed\): give another --store$"):
+        list(store(tmp_path, None).rows())
+
+
+def test_what_a_store_says_of_itself_may_be_damaged(tmp_path: Path) -> None:
+    store(tmp_path)
+    in_file(tmp_path, "UPDATE about SET value = '{\"name\": ' WHERE name = 'sweep'")
+    with pytest.raises(SweepStoreError, match=r"s\.sqlite: is damaged: give another --store"):
+        store(tmp_path, None)
+
+
+def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store(tmp_path)
+    kept.add("code", [("a", GOOD)])
+    connect = sqlite3.connect
+
+    def full(*given: Any, **options: Any) -> Any:
+        connection = connect(*given, **options)
+        connection.execute("PRAGMA max_page_count = 10")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(SweepStoreError, match=r"s\.sqlite: the disk is full: make room and start again"):
+        kept.add("code", [(f"k{i}", GOOD) for i in range(5_000)])
+    assert kept.finished() == {"a"}
+
+
+def test_an_interrupt_leaves_no_half_of_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store(tmp_path)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "discard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept.add("code", [("a", GOOD)])
+    assert kept.add("code", [("a", GOOD)]) == 1
+
+
+def test_a_finished_store_is_read_in_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path).add("code", [("a", GOOD)])
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    seen: list[str] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda file, **options: seen.append(file) or connect(file, **options))
+    reader = read_sweep_store(tmp_path / "s.sqlite", ABOUT)
+    for _ in reader.rows():
+        assert [path.name for path in tmp_path.iterdir()] == ["s.sqlite"]  # SQLite made nothing beside it
+    assert all(uri.endswith("?mode=ro&immutable=1") for uri in seen)
+
+
+def test_rows_that_are_still_in_the_log_are_read_in_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = store(tmp_path)
+    (tmp_path / "copy").mkdir()
+    with kept._connected():  # an open connection keeps the log
+        kept.add("code", [("a", GOOD)])
+        for file in tmp_path.glob("s.sqlite*"):
+            shutil.copy(file, tmp_path / "copy")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert store(tmp_path / "copy", None).finished() == {"a"}

@@ -7,6 +7,7 @@ from typing import Any
 from toy.config import TrainConfig
 from toy.facts import config_facts, tree_facts
 from toy.loop import Facts, reading_ahead
+from toy.provenance import jax_flags
 from toy.source import Batches, Source, Stream
 
 MAX_CHUNK_MB = 64  # of a stream's batches, counted as float32; a batch that is larger is read alone
@@ -55,6 +56,7 @@ def run_facts(keys: Any, source: Source | Stream, hypers: Any, cfg: TrainConfig)
     else:
         of_source = tree_facts("source", source)
     return {
+        **{f"flags.{name}": value for name, value in jax_flags().items()},
         **config_facts("cfg", cfg),
         **tree_facts("key", keys),
         **tree_facts("hypers", hypers),

@@ -4,9 +4,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from toy import prefixes
+from toy.checks import SEED, Real, Whole, check_numbers, quoted
 from toy.config import Hypers, TrainConfig
 from toy.loss import Sparsity
 from toy.node import Node
@@ -17,8 +20,10 @@ from toy.trees import RandomTree, RegularTree, random_tree, regular_tree
 
 D_IN = 32  # the least; doubled until it holds the features
 OBJECTIVES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
-MAX_SEED = 2**32 - 1
+MOST_NAME = 40  # characters of an objective's name
 _HYPERS = Hypers._field_defaults
+_MOST_FLOAT32 = float(np.finfo(np.float32).max)  # as which they are trained with
+_UP_TO_FLOAT32 = Real(least=0, most=_MOST_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -56,24 +61,48 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
         make_weighting(self.objective, 2)
-        TrainConfig(1, n_steps=self.n_steps, batch_size=self.batch_size, sparsity=self.sparsity)
-        for name in ("latents_per_feature", "l0_ratio", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
-        for name in ("norm_std", "sparsity_coef", "control_rate", "reinit_below", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative, got {getattr(self, name)}")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1)")
-        for name in ("d_in", "n_eval_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.max_cosine is not None and not 0 < self.max_cosine <= 1:
-            raise ValueError(f"max_cosine: {self.max_cosine} is outside (0, 1]")
-        if self.seed > MAX_SEED:
-            raise ValueError(f"seed: {self.seed} is above {MAX_SEED}")
+        train_config(1, self.n_steps, self.batch_size, self.sparsity)
+
+
+_NUMBERS = {  # of a training, and what they may be
+    "latents_per_feature": Real(above=0, most=1e9),
+    "l0_ratio": Real(above=0, most=1e9),
+    "d_in": Whole(),
+    "max_cosine": Real(above=0, most=1),
+    "norm_std": _UP_TO_FLOAT32,
+    "n_steps": Whole(most=10**9),
+    "batch_size": Whole(most=10**9),
+    "learning_rate": Real(above=0, most=_MOST_FLOAT32),
+    "b1": Real(least=0, below=1),
+    "b2": Real(least=0, below=1),
+    "clip_norm": Real(above=0, most=_MOST_FLOAT32),
+    "sparsity_coef": _UP_TO_FLOAT32,
+    "control_rate": _UP_TO_FLOAT32,
+    "reinit_below": _UP_TO_FLOAT32,
+    "n_eval_rows": Whole(most=10**9),
+    "seed": SEED,
+}
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, int | float | None):  # a sweep has few different ones, and many cells
+        _check_number_once(name, value)
+    else:
+        check_numbers({name: value}, {name: _NUMBERS[name]})
+
+
+@lru_cache(4_096, typed=True)
+def _check_number_once(name: str, value: float | None) -> None:
+    check_numbers({name: value}, {name: _NUMBERS[name]})
+
+
+@lru_cache(1_024, typed=True)
+def train_config(n_latents: int, n_steps: int, batch_size: int, sparsity: Sparsity) -> TrainConfig:
+    """Made once for all cells that share it. Raises: ValueError."""
+    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, sparsity=sparsity)
 
 
 class Cell(NamedTuple):
@@ -86,6 +115,8 @@ def make_weighting(objective: str, n_latents: int) -> Weighting:
     """Arrays of the host. Raises: ValueError if there is no such objective."""
     kind, _, number = objective.partition("_")
     try:
+        if len(objective) > MOST_NAME:
+            raise ValueError
         if objective == "vanilla":
             return prefixes.full(n_latents)
         if objective == "all":
@@ -96,7 +127,7 @@ def make_weighting(objective: str, n_latents: int) -> Weighting:
             return prefixes.balanced(n_latents, float(number))
     except ValueError:
         pass  # no number, or one that cannot be
-    raise ValueError(f"objective: expected {OBJECTIVES}, got {objective!r}")
+    raise ValueError(f"objective: expected {OBJECTIVES}, got {quoted(repr(objective))}")
 
 
 def root_of(spec: TreeSpec) -> Node:

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toy.checks import quoted
 from toy.sweep.cell import Cell, cell_key
 from toy.sweep.engines import Engine, Failure, WorkerFault
 from toy.sweep.lanes import FACTS, METRICS, Row, code_version, run_cells
 from toy.sweep.program import Program, program_of
 from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore, open_sweep_store, read_sweep_store
+from toy.sweep.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
 
 MOST_ROWS = 1_000  # of impossible cells, written at once
 MOST_LOST = 10  # groups without an answer, before it is clear that others will have none, either
@@ -70,8 +71,13 @@ def read_store(path: Path, sweep: Sweep | None = None) -> SweepStore:
 
 
 def sweep_of(store: SweepStore) -> Sweep:
+    """The sweep that a store is of. Raises: SweepStoreError if the store does not say it."""
     about = store.about()
-    return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
+    try:
+        return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
+    except (KeyError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, ValueError) else "nothing is said of its sweep"
+        raise SweepStoreError(f"{quoted(str(store.path))}: is damaged: {why}: give another --store") from None
 
 
 def _about(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,7 +105,7 @@ def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), c
         try:
             groups.setdefault(program_of(cell), []).append(place)
         except (ValueError, RecursionError, MemoryError) as error:  # the last two: a tree that is far too large
-            impossible.append((place, str(error) or type(error).__name__))
+            impossible.append((place, quoted(str(error)) or type(error).__name__))
     ordered = dict(sorted(groups.items(), key=lambda item: -item[0].cost))
     return Plan(code, len(seen), len(seen & finished), ordered, impossible)
 
@@ -186,7 +192,7 @@ def _cost(group: Group) -> float:
 def _rows_of(group: Group, *, run: Run, code: str) -> list[Row]:
     """What a worker does."""
     if run is run_cells and code_version() != code:
-        raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install the same")
+        raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install and set the same")
     return run(group.cells)
 
 

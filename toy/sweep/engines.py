@@ -1,5 +1,7 @@
 """Who runs a sweep's groups of cells: this process, a Ray cluster, or Slurm. All run the same function."""
 
+import os
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
+from toy.checks import quoted
 from toy.extras import optional
 
 Task = TypeVar("Task")
@@ -60,17 +63,17 @@ class LocalEngine:
                     running[threads.submit(call, task, device)] = task, device
                 if not running:
                     return
-                interrupted = False
+                interrupt = None
                 try:
                     finished = wait(running, return_when=FIRST_COMPLETED).done
-                except KeyboardInterrupt:  # what is under way cannot be stopped, so it need not be lost
-                    finished, interrupted = wait(running).done, True
+                except KeyboardInterrupt as error:  # what is under way cannot be stopped, so it need not be lost
+                    finished, interrupt = wait(running).done, error
                 for done in finished:
                     task, device = running.pop(done)
                     free.append(device)
                     yield task, done.result()
-                if interrupted:
-                    raise KeyboardInterrupt
+                if interrupt is not None:
+                    raise interrupt
 
 
 def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failure:
@@ -85,12 +88,14 @@ def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failur
 
 def failure(error: Exception, *, of_worker: bool) -> Failure:
     text = str(error) if isinstance(error, WorkerFault) else f"{type(error).__name__}: {error}"
-    return Failure(" ".join(text.split())[:MOST_TOLD], of_worker)
+    return Failure(quoted(" ".join(text.split()), MOST_TOLD), of_worker)
 
 
 @dataclass(frozen=True)
 class RayEngine:
     """On a Ray cluster: a task a group, as many at a time as the cluster has room for. Extra `cluster`.
+
+    A cluster that it starts itself listens on 127.0.0.1 alone, and to who has a token that only this process knows.
 
     A task whose worker dies is run again by Ray, on another one.
     """
@@ -100,9 +105,14 @@ class RayEngine:
     gpus: float = 0
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        if self.address is None:
+            for name, value in _OWN_CLUSTER.items():  # Ray reads these when it is imported
+                os.environ.setdefault(name, value)
         ray = optional("ray", "cluster", "the Ray engine")
         if not ray.is_initialized():
             ray.init(self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            if self.address is None:
+                _check_own_cluster(ray)
         self._check(ray.nodes())
 
         def call(task: Any) -> Any:
@@ -136,6 +146,26 @@ class RayEngine:
         if self.address is None:
             raise ValueError(f"{told}: ask for fewer, or give the address of a cluster that has them")
         warnings.warn(f"{told}: waiting for the cluster to grow", stacklevel=2)
+
+
+_OWN_CLUSTER = {  # of a cluster that is this process' own: others have no access to it
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: the cluster is on 127.0.0.1 alone
+}
+_LEAST_RAY = (2, 52)  # knows tokens
+
+
+def _check_own_cluster(ray: Any) -> None:
+    """A cluster runs whatever code it is sent. Raises: ValueError, without the cluster, if others could send some."""
+    why = None
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _LEAST_RAY:
+        why = f"Ray {ray.__version__} asks nobody for a token: install {'.'.join(map(str, _LEAST_RAY))} or later"
+    elif any(node["NodeManagerAddress"] not in ("127.0.0.1", "::1") for node in ray.nodes()):
+        why = "Ray was imported before, and so listens to other machines: import it later, or start a cluster yourself"
+    if why is not None:
+        ray.shutdown()
+        raise ValueError(f"the Ray engine: {why}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from toy.evaluate import Evaluation, evaluate
 from toy.grid import each_lane
 from toy.metrics import Mixing
 from toy.padding import pad_tree, pad_weighting
-from toy.provenance import code_digest
+from toy.provenance import code_digest, jax_flags
 from toy.sae import SAE, encode
 from toy.source import TreeSource
 from toy.state import init_state, trained_sae
@@ -33,6 +33,9 @@ OF_EVALUATION = (
 FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
 METRICS = (*OF_EVALUATION, *Mixing._fields)  # which it has unless it failed
 LIBRARIES = ("jax", "jaxlib", "optax", "numpy", "scipy")
+
+
+Flags = tuple[tuple[str, str], ...]
 
 
 class Row(NamedTuple):
@@ -57,13 +60,23 @@ class Outcome(NamedTuple):
     acts: Float[Array, "lanes rows n_latents"]
 
 
-@cache
 def code_version(platform: str | None = None) -> str:
-    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, and the platform
-    (cpu, gpu or tpu) that JAX computes on, of which None is this process' own."""
-    libraries = (f"{name} {version(name)}" for name in LIBRARIES)
-    source = code_digest("toy.sweep.lanes")[:16]
-    return ", ".join((f"source {source}", *libraries, platform or jax.default_backend()))
+    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, the platform (cpu,
+    gpu or tpu) that JAX computes on, of which None is this process' own, and JAX's settings where they are not at
+    their defaults (`toy.provenance.jax_flags`)."""
+    flags = (f"{name}={value}" for name, value in jax_flags().items())
+    return ", ".join((*_source_and_libraries(), platform or jax.default_backend(), *flags))
+
+
+def _flags() -> Flags:
+    """For programs that make keys of seeds: JAX's own cache does not see which kind of keys is the default."""
+    return tuple(jax_flags().items())
+
+
+@cache
+def _source_and_libraries() -> tuple[str, ...]:
+    """Which cannot change while a process runs."""
+    return (f"source {code_digest('toy.sweep.lanes')[:16]}", *(f"{name} {version(name)}" for name in LIBRARIES))
 
 
 def run_cells(cells: Sequence[Cell]) -> list[Row]:
@@ -80,7 +93,7 @@ def run_cells(cells: Sequence[Cell]) -> list[Row]:
             raise ValueError(f"cells: of different programs: {program_of(cell)} and {program}")
     filled = [*cells, *[cells[-1]] * (program.n_lanes - len(cells))]
     lanes = make_lanes(filled, program)
-    outcome = jax.device_get(_run(lanes, program=program))
+    outcome = jax.device_get(_run(lanes, program=program, flags=_flags()))
     measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
     share = (time.monotonic() - start) / len(cells)
     return [Row(None, found, share) if isinstance(found, str) else Row(found, None, share) for found in measured]
@@ -116,7 +129,7 @@ def _weighting(cell: Cell, program: Program) -> Any:
 
 def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "lanes n_features d_in"]:
     """0 for features that are padding. Orthogonal ones do not depend on how many there are, superposed ones do."""
-    keys = _direction_keys(_seeds(cells))
+    keys = _direction_keys(_seeds(cells), flags=_flags())
     n_features, d_in = min(program.shape.n_features, program.d_in), program.d_in
     norm_stds = {cell.training.norm_std for cell in cells if cell.training.max_cosine is None}
     orthogonal = {std: np.asarray(make_directions(keys, n_features, d_in, norm_std=std)) for std in norm_stds}
@@ -135,8 +148,8 @@ def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "l
     return W_feat
 
 
-@jax.jit
-def _direction_keys(seeds: UInt32[Array, " lanes"]) -> Key[Array, " lanes"]:
+@partial(jax.jit, static_argnames="flags")
+def _direction_keys(seeds: UInt32[Array, " lanes"], *, flags: Flags) -> Key[Array, " lanes"]:
     return jax.vmap(lambda seed: _keys(seed)[0])(seeds)
 
 
@@ -154,9 +167,9 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
-@partial(jax.jit, static_argnames="program")
-def _run(lanes: Lanes, *, program: Program) -> Outcome:
-    """All of the training in one program: what is compiled for a sweep is this, once a program."""
+@partial(jax.jit, static_argnames=("program", "flags"))
+def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
+    """All of the training in one program: what is compiled for a sweep is this, once a program and settings."""
 
     def one(lane: Lanes) -> Outcome:
         cfg, (tree, W_feat) = program.cfg, lane.source

@@ -1,25 +1,23 @@
 """A sweep is data: axes with values, and the cells that they make."""
 
-import difflib
 import json
 import math
-import re
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
+from toy.checks import quoted
 from toy.node import Node
 from toy.sweep.cell import Cell, GivenTree, Training, TreeSpec
 from toy.sweep.lanes import METRICS
-from toy.tree_json import tree_to_dict
-from toy.trees import TREES, RandomTree, RegularTree
+from toy.sweep.values import GENERATORS, MOST_NAME, axis_values, hint, parameters, typed
+from toy.tree_json import parse_tree, tree_to_dict
+from toy.trees import TREES
 
-GENERATORS: dict[str, type] = {"regular": RegularTree, "random": RandomTree}
-TREE_SEED = "tree_seed"  # of random trees; `seed` is that of directions, initialisation and data
 ENTRIES = ("name", "combine", "axes", "fixed", "metrics")
-NUMBER = re.compile(r"[-+]?\d+[eE][-+]?\d+")  # 1e-3, which YAML takes for text
+MOST_BYTES = 200  # of a name: systems have 255 for a file's
+MAX_CELLS = 10_000_000
 _TRAINING = {field.name for field in fields(Training)}
 
 
@@ -59,9 +57,8 @@ class Sweep:
         training = Training(**{name: value for name, value in given.items() if name in _TRAINING})
         if kind not in GENERATORS:
             return Cell(self.trees[kind], training)
-        own = {name: given[key] for name, key in _parameters(kind).items() if key in given}
-        spec: TreeSpec = GENERATORS[kind](**own)
-        return Cell(spec, training)
+        own = {name: given[key] for name, key in parameters(kind).items() if key in given}
+        return Cell(_spec(kind, tuple(own.items())), training)
 
     def as_data(self) -> dict[str, Any]:
         """As JSON; `parse_sweep` reads it again, with the trees in it."""
@@ -75,6 +72,12 @@ class Sweep:
         }
 
 
+@lru_cache(4_096)
+def _spec(kind: str, own: tuple[tuple[str, Any], ...]) -> TreeSpec:
+    """Made, and so checked, once for all cells that share it."""
+    return GENERATORS[kind](**dict(own))
+
+
 def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "sweep") -> Sweep:
     """A checked sweep from what a YAML or JSON file holds, or a Python value. `read_tree` reads that of a file.
 
@@ -83,136 +86,106 @@ def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "swe
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"a sweep is an object with entries {', '.join(ENTRIES)}, got {type(data).__name__}")
+    axes, fixed = _axes(data)
+    values = {axis: axis_values(axis, given) for axis, given in axes.items()}
+    combine = _combine(data.get("combine", "product"), values)
+    kinds = values["tree"] if "tree" in values else (fixed.get("tree", "regular"),)
+    trees = _trees(kinds, data.get("trees") or {}, read_tree)
+    generators = frozenset(GENERATORS).intersection(kinds)
+    return Sweep(
+        name=checked_name(data.get("name", name)),
+        axes={axis: tuple(typed(axis, value, generators) for value in given) for axis, given in values.items()},
+        fixed={axis: typed(axis, value, generators) for axis, value in fixed.items()},
+        combine=combine,
+        metrics=_metrics(data.get("metrics") or METRICS),
+        trees=trees,
+    )
+
+
+def _axes(data: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Axes and what is fixed, by checked names."""
     for entry in data:
+        if not isinstance(entry, str):
+            raise ValueError(_no_name(entry))
         if entry not in (*ENTRIES, "trees"):
-            raise ValueError(f"{entry}: no entry of a sweep{_hint(str(entry), ENTRIES)}")
+            raise ValueError(f"{quoted(entry, MOST_NAME)}: no entry of a sweep{hint(entry, ENTRIES)}")
     axes, fixed = data.get("axes"), data.get("fixed") or {}
     if not isinstance(axes, Mapping) or not axes:
         raise ValueError("axes: expected an object of at least one axis and its values")
     if not isinstance(fixed, Mapping):
         raise ValueError("fixed: expected an object of names and values")
+    for name in (*axes, *fixed):
+        if not isinstance(name, str):
+            raise ValueError(_no_name(name))
     both = sorted(set(axes) & set(fixed))
     if both:
-        raise ValueError(f"{both[0]}: is an axis and fixed, too")
-    for names in (axes, fixed, data):
-        for key in names:
-            if not isinstance(key, str):
-                raise ValueError(f"{key!r}: names are text, got {type(key).__name__}; quote it in YAML")
-    kinds = _values("tree", axes["tree"]) if "tree" in axes else (fixed.get("tree", "regular"),)
-    for kind in kinds:
-        if not isinstance(kind, str):
-            raise ValueError(f"tree: expected the name of a generator, a tree or a file, got {kind!r}")
-    own_trees = data.get("trees") or {}
-    if not isinstance(own_trees, Mapping):
-        raise ValueError(f"trees: expected an object of names and trees, got {type(own_trees).__name__}")
-    trees = {str(kind): _given(str(kind), read_tree, own_trees) for kind in kinds if kind not in GENERATORS}
-    typed = {
-        name: tuple(_typed(name, value, kinds) for value in _values(name, values)) for name, values in axes.items()
-    }
-    metrics = data.get("metrics") or METRICS
+        raise ValueError(f"{quoted(both[0], MOST_NAME)}: is an axis and fixed, too")
+    return axes, fixed
+
+
+def _no_name(key: Any) -> str:
+    return f"{quoted(key, MOST_NAME)}: names are text, got {type(key).__name__}; quote it in YAML"
+
+
+def checked_name(name: Any) -> str:
+    """A sweep's name. Raises: ValueError if files cannot be called by it, or a page or terminal would not show it."""
+    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\"):
+        why = "visible text without slashes"
+    elif not name.strip() or name[0] in ".- ":
+        why = "text that does not begin with a dot, a hyphen or a space"
+    elif len(name.encode()) > MOST_BYTES:
+        why = f"at most {MOST_BYTES} bytes"
+    else:
+        return name
+    raise ValueError(f"name: files are called by it, expected {why}, got {quoted(repr(name))}")
+
+
+def _combine(combine: Any, values: Mapping[str, Sequence[Any]]) -> str:
+    """How axes of these values are combined. Raises: ValueError if they cannot be, or make too many cells."""
+    if combine not in ("product", "zip"):
+        raise ValueError(f"combine: expected 'product' or 'zip', got {quoted(repr(combine))}")
+    lengths = {name: len(of_axis) for name, of_axis in values.items()}
+    if combine == "zip" and len(set(lengths.values())) > 1:
+        told = ", ".join(f"{quoted(name, MOST_NAME)} {n}" for name, n in lengths.items())
+        raise ValueError(f"axes: with combine zip all have as many values; here {quoted(told)}")
+    n_cells = math.prod(lengths.values()) if combine == "product" else 1
+    if n_cells > MAX_CELLS:
+        raise ValueError(f"axes: make {quoted(f'{n_cells:,}')} cells, at most {MAX_CELLS:,} are run")
+    return combine
+
+
+def _metrics(metrics: Any) -> tuple[str, ...]:
     if not isinstance(metrics, list | tuple):
-        raise ValueError(f"metrics: expected a list of names, got {metrics!r}")
+        raise ValueError(f"metrics: expected a list of names, got {quoted(repr(metrics))}")
     for metric in metrics:
         if metric not in METRICS:
-            raise ValueError(f"metrics: {metric!r} is none{_hint(str(metric), METRICS)}")
-    name = data.get("name", name)
-    if not isinstance(name, str) or not name.strip() or name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"name: files are called by it, expected text without slashes or a leading dot, got {name!r}")
-    combine = data.get("combine", "product")
-    if combine not in ("product", "zip"):
-        raise ValueError(f"combine: expected 'product' or 'zip', got {combine!r}")
-    if combine == "zip" and len({len(values) for values in typed.values()}) > 1:
-        raise ValueError(
-            "axes: with combine zip all have as many values; here "
-            + ", ".join(f"{name} {len(values)}" for name, values in typed.items())
-        )
-    return Sweep(
-        name=name,
-        axes=typed,
-        fixed={name: _typed(name, value, kinds) for name, value in fixed.items()},
-        combine=combine,
-        metrics=tuple(dict.fromkeys(metrics)),
-        trees=trees,
-    )
+            raise ValueError(f"metrics: {quoted(repr(metric))} is none{hint(str(metric), METRICS)}")
+    return tuple(dict.fromkeys(metrics))
 
 
-def _given(kind: str, read_tree: Callable[[str], Node], known: Mapping[str, Any]) -> GivenTree:
-    if kind in known:
-        try:
-            return GivenTree(kind, json.dumps(known[kind]))
-        except TypeError as error:
-            raise ValueError(f"trees: {kind}: is not JSON: {error}") from None
-    return GivenTree(kind, json.dumps(tree_to_dict(TREES[kind]() if kind in TREES else read_tree(kind))))
+def _trees(kinds: Sequence[Any], own: Any, read_tree: Callable[[str], Node]) -> dict[str, GivenTree]:
+    """Those that no generator makes, by their names: the sweep's own ones, named ones, and those of files."""
+    for kind in kinds:
+        if not isinstance(kind, str):
+            told = quoted(repr(kind))
+            raise ValueError(f"tree: expected the name of a generator, a tree or a file, got {told}")
+    if not isinstance(own, Mapping):
+        raise ValueError(f"trees: expected an object of names and trees, got {type(own).__name__}")
+    return {kind: _given(kind, read_tree, own) for kind in dict.fromkeys(kinds) if kind not in GENERATORS}
 
 
-def _parameters(kind: str) -> dict[str, str]:
-    """A generator's fields, and what a sweep calls them."""
-    return {field.name: TREE_SEED if field.name == "seed" else field.name for field in fields(GENERATORS[kind])}
-
-
-def _values(name: str, values: Any) -> tuple[Any, ...]:
-    """Those of an axis: a list, or {range: [first, end]} with an optional step."""
-    if isinstance(values, Mapping) and list(values) == ["range"]:
-        try:
-            values = list(range(*values["range"]))
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{name}: range needs two integers, or three of which the last is not 0, got {values['range']!r}"
-            ) from None
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise ValueError(f"{name}: expected a list of values, or range: [first, end], got {values!r}")
-    return tuple(values)
-
-
-def _typed(name: str, value: Any, kinds: Sequence[Any]) -> Any:
-    """The value as the cell's field has it. Raises: ValueError if no cell can have it."""
-    if name == "tree":
-        return str(value)
-    owners: list[tuple[type, str]] = [(Training, name)] if name in _TRAINING else []
-    for kind in GENERATORS:
-        if kind in kinds:
-            owners += [(GENERATORS[kind], field) for field, key in _parameters(kind).items() if key == name]
-    if not owners:
-        known = sorted(_TRAINING | {key for kind in GENERATORS if kind in kinds for key in _parameters(kind).values()})
-        raise ValueError(f"{name}: no axis of these trees{_hint(name, ['tree', *known])}")
-    typed = value
-    for owner, field in owners:  # generators side by side must all be able to have it
-        typed = _as_type(name, value, typing.get_type_hints(owner)[field])
-        owner(**{field: typed})  # its own checks
-    return typed
-
-
-def _as_type(name: str, value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in options and isinstance(value, str) and NUMBER.fullmatch(value):
-        value = float(value)
-    for option in options:
-        if option is type(None) and value is None:
-            return None
-        if option is bool and isinstance(value, bool):
-            return value
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            parts = typing.get_args(option)
-            if len(parts) == len(value):
-                return tuple(_as_type(name, one, part) for one, part in zip(value, parts, strict=True))
-        if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
-            return value
-        if option is str and isinstance(value, str):
-            return value
-    expected = " or ".join(_type_name(option) for option in options)
-    raise ValueError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _type_name(option: Any) -> str:
-    if typing.get_origin(option) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(option)))
-    return "none" if option is type(None) else getattr(option, "__name__", str(option))
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+def _given(kind: str, read_tree: Callable[[str], Node], own: Mapping[Any, Any]) -> GivenTree:
+    try:
+        kind.encode()
+        if kind in own:
+            text = json.dumps(own[kind])
+            parse_tree(text)
+            return GivenTree(kind, text)
+        return GivenTree(kind, json.dumps(tree_to_dict(TREES[kind]() if kind in TREES else read_tree(kind))))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"tree: {quoted(kind, MOST_NAME)}: is not JSON: {error}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"tree: {quoted(kind)}: has a lone surrogate: no file can be called so") from None
+    except ValueError as error:
+        where = "" if kind in str(error) and kind not in own else f"tree: {quoted(kind, MOST_NAME)}: "
+        raise ValueError(f"{where}{quoted(str(error))}") from None

@@ -3,52 +3,30 @@
 SQLite since rows come a few at a time and from more than one process: a transaction survives a kill at any moment,
 a primary key keeps a cell from being stored twice, and Python has it. Parquet would need a file a group, or rewriting.
 Only drivers write, never workers. All drivers of a store must run on one machine: they share memory (WAL).
+Every row has a digest. A row that no longer agrees with its own counts as missing, so that its cell is run again.
 """
 
 import json
+import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from toy.checks import quoted
+from toy.sweep import table
 from toy.sweep.lanes import Row
+from toy.sweep.table import Stored
 
-_FORMAT = "matryoshka toy sweep 1"
-_TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE cells (
-    key TEXT PRIMARY KEY,
-    code TEXT NOT NULL,
-    metrics TEXT,
-    error TEXT,
-    seconds REAL NOT NULL,
-    finished REAL NOT NULL
-);
-"""
-_ADD = """
-INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-    metrics = excluded.metrics, error = excluded.error, seconds = excluded.seconds, finished = excluded.finished
-WHERE cells.error IS NOT NULL AND excluded.error IS NULL
-"""
+_FORMAT = "matryoshka toy sweep 2"
+_WITHOUT_DIGESTS = "matryoshka toy sweep 1"  # read as it is, and made to be of this format when rows are added
 _TELL = "INSERT OR REPLACE INTO about VALUES (?, ?)"
 _BUSY_S = 60.0
-_MOST_ASKED = 500  # keys a query
 
 
 class SweepStoreError(ValueError):
     """What is wrong with which file, and what to do."""
-
-
-class Stored(NamedTuple):
-    """A row as it is kept."""
-
-    key: str
-    code: str  # version of the code that made it
-    metrics: dict[str, float | None] | None
-    error: str | None
-    seconds: float
 
 
 class SweepStore:
@@ -56,19 +34,24 @@ class SweepStore:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        self._read_only = read_only
+        self._shown = quoted(str(path))
+
+    @property
+    def _uri(self) -> str:
+        uri = f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}"
+        return f"{uri}&immutable=1" if self._read_only and _is_still(self.path) else uri
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """For one operation: nothing is held between them, and each ends with a single tidy file."""
         try:
             with closing(sqlite3.connect(self._uri, timeout=_BUSY_S, isolation_level=None, uri=True)) as connection:
+                connection.text_factory = table.text
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
         except sqlite3.Error as error:
-            no_store = getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB"
-            why = "is no store of a sweep" if no_store else str(error)
-            raise SweepStoreError(f"{self.path}: {why}: give another --store") from None
+            raise SweepStoreError(f"{self._shown}: {_told(error)}") from None
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -79,7 +62,9 @@ class SweepStore:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk has ended it already
+                    with suppress(sqlite3.Error):  # which would hide what went wrong first
+                        connection.execute("ROLLBACK")
                 raise
 
     def about(self) -> dict[str, Any]:
@@ -89,40 +74,40 @@ class SweepStore:
     def finished(self, *, failed: bool = True) -> set[str]:
         """Keys of the cells that have a row; without `failed` of those that went well."""
         with self._connected() as connection:
-            where = "" if failed else " WHERE error IS NULL"
-            return {key for (key,) in connection.execute(f"SELECT key FROM cells{where}")}
+            return _whole(table.all_rows(connection), failed)
 
     def finished_of(self, keys: Sequence[str], *, failed: bool = True) -> set[str]:
         """Those of the keys that `finished` has."""
-        found: set[str] = set()
         with self._connected() as connection:
-            for i in range(0, len(keys), _MOST_ASKED):
-                part = keys[i : i + _MOST_ASKED]
-                asked = f"SELECT key FROM cells WHERE key IN ({','.join('?' * len(part))})"
-                asked += "" if failed else " AND error IS NULL"
-                found |= {key for (key,) in connection.execute(asked, part)}
-        return found
+            return _whole(table.rows_of(connection, keys), failed)
+
+    def damaged(self) -> list[str]:
+        """Keys of rows that are not as they were written. Nothing else that is read here has them."""
+        with self._connected() as connection:
+            return [row.key for row in table.all_rows(connection) if not row.is_whole]
 
     def add(self, code: str, rows: Iterable[tuple[str, Row]]) -> int:
         """(key, row) of some cells in one transaction; how many were not there yet.
 
-        A row that went well takes the place of one that failed, and of no other.
+        A row that went well takes the place of one that failed, and any that of a damaged one.
         """
-        values = [
-            (key, code, None if row.metrics is None else json.dumps(row.metrics), row.error, row.seconds, time.time())
-            for key, row in rows
-        ]
+        values = [table.values(key, code, row) for key, row in rows]
         with self._writing() as connection:
+            there = table.rows_of(connection, [key for key, *_ in values])
+            table.discard(connection, [row.key for row in there if not row.is_whole])
             before = connection.total_changes
-            connection.executemany(_ADD, values)
+            connection.executemany(table.ADD, values)
             return connection.total_changes - before
 
+    def discard(self, keys: Sequence[str]) -> None:
+        """Remove rows that are `damaged`."""
+        with self._writing() as connection:
+            table.discard(connection, keys)
+
     def rows(self) -> Iterator[Stored]:
-        """In the order of their keys, the same however they came to be there."""
+        """In the order of their keys, the same however they came to be there; without damaged ones."""
         with self._connected() as connection:
-            asked = "SELECT key, code, metrics, error, seconds FROM cells ORDER BY key"
-            for key, code, metrics, error, seconds in connection.execute(asked):
-                yield Stored(key, code, None if metrics is None else json.loads(metrics), error, seconds)
+            yield from (row.stored() for row in table.all_rows(connection) if row.is_whole)
 
     def codes(self) -> list[str]:
         """Versions of the code that rows are of, the latest first."""
@@ -137,11 +122,13 @@ class SweepStore:
                 connection.execute("PRAGMA journal_mode = WAL")  # of the file, and stays
         with self._writing() as connection:
             if not _tables(connection):
-                for statement in filter(str.strip, _TABLES.split(";")):
+                for statement in table.TABLES:
                     connection.execute(statement)
                 connection.executemany(_TELL, _as_text({"format": _FORMAT, **about}))
             self._check(connection, {} if extend else about)
-            connection.executemany(_TELL, _as_text({**about, **notes}))
+            if not table.has_digests(connection):
+                connection.execute("ALTER TABLE cells ADD COLUMN digest TEXT")
+            connection.executemany(_TELL, _as_text({"format": _FORMAT, **about, **notes}))
 
     def check(self, about: dict[str, Any]) -> None:
         with self._connected() as connection:
@@ -150,15 +137,19 @@ class SweepStore:
     def _check(self, connection: sqlite3.Connection, about: dict[str, Any]) -> None:
         """Raises: SweepStoreError if it is no store, or one of something else."""
         if not {"about", "cells"} <= _tables(connection):
-            raise SweepStoreError(f"{self.path}: is no store of a sweep: give another --store")
-        theirs = _about(connection)
-        if theirs.get("format") != _FORMAT:
-            raise SweepStoreError(f"{self.path}: of format {theirs.get('format')!r}, this reads {_FORMAT!r}")
+            raise SweepStoreError(f"{self._shown}: is no store of a sweep: give another --store")
+        try:
+            theirs = _about(connection)
+        except ValueError:
+            raise SweepStoreError(f"{self._shown}: is damaged: give another --store") from None
+        if theirs.get("format") not in (_FORMAT, _WITHOUT_DIGESTS):
+            told = quoted(repr(theirs.get("format")))
+            raise SweepStoreError(f"{self._shown}: of format {told}, this reads {_FORMAT!r}: give another --store")
         for name, value in json.loads(json.dumps(about)).items():
             if theirs.get(name) != value:
                 difference = _difference(name, theirs.get(name), value)
                 raise SweepStoreError(
-                    f"{self.path}: holds another sweep: {difference}: give another --store, or --extend this one"
+                    f"{self._shown}: holds another sweep: {difference}: give another --store, or --extend this one"
                 )
 
 
@@ -168,7 +159,7 @@ def read_sweep_store(path: Path, about: dict[str, Any] | None = None) -> SweepSt
     Raises: SweepStoreError naming the file.
     """
     if not path.is_file():
-        raise SweepStoreError(f"{path}: there is no such store; run the sweep first")
+        raise SweepStoreError(f"{quoted(str(path))}: there is no such store; run the sweep first")
     store = SweepStore(path, read_only=True)
     store.check(about or {})
     return store
@@ -185,13 +176,36 @@ def open_sweep_store(
     """
     store = SweepStore(path)
     if path.is_dir():
-        raise SweepStoreError(f"{path}: is a folder: give a file as --store")
+        raise SweepStoreError(f"{quoted(str(path))}: is a folder: give a file as --store")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store.begin(about, notes or {}, extend)
     except OSError as error:
-        raise SweepStoreError(f"{path}: cannot be written ({error.strerror}): give another --store") from None
+        raise SweepStoreError(
+            f"{quoted(str(path))}: cannot be written ({error.strerror}): give another --store"
+        ) from None
     return store
+
+
+def _whole(rows: Iterable[table.Kept], failed: bool) -> set[str]:
+    return {row.key for row in rows if (failed or row.error is None) and row.is_whole}
+
+
+def _is_still(path: Path) -> bool:
+    """Whether nobody can write here, which SQLite must be told, since it would make files beside this one to read."""
+    log = path.with_name(f"{path.name}-wal")
+    return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+
+
+def _told(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name == "SQLITE_NOTADB":
+        return "is no store of a sweep: give another --store"
+    if name == "SQLITE_FULL":
+        return "the disk is full: make room and start again; the rows that are there are whole"
+    if name.startswith("SQLITE_CORRUPT"):
+        return f"is damaged ({error}): give another --store"
+    return f"{quoted(str(error))}: give another --store"
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:
