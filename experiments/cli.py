@@ -20,6 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from experiments import plots
 from experiments.study import load_root
 from toy.io import load_json, plain, save_json, writing
 from toy.lm.hub import is_hub_name
@@ -145,7 +146,8 @@ def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
 
 def as_png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+    with plots.style():
+        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
     return image.getvalue()
 
 
