@@ -19,6 +19,7 @@ import matplotlib
 import tyro
 from matplotlib.figure import Figure
 
+from experiments import plots
 from experiments.exits import clean_exit, say
 from experiments.options import check_tree, parse
 from experiments.progress import progress_bar
@@ -101,7 +102,7 @@ def read_once(config: Any) -> Any:
     check_tree(config.tree)
     read = with_tree(config)
     if read is not config:
-        for note in getattr(read.tree, "notes", ()):
+        for note in read.tree.notes:
             say(f"{config.tree}: {note}")
     return read
 
@@ -190,7 +191,8 @@ def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
 
 def as_png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+    with plots.style():
+        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
     return image.getvalue()
 
 

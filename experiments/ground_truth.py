@@ -18,7 +18,6 @@ from experiments import plots
 from experiments.cli import main
 from experiments.study import Progress, TreeConfig, make_study
 from toy.dictionary import cosine_matrix
-from toy.node import feature_names
 from toy.tree import marginals, mean_l0, sample_features
 from toy.tree_json import tree_from_dict
 
@@ -81,7 +80,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
-    names = feature_names(root)
+    names = plots.shown_names(root)
     batch, frequency = np.array(results["batch"]), np.array(results["frequency"])
     with plots.styled(5.6) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
@@ -90,7 +89,14 @@ def plot(record: dict[str, Any]) -> Figure:
         ax.set_title("a  The tree: P(child on | parent on);\n    dashed: at most one of the children")
 
         ax = figure.add_subplot(grid[0, 1])
-        image = plots.heatmap(ax, batch, low=0, high=max(1.0, float(batch.max(initial=0))), colours="Greys")
+        image = plots.heatmap(
+            ax,
+            batch,
+            low=0,
+            high=max(1.0, float(batch.max(initial=0))),
+            colours="Greys",
+            empty="no row has a feature on",
+        )
         plots.label_columns(ax, names)
         ax.set(
             title=f"b  Features of a batch:\n    its {len(batch)} rows that are not all zero, sorted",

@@ -75,11 +75,6 @@ def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | No
     ax.legend(loc="best", fontsize=5.5)
 
 
-def nothing(ax: Axes, text: str) -> None:
-    """Of a panel with nothing to show: why."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=6, color="#777777", wrap=True)
-
-
 def off_target(record: dict[str, Any]) -> list[str]:
     """How many SAEs miss their target L0; nothing where none does, and of records that do not say."""
     missed, config = record["results"].get("off_target"), record["config"]

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
+from experiments.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
 from experiments.study import (
     Progress,
     StudyConfig,
-    evaluate_seeds,
+    aimed_l0,
     held_out_features,
-    known,
     load_root,
     make_hypers,
     make_study,
@@ -130,7 +130,8 @@ def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
     return {
         "tree": tree_to_dict(root),
         "energy_crossing": energy_crossings(study.tree),
-        **{name: [[seed[name] for seed in row] for row in rows] for name in FIELDS},
+        **{name: [[seed[name] for seed in row] for row in rows] for name in (*FIELDS, "l0")},
+        **against_target([seed["l0"] for row in rows for seed in row], aimed_l0(cfg, study.tree)),
     }
 
 
@@ -141,6 +142,7 @@ def _outcome(evaluation: Evaluation, tree: Tree) -> dict[str, Any]:
         "recovered": evaluation.recovered,
         "child_first": float(np.mean([latent[child] < latent[parent] for parent, child in edges(tree)])),
         "min_cosine": evaluation.min_cosine,
+        "l0": evaluation.l0,
     }
 
 
@@ -153,12 +155,12 @@ def energy_crossings(tree: Tree) -> list[float]:
 def summary(record: dict[str, Any]) -> list[str]:
     results, lines = record["results"], []
     for name, tree in results["trees"].items():
-        crossing = ", ".join(f"{ratio:.3g}" for ratio in tree["energy_crossing"])
+        crossing = ", ".join(f"{ratio:.3g}" for ratio in tree["energy_crossing"]) or "–"
         recovered = ", ".join(
             f"{ratio:g}: {sum(row)}/{len(row)}" for ratio, row in zip(results["ratios"], tree["recovered"], strict=True)
         )
         lines.append(f"{name} (energies cross at ratio {crossing}) recovered at ratio {recovered}")
-    return lines
+    return lines + missed_targets(results["trees"])
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -173,7 +175,7 @@ def plot(record: dict[str, Any]) -> Figure:
         text = (
             f"{record['config']['n_prefixes']} sampled prefixes; bars: 95% intervals over seeds; dashed: energies cross"
         )
-        plots.caption(figure, record, text)
+        plots.caption(figure, record, text + missed_clause(results["trees"]))
     return figure
 
 

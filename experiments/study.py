@@ -1,4 +1,4 @@
-"""What the experiments on trained SAEs share: options, training over seeds, and numbers a seed."""
+"""What the experiments on trained SAEs share: options, features, and training over seeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.given import GivenTree, read_given
 from toy.dictionary import make_directions
-from toy.evaluate import Evaluation, evaluate
-from toy.io import read_tree
 from toy.loss import Sparsity
-from toy.metrics import Mixing
-from toy.node import Node, walk
+from toy.node import Node
 from toy.prefixes import Weighting
-from toy.sae import RELU, SAE, Activation
+from toy.sae import RELU, SAE, Activation, ReLU
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
@@ -24,34 +22,6 @@ from toy.trees import TREES
 
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
-
-
-class GivenTree:
-    """A tree that has been read, in place of its file: the file may change while the experiment runs.
-
-    Two are equal where the trees are, whatever their names. `notes` say in one line each how the tree was read.
-    """
-
-    def __init__(self, name: str, root: Node, notes: tuple[str, ...] = ()) -> None:
-        self.name, self.root, self.notes = name, root, notes
-        self._content = tuple((parent, *_own(node)) for _, parent, node in walk(root))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GivenTree) and self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GivenTree":
-        return self  # `dataclasses.asdict` would copy every node
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _own(node: Node) -> tuple[Any, ...]:
-    """The fields of a node without its children: their comparison would recurse as deep as the tree."""
-    return tuple(value for name, value in vars(node).items() if name != "children")
 
 
 @dataclass(frozen=True)
@@ -144,12 +114,6 @@ def with_tree(cfg: Any) -> Any:
     return replace(cfg, tree=read_given(cfg.tree))
 
 
-def read_given(tree: Path) -> GivenTree:
-    """A named tree, or that of a file. Raises: `TreeError` naming the file."""
-    name = str(tree)
-    return GivenTree(name, TREES[name]()) if name in TREES else GivenTree(name, *read_tree(tree))
-
-
 def load_root(cfg: TreeConfig) -> Node:
     """The configuration's tree; a file is read only where `with_tree` has not done so. Raises: `TreeError`."""
     given = with_tree(cfg).tree
@@ -188,10 +152,22 @@ def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) ->
     )
 
 
-def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting) -> Hypers:
+def target_l0(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> float | None:
+    """L0 that the controller of a ReLU SAE aims at; None for the TopK family, which has its k."""
+    if not isinstance(activation, ReLU):
+        return None
+    return mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0
+
+
+def aimed_l0(cfg: StudyConfig, tree: Tree) -> float | None:
+    """The same for ReLU SAEs whose controller is on."""
+    return target_l0(cfg, tree) if cfg.control_rate else None
+
+
+def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, activation: Activation = RELU) -> Hypers:
     return Hypers(
         prefixes=prefixes,
-        target_l0=mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0,
+        target_l0=target_l0(cfg, tree, activation),
         learning_rate=cfg.learning_rate,
         sparsity_coef=cfg.sparsity_coef,
         control_rate=cfg.control_rate,
@@ -216,7 +192,7 @@ def train_seeds(
     if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
-        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
+        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
@@ -232,38 +208,3 @@ def study_options(cfg: StudyConfig) -> StudyConfig:
 def check_study(cfg: StudyConfig) -> None:
     """Raises what is wrong with the options, before any work."""
     train_config(cfg, make_study(cfg).tree)
-
-
-def known(values: list[float | None]) -> list[float]:
-    """A record's values that are not null."""
-    return [value for value in values if value is not None]
-
-
-def lane(saes: SAE, i: int) -> SAE:
-    return jax.tree.map(lambda leaf: leaf[i], saes)
-
-
-def evaluate_seeds(
-    saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray, activation: Activation = RELU
-) -> list[Evaluation]:
-    return [evaluate(lane(saes, i), W_feat[i], tree, features, activation) for i in range(len(W_feat))]
-
-
-def summarise(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Lists with one entry a seed, and `recovered`, a count."""
-
-    def column(name: str) -> list:
-        return [getattr(evaluation, name) for evaluation in evaluations]
-
-    per_seed = (
-        *("hole_rate", "firing_accuracy", "firing_precision", "firing_recall", "min_cosine"),
-        *("mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
-    )
-    return {
-        "n_seeds": len(evaluations),
-        "recovered": sum(column("recovered")),
-        "recovered_seeds": column("recovered"),
-        **{name: column(name) for name in per_seed},
-        "hole_rate_per_edge": column("hole_rates"),
-        "mixing": {name: [getattr(mix, name) for mix in column("mixing")] for name in Mixing._fields},
-    }
