@@ -124,7 +124,7 @@ def figure_missing(name: str, out: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except Exception as error:
-        raise ValueError(f"{told}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{type(error).__name__}: {quoted(str(error), 200)}; {told}") from error
 
 
 def describe(config: Any) -> dict[str, Any]:
