@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
-from experiments.ground_truth import shown_batch
+from experiments.ground_truth import MOST_SHOWN, shown_batch
 from experiments.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
 from experiments.study import (
     PairConfig,
@@ -34,6 +34,7 @@ from experiments.study import (
     study_options,
     train_seeds,
 )
+from toy.checks import NOT_NEGATIVE, Whole, check_fields
 from toy.evaluate import feature_sizes, inference_gap
 from toy.metrics import match_features, matched_acts, mean_known
 from toy.node import Node, feature_names
@@ -59,8 +60,7 @@ class Config(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_topk_seeds < 0:
-            raise ValueError(f"n_topk_seeds: must not be negative, got {self.n_topk_seeds}")
+        check_fields(self, n_shown=Whole(most=MOST_SHOWN), n_topk_seeds=Whole(0), topk_learning_rate=NOT_NEGATIVE)
 
     @property
     def topk_study(self) -> StudyConfig:
@@ -74,10 +74,10 @@ class Config(PairConfig):
 
 def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
-    check_study(cfg)
+    tree = check_study(cfg)
     if not cfg.n_topk_seeds or cfg.n_eval_rows >= cfg.batch_size:
         return
-    if any(isinstance(kind, BatchTopK) for kind in activations(cfg, build_tree(load_root(cfg))).values()):
+    if any(isinstance(kind, BatchTopK) for kind in activations(cfg, tree).values()):
         raise ValueError(
             f"n_eval_rows: {cfg.n_eval_rows} is less than batch_size = {cfg.batch_size}, and BatchTopK SAEs are "
             "measured on whole batches; raise n_eval_rows, lower batch_size, or leave them out by n_topk_seeds 0"
@@ -100,7 +100,7 @@ def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
 def n_steps(cfg: Config) -> int:
     if not cfg.n_topk_seeds:
         return 2 * cfg.n_steps
-    return 2 * (cfg.n_steps + len(activations(cfg, make_study(cfg).tree)) * cfg.topk_study.n_steps)
+    return 2 * (cfg.n_steps + len(activations(cfg, build_tree(load_root(cfg)))) * cfg.topk_study.n_steps)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:

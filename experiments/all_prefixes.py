@@ -20,6 +20,7 @@ from experiments import plots
 from experiments.cli import main
 from experiments.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
 from experiments.study import Progress, StudyConfig, aimed_l0, check_study, held_out_features, make_study, train_seeds
+from toy.checks import Whole, check_fields
 from toy.tree import build_tree
 from toy.tree_json import tree_from_dict
 
@@ -41,8 +42,7 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min((*self.n_prefixes, self.n_expected)) < 1:
-            raise ValueError("n_prefixes and n_expected: must be at least 1 (the full prefix)")
+        check_fields(self, n_prefixes=Whole(), n_expected=Whole())  # the full one is one of them
 
     @property
     def weightings(self) -> list[str]:

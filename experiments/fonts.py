@@ -50,16 +50,20 @@ def _missing(text: str, *families: str) -> set[str]:
 def _families(characters: frozenset[str]) -> tuple[str, ...]:
     """Installed fonts, each of which has some of the characters that those before it lack."""
     families, left = [], {ord(character) for character in characters}
-    for name in sorted({entry.name for entry in font_manager.fontManager.ttflist}):
-        if not left:
-            break
-        if found := left & _characters(name):
-            families.append(name)
-            left -= found
+    for family in sorted(_regular_files()):
+        if left & _characters(family):
+            families.append(family)
+            left -= _characters(family)
     return tuple(families)
 
 
 @cache
 def _characters(family: str) -> frozenset[int]:
-    path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
-    return frozenset(font_manager.get_font(path).get_charmap())
+    return frozenset(font_manager.get_font(_regular_files()[family]).get_charmap())
+
+
+@cache
+def _regular_files() -> dict[str, str]:
+    """The file of each installed family that has an upright face of normal weight."""
+    there = font_manager.fontManager.ttflist
+    return {font.name: font.fname for font in there if font.style == "normal" and font.weight in (400, "normal")}

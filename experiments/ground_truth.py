@@ -16,10 +16,14 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
-from experiments.study import Progress, TreeConfig, make_study
-from toy.dictionary import cosine_matrix
-from toy.tree import marginals, mean_l0, sample_features
+from experiments.memory import check_fits
+from experiments.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
+from toy.checks import Whole, check_fields
+from toy.dictionary import check_directions, cosine_matrix
+from toy.tree import build_tree, marginals, mean_l0, sample_features
 from toy.tree_json import tree_from_dict
+
+MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,18 @@ class Config(TreeConfig):
     n_rows: int = 20_000
     """Rows a seed for the frequencies."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, batch_size=Whole(most=MOST_SHOWN), n_rows=Whole())
+
 
 def check(cfg: Config) -> None:
-    make_study(cfg)
+    """Say what is wrong with the options, before any work. Raises: ValueError."""
+    root = load_root(cfg)
+    n_features = build_tree(root).n_features
+    check_directions(n_features, cfg.d_in, cfg.max_cosine)
+    check_fits(least_bytes(cfg, n_features) | {"n_rows": FLOAT * cfg.n_rows * n_features})
+    make_study(cfg, root)
 
 
 def n_steps(cfg: Config) -> int:

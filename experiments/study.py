@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from experiments.given import GivenTree, read_given
-from toy.dictionary import make_directions
+from experiments.memory import check_fits
+from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
+from toy.dictionary import check_directions, make_directions
 from toy.loss import Sparsity
 from toy.node import Node
 from toy.prefixes import Weighting
@@ -20,6 +22,9 @@ from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 from toy.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.trees import TREES
 
+FLOAT = 4  # bytes
+COPIES = 4  # in training: parameters, gradients, and Adam's two moments
+MAX_STEPS = 2**31 - 1  # JAX counts them in 32 bits
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
 
@@ -42,10 +47,10 @@ class TreeConfig:
     """Number of seeds; each has directions, an initialisation and data of its own."""
 
     def __post_init__(self) -> None:
-        if self.n_seeds < 1:
-            raise ValueError(f"n_seeds: must be at least 1, got {self.n_seeds}")
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
+        check_fields(self, seed=SEED, n_seeds=Whole(), d_in=Whole(), norm_std=SHARE, max_cosine=Real(above=0, most=1))
+        last = self.seed + self.n_seeds - 1
+        if last > MAX_SEED:
+            raise ValueError(f"seed and n_seeds: the last seed, {last}, is more than {MAX_SEED}; lower one of them")
 
     @property
     def seeds(self) -> list[int]:
@@ -77,6 +82,12 @@ class StudyConfig(TreeConfig):
     n_eval_rows: int = 20_000
     """Held-out rows that every SAE is measured on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, n_latents=Whole(), n_steps=Whole(most=MAX_STEPS), batch_size=Whole(), n_eval_rows=Whole())
+        check_fields(self, target_l0=POSITIVE, learning_rate=NOT_NEGATIVE, sparsity_coef=NOT_NEGATIVE)
+        check_fields(self, control_rate=Real(least=0, below=1), reinit_below=NOT_NEGATIVE)
+
 
 @dataclass(frozen=True)
 class PairConfig(StudyConfig):
@@ -87,8 +98,7 @@ class PairConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_prefixes < 1:
-            raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {self.n_prefixes}")
+        check_fields(self, n_prefixes=Whole())  # the full one is one of them
 
     @property
     def weightings(self) -> dict[str, str]:
@@ -196,7 +206,9 @@ def train_seeds(
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
-        _trained[shared, weighting, activation] = jax.device_get(trained_saes(state))
+        saes = jax.device_get(trained_saes(state))
+        check_trained(saes, cfg, cfg.seeds)
+        _trained[shared, weighting, activation] = saes
     return _trained[shared, weighting, activation]
 
 
@@ -205,6 +217,47 @@ def study_options(cfg: StudyConfig) -> StudyConfig:
     return StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
 
 
-def check_study(cfg: StudyConfig) -> None:
-    """Raises what is wrong with the options, before any work."""
-    train_config(cfg, make_study(cfg).tree)
+def check_study(cfg: StudyConfig, root: Node | None = None, n_lanes_per_seed: int = 1) -> Tree:
+    """Say what is wrong with the options, before any work; gives the tree.
+
+    Raises: ValueError for options that cannot be, or that need more memory than there is.
+    """
+    root = load_root(cfg) if root is None else root
+    tree = build_tree(root)
+    if not mean_l0(tree):
+        raise ValueError(f"tree: no feature of {cfg.tree} is ever on, so nothing can be learnt; raise an active_prob")
+    check_directions(tree.n_features, cfg.d_in, cfg.max_cosine)
+    train_cfg = train_config(cfg, tree)
+    check_fits(
+        least_bytes(cfg, tree.n_features)
+        | training_bytes(cfg, tree.n_features, train_cfg.n_latents, cfg.n_seeds * n_lanes_per_seed)
+    )
+    make_study(cfg, root)  # whether max_cosine can be reached is known only once it is
+    return tree
+
+
+def least_bytes(cfg: TreeConfig, n_features: int) -> dict[str, int]:
+    """What the directions of all seeds need, by the options that decide it: a whole rotation each, or all cosines."""
+    each = cfg.d_in**2 if cfg.max_cosine is None else n_features * (n_features + cfg.d_in)
+    return {"n_seeds and d_in": FLOAT * cfg.n_seeds * each}
+
+
+def training_bytes(cfg: StudyConfig, n_features: int, n_latents: int, n_lanes: int) -> dict[str, int]:
+    """Likewise for training all lanes at once, and for measuring one SAE in float64."""
+    parameters = COPIES * n_lanes * 2 * n_latents * cfg.d_in
+    per_row = n_features + cfg.d_in + n_latents
+    return {
+        "n_seeds, n_latents and d_in": FLOAT * parameters,
+        "n_seeds and batch_size": FLOAT * n_lanes * cfg.batch_size * per_row,
+        "n_eval_rows": 2 * FLOAT * cfg.n_eval_rows * per_row,
+    }
+
+
+def check_trained(saes: SAE, cfg: StudyConfig, seeds: list[int]) -> None:
+    """Raises: ValueError where training diverged; `seeds` are those of the lanes."""
+    broken = [seed for seed, W_dec in zip(seeds, saes.W_dec, strict=True) if not np.isfinite(W_dec).all()]
+    if broken:
+        raise ValueError(
+            f"training diverged in {len(broken)} of {len(seeds)} SAEs (the first has seed {broken[0]}); lower "
+            f"learning_rate = {cfg.learning_rate:g} or sparsity_coef = {cfg.sparsity_coef:g}"
+        )
