@@ -1,5 +1,12 @@
 """One module a figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
 
+import sys
+
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
 BENCHMARKS = ("speed", "sweep_speed", "store_speed")
 LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`
+
+if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command
+    from experiments.start import start
+
+    start()

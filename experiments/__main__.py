@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET
-from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, parse, run_experiment
+from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, parse, read_once, run_experiment
+from experiments.study import TreeConfig
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,18 @@ def main() -> None:
             print("\n".join(describe(name) for name in (*TOY_SET, *LANGUAGE_SET, *BENCHMARKS)))
             return
         # Configurations of all experiments first: a fault in an option stops the run before any work.
-        configs = {name: configure(name, options) for name in TOY_SET}
+        tree = read_once(TreeConfig(tree=options.tree)).tree  # once: it may be a pipe
+        configs = {name: configure(name, options, tree) for name in TOY_SET}
         for name, config in configs.items():
             experiment_module(name).check(config)
         for name, config in configs.items():
             run_experiment(experiment_module(name), config, options.out)
 
 
-def configure(name: str, options: All) -> Any:
+def configure(name: str, options: All, tree: Any) -> Any:
     config_type = experiment_module(name).Config
     known = {field.name for field in dataclasses.fields(config_type)}
-    given = {"tree": options.tree, "n_seeds": options.n_seeds, "n_steps": options.n_steps}
+    given = {"tree": tree, "n_seeds": options.n_seeds, "n_steps": options.n_steps}
     return config_type(**{key: value for key, value in given.items() if value is not None and key in known})
 
 

@@ -19,22 +19,22 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
-from experiments.ground_truth import shown_batch
+from experiments.ground_truth import MOST_SHOWN, shown_batch
+from experiments.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
 from experiments.study import (
     PairConfig,
     Progress,
     Study,
     StudyConfig,
+    aimed_l0,
     check_study,
-    evaluate_seeds,
     held_out_features,
-    known,
-    lane,
+    load_root,
     make_study,
     study_options,
-    summarise,
     train_seeds,
 )
+from toy.checks import NOT_NEGATIVE, Whole, check_fields
 from toy.evaluate import feature_sizes, inference_gap
 from toy.metrics import match_features, matched_acts, mean_known
 from toy.node import Node, feature_names
@@ -60,8 +60,7 @@ class Config(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_topk_seeds < 0:
-            raise ValueError(f"n_topk_seeds: must not be negative, got {self.n_topk_seeds}")
+        check_fields(self, n_shown=Whole(most=MOST_SHOWN), n_topk_seeds=Whole(0), topk_learning_rate=NOT_NEGATIVE)
 
     @property
     def topk_study(self) -> StudyConfig:
@@ -73,7 +72,16 @@ class Config(PairConfig):
         )
 
 
-check = check_study
+def check(cfg: Config) -> None:
+    """Raises: ValueError saying what is wrong with the options, before any work."""
+    tree = check_study(cfg)
+    if not cfg.n_topk_seeds or cfg.n_eval_rows >= cfg.batch_size:
+        return
+    if any(isinstance(kind, BatchTopK) for kind in activations(cfg, tree).values()):
+        raise ValueError(
+            f"n_eval_rows: {cfg.n_eval_rows} is less than batch_size = {cfg.batch_size}, and BatchTopK SAEs are "
+            "measured on whole batches; raise n_eval_rows, lower batch_size, or leave them out by n_topk_seeds 0"
+        )
 
 
 def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
@@ -92,7 +100,7 @@ def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
 def n_steps(cfg: Config) -> int:
     if not cfg.n_topk_seeds:
         return 2 * cfg.n_steps
-    return 2 * (cfg.n_steps + len(activations(cfg, make_study(cfg).tree)) * cfg.topk_study.n_steps)
+    return 2 * (cfg.n_steps + len(activations(cfg, build_tree(load_root(cfg)))) * cfg.topk_study.n_steps)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     for name, weighting in cfg.weightings.items():
         saes = train_seeds(cfg, study, weighting, progress)
         evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
-        results[name] = summarise(evaluations) | {
+        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree)) | {
             "parent_alone": [mean_known(e.parent_alone) for e in evaluations],
             "parent_with_child": [mean_known(e.parent_with_child) for e in evaluations],
             "example": relative_acts(lane(saes, 0), study, batch),
@@ -151,9 +159,10 @@ def summary(record: dict[str, Any]) -> list[str]:
         text = f"hole rate {np.mean(holes):.4f} ({min(holes):.3f} to {max(holes):.3f})" if holes else "no edges"
         lines.append(f"{name} recovered {r['recovered']}/{r['n_seeds']}, {text}, min cosine {min(r['min_cosine']):.3f}")
         for gap, values in r.get("inference_gap", {}).items():
-            low, high = (f"{100 * value:+.1f}%" for value in (min(values), max(values)))
-            lines.append(f"{name} {gap} with its threshold against training: {low} to {high}")
-    return lines
+            if there := known(values):
+                low, high = (f"{100 * value:+.1f}%" for value in (min(there), max(there)))
+                lines.append(f"{name} {gap} with its threshold against training: {low} to {high}")
+    return lines + missed_targets(record["results"])
 
 
 def topk_names(record: dict[str, Any]) -> list[str]:
@@ -163,15 +172,15 @@ def topk_names(record: dict[str, Any]) -> list[str]:
 
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
-    names = feature_names(root)
-    shown = {"ground truth": np.array(results["features"])} | {LABELS[n]: np.array(results[n]["example"]) for n in SAES}
-    high = max(float(values.max(initial=1.0)) for values in shown.values())
+    names = plots.shown_names(root)
+    shown = {"ground truth": results["features"]} | {LABELS[name]: results[name]["example"] for name in SAES}
+    high = max(1.0, *(value for rows in shown.values() for row in rows for value in known(row)))
     with plots.styled(6.8) as figure:
         rows = figure.add_gridspec(2, 1, height_ratios=[1.4, 1])
         top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
         panels = top.subplots(1, 3)
         for ax, letter, (title, values) in zip(panels, "abc", shown.items(), strict=True):
-            plots.heatmap(ax, values, low=0, high=high, colours="Greys")
+            plots.heatmap(ax, values, low=0, high=high, colours="Greys", empty="no row has a feature on")
             plots.label_columns(ax, names, size=5)
             ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
         panels[0].set(xlabel="feature", ylabel="row of the batch")
@@ -184,20 +193,23 @@ def plot(record: dict[str, Any]) -> Figure:
         if topk_names(record):
             n_seeds = results[topk_names(record)[0] + "_vanilla"]["n_seeds"]
             text += f"; e: {n_seeds} seeds of the TopK family, half the steps"
-        plots.caption(figure, record, f"{text}; dots: seeds; bars: mean or share, 95% interval")
+        plots.caption(figure, record, f"{text}; dots: seeds; bars: mean or share, 95% interval{missed_clause(results)}")
     return figure
 
 
 def _plot_edges(ax: Axes, results: dict[str, Any], root: Node) -> None:
-    names, pairs = feature_names(root), edges(build_tree(root))
+    names, pairs = [plots.shown_name(name, 12) for name in feature_names(root)], edges(build_tree(root))
+    drawn = []
     for i, name in enumerate(SAES):
         for x, rates in enumerate(zip(*results[name]["hole_rate_per_edge"], strict=True)):
-            plots.spread(ax, x + 0.3 * i - 0.15, list(rates), plots.COLOURS[name], width=0.08)
+            drawn.append(plots.spread(ax, x + 0.3 * i - 0.15, list(rates), plots.COLOURS[name], width=0.08))
         ax.plot([], [], color=plots.COLOURS[name], label=LABELS[name])
-    ax.set_xticks(range(len(pairs)), [f"{names[p]}→{names[c]}" for p, c in pairs], rotation=90)
+    plots.label_columns(ax, [f"{names[p]}→{names[c]}" for p, c in pairs], size=7)
     ax.set(title="d  Holes: P(parent's latent off | child on)", ylabel="hole rate", ylim=(-0.05, 1.05))
-    if pairs:
+    if any(drawn):
         ax.legend(loc="best")
+    else:
+        plots.nothing(ax, "no child is on in the held-out rows" if pairs else "no feature has a parent feature")
 
 
 def _plot_recovery(ax: Axes, record: dict[str, Any]) -> None:
@@ -215,9 +227,13 @@ def _plot_recovery(ax: Axes, record: dict[str, Any]) -> None:
 
 
 def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
-    for i, name in enumerate(SAES):
-        for j, key in enumerate(("parent_alone", "parent_with_child")):
-            plots.spread(ax, 2.5 * i + j, results[name][key], plots.COLOURS[name])
+    drawn = [
+        plots.spread(ax, 2.5 * i + j, results[name][key], plots.COLOURS[name])
+        for i, name in enumerate(SAES)
+        for j, key in enumerate(("parent_alone", "parent_with_child"))
+    ]
+    if not any(drawn):
+        plots.nothing(ax, "no parent is on in the held-out rows, or there is none")
     ax.axhline(1, color="#999999", linewidth=0.7, linestyle=":")
     ax.set_xticks([0, 1, 2.5, 3.5], ["alone", "with\nchild"] * 2)
     ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))

@@ -13,24 +13,14 @@ With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in e
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
-from experiments.study import (
-    Progress,
-    StudyConfig,
-    check_study,
-    evaluate_seeds,
-    held_out_features,
-    known,
-    make_study,
-    summarise,
-    train_seeds,
-)
-from toy.metrics import mean_known
+from experiments.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
+from experiments.study import Progress, StudyConfig, aimed_l0, check_study, held_out_features, make_study, train_seeds
+from toy.checks import Whole, check_fields
 from toy.tree import build_tree
 from toy.tree_json import tree_from_dict
 
@@ -52,8 +42,7 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min((*self.n_prefixes, self.n_expected)) < 1:
-            raise ValueError("n_prefixes and n_expected: must be at least 1 (the full prefix)")
+        check_fields(self, n_prefixes=Whole(), n_expected=Whole())  # the full one is one of them
 
     @property
     def weightings(self) -> list[str]:
@@ -70,24 +59,22 @@ def n_steps(cfg: Config) -> int:
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     study = make_study(cfg)
     features = held_out_features(cfg, study.tree)
-    return {
-        name: summarise(evaluate_seeds(train_seeds(cfg, study, name, progress), study.W_feat, study.tree, features))
-        for name in cfg.weightings
-    }
+
+    def measured(name: str) -> dict[str, Any]:
+        saes = train_seeds(cfg, study, name, progress)
+        return summarise(evaluate_seeds(saes, study.W_feat, study.tree, features), aimed_l0(cfg, study.tree))
+
+    return {name: measured(name) for name in cfg.weightings}
 
 
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name, r in record["results"].items():
         lines.append(
-            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {mean_known(known(r['hole_rate'])):.4f}; "
-            + ", ".join(f"{kind.replace('_', ' ')} {_format_mean(_recovered_only(r, kind))}" for kind in MIXINGS)
+            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {mean_text(r['hole_rate'], '.4f')}; "
+            + ", ".join(f"{kind.replace('_', ' ')} {mean_text(_recovered_only(r, kind), '+.3f')}" for kind in MIXINGS)
         )
-    return lines
-
-
-def _format_mean(values: list[float]) -> str:
-    return f"{np.mean(values):+.3f}" if values else "–"
+    return lines + missed_targets(record["results"])
 
 
 def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
@@ -115,9 +102,9 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(4.4) as figure:
         axes = figure.subplots(2, 3).ravel()
         for ax, (title, (ylabel, draw)) in zip(axes, panels.items(), strict=False):
-            for name, result in results.items():
-                x, colour, marker = _position(name, n_latents)
-                draw(ax, x, result, colour, marker)
+            drawn = [draw(ax, result, *_position(name, n_latents)) for name, result in results.items()]
+            if not any(drawn):
+                plots.nothing(ax, _why_empty(title, results))
             ax.set(xscale="log", title=title, ylabel=ylabel, xlabel="prefixes a batch", xlim=(0.8, 1.45 * n_latents))
             ticks = sorted({n_trained(name, n_latents) for name in results})
             ax.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -130,7 +117,9 @@ def plot(record: dict[str, Any]) -> Figure:
         legend.legend(loc="center left", handlelength=1, fontsize=7.5)
         every = [f"{n} sampled are every prefix" for n in config["n_prefixes"] if n > n_latents]
         shown = "; ".join([f"{n_latents} latents", *every])
-        plots.caption(figure, record, f"{shown}; dots: seeds; bars: mean or share with 95% interval")
+        plots.caption(
+            figure, record, f"{shown}; dots: seeds; bars: mean or share with 95% interval{missed_clause(results)}"
+        )
     return figure
 
 
@@ -156,20 +145,31 @@ def _label(name: str) -> str:
     }[kind]
 
 
-def _plot_recovered(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
+def _why_empty(title: str, results: dict[str, Any]) -> str:
+    related = [value for r in results.values() for value in r["mixing"]["parent_to_child"] if value is not None]
+    if not related:
+        return "no feature has a parent feature"
+    if "Mixing" not in title:
+        return "no child is on in the held-out rows"
+    recovered = any(r["recovered"] for r in results.values())
+    return "no feature has siblings" if recovered else "no seed recovered the tree"
+
+
+def _plot_recovered(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
     plots.share(ax, x, result["recovered"], result["n_seeds"], colour, marker=marker)
     ax.set_ylim(-0.05, 1.05)
+    return True
 
 
-def _plot_holes(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
-    plots.spread(ax, x, result["hole_rate"], colour, width=0.04 * x)
+def _plot_holes(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
     ax.set_ylim(-0.05, 1.05)
+    return plots.spread(ax, x, result["hole_rate"], colour, width=0.04 * x)
 
 
 def _plot_mixing(kind: str) -> Any:
-    def draw(ax: Axes, x: float, result: dict, colour: str, marker: str) -> None:
-        plots.spread(ax, x, list(_recovered_only(result, kind)), colour, width=0.04 * x)
+    def draw(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
         ax.axhline(0, color="#999999", linewidth=0.6)
+        return plots.spread(ax, x, list(_recovered_only(result, kind)), colour, width=0.04 * x)
 
     return draw
 

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import platform
-import sys
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,17 @@ import jax
 import matplotlib
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from experiments.study import load_root
-from toy.io import load_json, plain, save_json, writing
+from experiments import plots
+from experiments.exits import clean_exit, say
+from experiments.options import check_tree, parse
+from experiments.progress import progress_bar
+from experiments.study import TreeConfig, load_root, with_tree
+from toy.checks import quoted
+from toy.io import load_json, plain, prepare, save_json, writing
 from toy.lm.hub import is_hub_name
 from toy.tree_json import tree_to_dict
 
-MAX_CPU_DEVICES = 8
 DEFAULT_OUT = Path("figures")
 Config = TypeVar("Config")
 
@@ -47,51 +50,28 @@ def main(name: str) -> None:
     with clean_exit():
         command = parse(Command[module.Config], prog=f"python -m experiments.{name}", description=module.__doc__)
         if command.redraw:
-            write_figure(command.out / f"{name}.png", draw(module, load_record(command.out / f"{name}.json")))
+            redraw(module, command.out)
         else:
             run_experiment(module, command.config, command.out)
-
-
-def parse(options: Any, **described: Any) -> Any:
-    return tyro.cli(options, config=(tyro.conf.FlagCreatePairsOff,), **described)
 
 
 def experiment_module(name: str) -> ModuleType:
     return __import__(f"experiments.{name}", fromlist=["run"])
 
 
-@contextlib.contextmanager
-def clean_exit(kept: str = "nothing of the unfinished experiment was written") -> Iterator[None]:
-    """A fault of the user's is one line and exit code 2; an interrupt says what is `kept`. No half of a file stays."""
-    try:
-        use_all_cores()
-        yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("TRACEBACK"):
-            raise
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted; {kept}", file=sys.stderr)
-        sys.exit(130)
-
-
-def use_all_cores() -> None:
-    """Make every core a device of its own: lanes of a grid then run on all of them (about twice as fast on two)."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX is already running: keep its devices
-        jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
-
-
 def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]:
-    """Run, print the result's lines, write figure and record; return the record as it stands on disk."""
+    """Run, write the record, print the result's lines, draw; return the record as it stands on disk.
+
+    The record comes before the figure, so that nothing that was computed is lost if the figure cannot be drawn.
+    """
     name = module.__name__.rpartition(".")[2]
     check_writable(out)
+    config = read_once(config)
     module.check(config)
+    for suffix in ("json", "png"):
+        prepare(out / f"{name}.{suffix}")
     start = time.monotonic()
-    with tqdm(total=module.n_steps(config), desc=name, unit="step", disable=None, leave=False) as bar:
+    with progress_bar(module.n_steps(config), name) as bar:
         results = module.run(config, bar.update)
     record = plain(
         {
@@ -103,13 +83,48 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]
             "results": results,
         }
     )
-    image = draw(module, record)  # before anything is written: record and figure come together
     save_json(out / f"{name}.json", record)
-    write_figure(out / f"{name}.png", image)
-    for line in module.summary(record):
-        print(f"{name}: {line}")
+    with figure_missing(name, out):
+        for line in module.summary(record):
+            print(f"{name}: {line}")
+        write_figure(out / f"{name}.png", draw(module, record))
     print(f"{name}: {record['seconds']:.0f} s, {out / name}.json, {out / name}.png", flush=True)
     return record
+
+
+def read_once(config: Any) -> Any:
+    """The configuration with the tree itself in place of its file, which may be a pipe and is never read again.
+
+    Prints what the reader noted. Raises: ValueError naming the file and what is wrong in it.
+    """
+    if not isinstance(config, TreeConfig):
+        return config
+    check_tree(config.tree)
+    read = with_tree(config)
+    if read is not config:
+        for note in read.tree.notes:
+            say(f"{config.tree}: {note}")
+    return read
+
+
+@contextlib.contextmanager
+def figure_missing(name: str, out: Path) -> Iterator[None]:
+    """Whatever ends the block after the record was written: say that there is a record and no figure of it.
+
+    Raises: ValueError; KeyboardInterrupt.
+    """
+    image = out / f"{name}.png"
+    state = "is of an earlier run" if image.is_file() else "is missing"
+    how = f"python -m experiments.{name} --redraw --out {shlex.quote(str(out))}"
+    told = f"the record {out / name}.json is kept, its figure {image} {state}: draw it with {how}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(told) from None
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {quoted(str(error), 200)}; {told}") from error
 
 
 def describe(config: Any) -> dict[str, Any]:
@@ -130,11 +145,42 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}, "devices": devices}
 
 
-def load_record(path: Path) -> dict[str, Any]:
+def load_record(path: Path, name: str | None = None) -> dict[str, Any]:
+    """A record, of the experiment `name` if one is given. Raises: ValueError naming the file; OSError."""
     try:
-        return load_json(path)
+        record = load_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no record to draw from; run the experiment first") from None
+    expected = {"name": str, "config": dict, "seeds": list, "results": dict}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in expected.items()):
+        raise ValueError(f"{path}: is not an experiment's record; run the experiment anew")
+    if name is not None and record["name"] != name:
+        raise ValueError(f"{path}: is the record of {quoted(record['name'])}, not of {name}; run {name} anew")
+    return record
+
+
+def redraw(module: ModuleType, out: Path) -> None:
+    """Draw an experiment's figure from its record. Raises: ValueError naming the record; OSError."""
+    name = module.__name__.rpartition(".")[2]
+    record = load_record(out / f"{name}.json", name)
+    with reading(out / f"{name}.json"):
+        image = draw(module, record)
+    write_figure(out / f"{name}.png", image)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Of a record, which anybody may have changed: what its parts are is found when they are used.
+
+    Raises: ValueError naming the record.
+    """
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: cannot be drawn: run the experiment anew: {quoted(told)}") from error
 
 
 def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
@@ -145,7 +191,8 @@ def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
 
 def as_png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+    with plots.style():
+        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
     return image.getvalue()
 
 

@@ -19,20 +19,9 @@ from matplotlib.figure import Figure
 from experiments import plots
 from experiments.absorption import LABELS, SAES
 from experiments.cli import main
-from experiments.study import (
-    PairConfig,
-    Progress,
-    check_study,
-    evaluate_seeds,
-    held_out_features,
-    known,
-    lane,
-    make_study,
-    summarise,
-    train_seeds,
-)
-from toy.metrics import match_features, matched_cosines, mean_known, mixing
-from toy.node import feature_names
+from experiments.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
+from experiments.study import PairConfig, Progress, aimed_l0, check_study, held_out_features, make_study, train_seeds
+from toy.metrics import match_features, matched_cosines, mixing
 from toy.tree_json import tree_from_dict
 
 KINDS = {
@@ -61,7 +50,8 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, weighting in cfg.weightings.items():
         saes = train_seeds(cfg, study, weighting, progress)
-        results[name] = summarise(evaluate_seeds(saes, study.W_feat, study.tree, features))
+        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
+        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree))
         for side in SIDES:
             cosines = [_cosines(lane(saes, i), study.W_feat[i], side) for i in range(cfg.n_seeds)]
             mixings = [mixing(values, study.tree)._asdict() for values in cosines]
@@ -81,22 +71,21 @@ def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name in SAES:
         values = record["results"][name]["decoder"]["mixing"]
-        means = ", ".join(f"{kind.replace('_', ' ')} {mean_known(known(values[kind])):+.3f}" for kind in KINDS)
+        means = ", ".join(f"{kind.replace('_', ' ')} {mean_text(values[kind], '+.3f')}" for kind in KINDS)
         lines.append(f"{name} decoder mixing {means}; largest |off-diagonal| {max(values['max_off_diagonal']):.3f}")
-    return lines
+    return lines + missed_targets(record["results"])
 
 
 def plot(record: dict[str, Any]) -> Figure:
     results = record["results"]
-    names = feature_names(tree_from_dict(record["config"]["tree"]))
+    names = plots.shown_names(tree_from_dict(record["config"]["tree"]))
     with plots.styled(7.6) as figure:
         grid = figure.add_gridspec(3, 2, height_ratios=[1.35, 1.35, 1])
         axes = []
         for row, side in enumerate(SIDES):
             for column, name in enumerate(SAES):
                 ax = figure.add_subplot(grid[row, column])
-                values = np.array(results[name][side]["cosines"])
-                plots.heatmap(ax, values, low=-1, high=1, colours="RdBu_r")
+                plots.heatmap(ax, results[name][side]["cosines"], low=-1, high=1, colours="RdBu_r")
                 plots.label_columns(ax, names, size=5.5)
                 plots.label_rows(ax, names, size=5.5)
                 ax.set(title=f"{'abcd'[2 * row + column]}  {LABELS[name]}, {side}", xlabel="true feature")
@@ -106,18 +95,21 @@ def plot(record: dict[str, Any]) -> Figure:
         for column, side in enumerate(SIDES):
             ax = figure.add_subplot(grid[2, column])
             ax.axhline(0, color="#999999", linewidth=0.7)
+            drawn = []
             for i, name in enumerate(SAES):
                 for x, kind in enumerate(KINDS):
-                    plots.spread(
-                        ax, x + 0.3 * i - 0.15, results[name][side]["mixing"][kind], plots.COLOURS[name], width=0.07
-                    )
+                    values = results[name][side]["mixing"][kind]
+                    drawn.append(plots.spread(ax, x + 0.3 * i - 0.15, values, plots.COLOURS[name], width=0.07))
                 ax.plot([], [], color=plots.COLOURS[name], label=LABELS[name])
+            if not any(drawn):
+                plots.nothing(ax, "no feature has a parent feature")
             ax.set_xticks(range(len(KINDS)), list(KINDS.values()), fontsize=6.5)
             ax.set(title=f"{'ef'[column]}  Mixing, {side}: mean over pairs", ylabel="mean cosine")
             if side == "decoder":
                 ax.legend(loc="upper center")
         seed = record["seeds"][0]
-        plots.caption(figure, record, f"a to d: seed {seed}; e, f: dots are seeds, bars mean and 95% interval")
+        text = f"a to d: seed {seed}; e, f: dots are seeds, bars mean and 95% interval"
+        plots.caption(figure, record, text + missed_clause(results))
     return figure
 
 

@@ -16,11 +16,14 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
-from experiments.study import Progress, TreeConfig, make_study
-from toy.dictionary import cosine_matrix
-from toy.node import feature_names
-from toy.tree import marginals, mean_l0, sample_features
+from experiments.memory import check_fits
+from experiments.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
+from toy.checks import Whole, check_fields
+from toy.dictionary import check_directions, cosine_matrix
+from toy.tree import build_tree, marginals, mean_l0, sample_features
 from toy.tree_json import tree_from_dict
+
+MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,18 @@ class Config(TreeConfig):
     n_rows: int = 20_000
     """Rows a seed for the frequencies."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, batch_size=Whole(most=MOST_SHOWN), n_rows=Whole())
+
 
 def check(cfg: Config) -> None:
-    make_study(cfg)
+    """Say what is wrong with the options, before any work. Raises: ValueError."""
+    root = load_root(cfg)
+    n_features = build_tree(root).n_features
+    check_directions(n_features, cfg.d_in, cfg.max_cosine)
+    check_fits(least_bytes(cfg, n_features) | {"n_rows": FLOAT * cfg.n_rows * n_features})
+    make_study(cfg, root)
 
 
 def n_steps(cfg: Config) -> int:
@@ -81,7 +93,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
-    names = feature_names(root)
+    names = plots.shown_names(root)
     batch, frequency = np.array(results["batch"]), np.array(results["frequency"])
     with plots.styled(5.6) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
@@ -90,7 +102,14 @@ def plot(record: dict[str, Any]) -> Figure:
         ax.set_title("a  The tree: P(child on | parent on);\n    dashed: at most one of the children")
 
         ax = figure.add_subplot(grid[0, 1])
-        image = plots.heatmap(ax, batch, low=0, high=max(1.0, float(batch.max(initial=0))), colours="Greys")
+        image = plots.heatmap(
+            ax,
+            batch,
+            low=0,
+            high=max(1.0, float(batch.max(initial=0))),
+            colours="Greys",
+            empty="no row has a feature on",
+        )
         plots.label_columns(ax, names)
         ax.set(
             title=f"b  Features of a batch:\n    its {len(batch)} rows that are not all zero, sorted",

@@ -1,9 +1,7 @@
 """The least memory that the options of the TinyStories chain need, estimated before anything is allocated."""
 
-import os
-from math import inf
-
 from experiments.language_config import BUILT_IN, D_HEAD, LanguageConfig
+from experiments.memory import check_fits
 
 FLOAT = 4  # bytes
 COPIES = 4  # in training: parameters, gradients, and Adam's two moments
@@ -33,18 +31,4 @@ def least_bytes(cfg: LanguageConfig) -> dict[str, int]:
 
 def check_memory(cfg: LanguageConfig) -> None:
     """Raises: ValueError naming the options that need more memory than this machine has."""
-    there = memory()
-    for names, needed in least_bytes(cfg).items():
-        if needed > there:
-            raise ValueError(
-                f"{names}: need at least {needed / 2**30:,.0f} GiB of memory, of which this machine has "
-                f"{there / 2**30:,.0f} GiB; give smaller ones"
-            )
-
-
-def memory() -> float:
-    """Bytes of memory of this machine; infinity where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return inf
+    check_fits(least_bytes(cfg))

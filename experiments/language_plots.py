@@ -75,11 +75,6 @@ def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | No
     ax.legend(loc="best", fontsize=5.5)
 
 
-def nothing(ax: Axes, text: str) -> None:
-    """Write into a panel that has nothing to show why that is so."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=6, color="#777777", wrap=True)
-
-
 def off_target(record: dict[str, Any]) -> list[str]:
     """A line that says how many SAEs miss their target L0; none where all meet it, or where a record does not say."""
     missed, config = record["results"].get("off_target"), record["config"]

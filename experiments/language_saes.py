@@ -11,8 +11,9 @@ import numpy as np
 
 from experiments.language import Activations, Chain, facts_of_model, load_chain, n_layers
 from experiments.language_config import SPARSITY_COEF, LanguageConfig
+from experiments.measured import lane
 from experiments.stages import Counted, notes, stage
-from experiments.study import Progress, lane
+from experiments.study import Progress
 from toy.checkpoint import FileCheckpoint
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site

@@ -21,19 +21,22 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.cli import main
+from experiments.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
 from experiments.study import (
     Progress,
     StudyConfig,
-    evaluate_seeds,
+    aimed_l0,
+    check_study,
+    check_trained,
     held_out_features,
-    known,
     load_root,
     make_hypers,
     make_study,
     train_config,
 )
+from toy.checks import POSITIVE, SHARE, Whole, check_fields
 from toy.evaluate import Evaluation
-from toy.node import Node
+from toy.node import MAX_NODES, Node
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting
 from toy.train import train_grid, trained_saes
@@ -66,10 +69,10 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"ratios: need at least one, all above 0, got {self.ratios}")
-        if self.n_prefixes < 1:
-            raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {self.n_prefixes}")
+        if not self.ratios:
+            raise ValueError("ratios: need at least one")
+        check_fields(self, ratios=POSITIVE, magnitude=POSITIVE, n_lone=Whole(0, MAX_NODES), n_prefixes=Whole())
+        check_fields(self, prob=SHARE, edge_prob=SHARE, other_edge_prob=SHARE)
 
     def trees(self) -> dict[str, Node]:
         """The trees at ratio 1."""
@@ -90,8 +93,9 @@ class Config(StudyConfig):
 
 def check(cfg: Config) -> None:
     for root in cfg.trees().values():
-        tree = make_study(cfg, root).tree
-        train_config(cfg, tree)
+        tree = check_study(cfg, root, n_lanes_per_seed=len(cfg.ratios))
+        for ratio in cfg.ratios:
+            build_tree(scale_children(root, ratio))
         if not edges(tree):
             raise ValueError(f"--tree {cfg.tree}: no feature has a parent feature, so there is no order to get wrong")
 
@@ -121,6 +125,7 @@ def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
     keys = jnp.tile(study.keys, n_ratios)
     state, _ = train_grid(keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
     saes = jax.device_get(trained_saes(state))
+    check_trained(saes, cfg, cfg.seeds * n_ratios)
     rows = []
     for i, tree in enumerate(trees):
         seeds = slice(i * cfg.n_seeds, (i + 1) * cfg.n_seeds)
@@ -130,7 +135,8 @@ def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
     return {
         "tree": tree_to_dict(root),
         "energy_crossing": energy_crossings(study.tree),
-        **{name: [[seed[name] for seed in row] for row in rows] for name in FIELDS},
+        **{name: [[seed[name] for seed in row] for row in rows] for name in (*FIELDS, "l0")},
+        **against_target([seed["l0"] for row in rows for seed in row], aimed_l0(cfg, study.tree)),
     }
 
 
@@ -141,6 +147,7 @@ def _outcome(evaluation: Evaluation, tree: Tree) -> dict[str, Any]:
         "recovered": evaluation.recovered,
         "child_first": float(np.mean([latent[child] < latent[parent] for parent, child in edges(tree)])),
         "min_cosine": evaluation.min_cosine,
+        "l0": evaluation.l0,
     }
 
 
@@ -153,12 +160,12 @@ def energy_crossings(tree: Tree) -> list[float]:
 def summary(record: dict[str, Any]) -> list[str]:
     results, lines = record["results"], []
     for name, tree in results["trees"].items():
-        crossing = ", ".join(f"{ratio:.3g}" for ratio in tree["energy_crossing"])
+        crossing = ", ".join(f"{ratio:.3g}" for ratio in tree["energy_crossing"]) or "–"
         recovered = ", ".join(
             f"{ratio:g}: {sum(row)}/{len(row)}" for ratio, row in zip(results["ratios"], tree["recovered"], strict=True)
         )
         lines.append(f"{name} (energies cross at ratio {crossing}) recovered at ratio {recovered}")
-    return lines
+    return lines + missed_targets(results["trees"])
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -173,7 +180,7 @@ def plot(record: dict[str, Any]) -> Figure:
         text = (
             f"{record['config']['n_prefixes']} sampled prefixes; bars: 95% intervals over seeds; dashed: energies cross"
         )
-        plots.caption(figure, record, text)
+        plots.caption(figure, record, text + missed_clause(results["trees"]))
     return figure
 
 

@@ -27,8 +27,8 @@ def stage(
     """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
 
     `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count,
-    and settings of JAX that change numbers and are not at their defaults.
-    `stage.json` holds the SHA-256 of itself and of every file beside it; stores, in folders of their own, check theirs.
+    and settings of JAX that change numbers and are not at their defaults. `stage.json` holds the SHA-256 of itself and
+    of every file beside it; stores, in folders of their own, check theirs.
 
     Raises: ValueError naming a file of a finished stage that has changed since.
     """

@@ -1,27 +1,30 @@
-"""What the experiments on trained SAEs share: options, training over seeds, and numbers a seed."""
+"""What the experiments on trained SAEs share: options, features, and training over seeds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from toy.dictionary import make_directions
-from toy.evaluate import Evaluation, evaluate
-from toy.io import load_tree
+from experiments.given import GivenTree, read_given
+from experiments.memory import check_fits
+from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
+from toy.dictionary import check_directions, make_directions
 from toy.loss import Sparsity
-from toy.metrics import Mixing
 from toy.node import Node
 from toy.prefixes import Weighting
-from toy.sae import RELU, SAE, Activation
+from toy.sae import RELU, SAE, Activation, ReLU
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
 from toy.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.trees import TREES
 
+FLOAT = 4  # bytes
+COPIES = 4  # in training: parameters, gradients, and Adam's two moments
+MAX_STEPS = 2**31 - 1  # JAX counts them in 32 bits
 Progress = Callable[[int], Any]
 _HYPERS = Hypers._field_defaults
 
@@ -44,10 +47,10 @@ class TreeConfig:
     """Number of seeds; each has directions, an initialisation and data of its own."""
 
     def __post_init__(self) -> None:
-        if self.n_seeds < 1:
-            raise ValueError(f"n_seeds: must be at least 1, got {self.n_seeds}")
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
+        check_fields(self, seed=SEED, n_seeds=Whole(), d_in=Whole(), norm_std=SHARE, max_cosine=Real(above=0, most=1))
+        last = self.seed + self.n_seeds - 1
+        if last > MAX_SEED:
+            raise ValueError(f"seed and n_seeds: the last seed, {last}, is more than {MAX_SEED}; lower one of them")
 
     @property
     def seeds(self) -> list[int]:
@@ -79,6 +82,12 @@ class StudyConfig(TreeConfig):
     n_eval_rows: int = 20_000
     """Held-out rows that every SAE is measured on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, n_latents=Whole(), n_steps=Whole(most=MAX_STEPS), batch_size=Whole(), n_eval_rows=Whole())
+        check_fields(self, target_l0=POSITIVE, learning_rate=NOT_NEGATIVE, sparsity_coef=NOT_NEGATIVE)
+        check_fields(self, control_rate=Real(least=0, below=1), reinit_below=NOT_NEGATIVE)
+
 
 @dataclass(frozen=True)
 class PairConfig(StudyConfig):
@@ -89,8 +98,7 @@ class PairConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_prefixes < 1:
-            raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {self.n_prefixes}")
+        check_fields(self, n_prefixes=Whole())  # the full one is one of them
 
     @property
     def weightings(self) -> dict[str, str]:
@@ -106,9 +114,20 @@ class Study(NamedTuple):
     W_feat: np.ndarray  # [n_seeds n_features d_in]
 
 
+def with_tree(cfg: Any) -> Any:
+    """The configuration with the tree itself in place of its name, read once; others come back as they are.
+
+    Raises: `TreeError` naming the file.
+    """
+    if not isinstance(cfg, TreeConfig) or cfg.tree is None or isinstance(cfg.tree, GivenTree):
+        return cfg
+    return replace(cfg, tree=read_given(cfg.tree))
+
+
 def load_root(cfg: TreeConfig) -> Node:
-    name = "reference" if cfg.tree is None else str(cfg.tree)
-    return TREES[name]() if name in TREES else load_tree(Path(name))
+    """The configuration's tree; a file is read only where `with_tree` has not done so. Raises: `TreeError`."""
+    given = with_tree(cfg).tree
+    return TREES["reference"]() if given is None else given.root
 
 
 def seed_keys(cfg: TreeConfig) -> tuple[jax.Array, jax.Array]:
@@ -143,10 +162,22 @@ def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) ->
     )
 
 
-def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting) -> Hypers:
+def target_l0(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> float | None:
+    """L0 that the controller of a ReLU SAE aims at; None for the TopK family, which has its k."""
+    if not isinstance(activation, ReLU):
+        return None
+    return mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0
+
+
+def aimed_l0(cfg: StudyConfig, tree: Tree) -> float | None:
+    """The same for ReLU SAEs whose controller is on."""
+    return target_l0(cfg, tree) if cfg.control_rate else None
+
+
+def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, activation: Activation = RELU) -> Hypers:
     return Hypers(
         prefixes=prefixes,
-        target_l0=mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0,
+        target_l0=target_l0(cfg, tree, activation),
         learning_rate=cfg.learning_rate,
         sparsity_coef=cfg.sparsity_coef,
         control_rate=cfg.control_rate,
@@ -167,15 +198,17 @@ def train_seeds(
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
-    shared = study_options(cfg)
+    shared = replace(study_options(cfg), tree=GivenTree("", study.root))
     if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
-        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
+        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
-        _trained[shared, weighting, activation] = jax.device_get(trained_saes(state))
+        saes = jax.device_get(trained_saes(state))
+        check_trained(saes, cfg, cfg.seeds)
+        _trained[shared, weighting, activation] = saes
     return _trained[shared, weighting, activation]
 
 
@@ -184,41 +217,47 @@ def study_options(cfg: StudyConfig) -> StudyConfig:
     return StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
 
 
-def check_study(cfg: StudyConfig) -> None:
-    """Raises what is wrong with the options, before any work."""
-    train_config(cfg, make_study(cfg).tree)
+def check_study(cfg: StudyConfig, root: Node | None = None, n_lanes_per_seed: int = 1) -> Tree:
+    """Say what is wrong with the options, before any work; gives the tree.
 
-
-def known(values: list[float | None]) -> list[float]:
-    """A record's values that are not null."""
-    return [value for value in values if value is not None]
-
-
-def lane(saes: SAE, i: int) -> SAE:
-    return jax.tree.map(lambda leaf: leaf[i], saes)
-
-
-def evaluate_seeds(
-    saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray, activation: Activation = RELU
-) -> list[Evaluation]:
-    return [evaluate(lane(saes, i), W_feat[i], tree, features, activation) for i in range(len(W_feat))]
-
-
-def summarise(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Lists with one entry a seed, and `recovered`, a count."""
-
-    def column(name: str) -> list:
-        return [getattr(evaluation, name) for evaluation in evaluations]
-
-    per_seed = (
-        *("hole_rate", "firing_accuracy", "firing_precision", "firing_recall", "min_cosine"),
-        *("mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
+    Raises: ValueError for options that cannot be, or that need more memory than there is.
+    """
+    root = load_root(cfg) if root is None else root
+    tree = build_tree(root)
+    if not mean_l0(tree):
+        raise ValueError(f"tree: no feature of {cfg.tree} is ever on, so nothing can be learnt; raise an active_prob")
+    check_directions(tree.n_features, cfg.d_in, cfg.max_cosine)
+    train_cfg = train_config(cfg, tree)
+    check_fits(
+        least_bytes(cfg, tree.n_features)
+        | training_bytes(cfg, tree.n_features, train_cfg.n_latents, cfg.n_seeds * n_lanes_per_seed)
     )
+    make_study(cfg, root)  # whether max_cosine can be reached is known only once it is
+    return tree
+
+
+def least_bytes(cfg: TreeConfig, n_features: int) -> dict[str, int]:
+    """What the directions of all seeds need, by the options that decide it: a whole rotation each, or all cosines."""
+    each = cfg.d_in**2 if cfg.max_cosine is None else n_features * (n_features + cfg.d_in)
+    return {"n_seeds and d_in": FLOAT * cfg.n_seeds * each}
+
+
+def training_bytes(cfg: StudyConfig, n_features: int, n_latents: int, n_lanes: int) -> dict[str, int]:
+    """Likewise for training all lanes at once, and for measuring one SAE in float64."""
+    parameters = COPIES * n_lanes * 2 * n_latents * cfg.d_in
+    per_row = n_features + cfg.d_in + n_latents
     return {
-        "n_seeds": len(evaluations),
-        "recovered": sum(column("recovered")),
-        "recovered_seeds": column("recovered"),
-        **{name: column(name) for name in per_seed},
-        "hole_rate_per_edge": column("hole_rates"),
-        "mixing": {name: [getattr(mix, name) for mix in column("mixing")] for name in Mixing._fields},
+        "n_seeds, n_latents and d_in": FLOAT * parameters,
+        "n_seeds and batch_size": FLOAT * n_lanes * cfg.batch_size * per_row,
+        "n_eval_rows": 2 * FLOAT * cfg.n_eval_rows * per_row,
     }
+
+
+def check_trained(saes: SAE, cfg: StudyConfig, seeds: list[int]) -> None:
+    """Raises: ValueError where training diverged; `seeds` are those of the lanes."""
+    broken = [seed for seed, W_dec in zip(seeds, saes.W_dec, strict=True) if not np.isfinite(W_dec).all()]
+    if broken:
+        raise ValueError(
+            f"training diverged in {len(broken)} of {len(seeds)} SAEs (the first has seed {broken[0]}); lower "
+            f"learning_rate = {cfg.learning_rate:g} or sparsity_coef = {cfg.sparsity_coef:g}"
+        )

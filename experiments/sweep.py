@@ -9,19 +9,17 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from experiments.cache import user_cache
 from experiments.cli import clean_exit, parse
+from experiments.progress import progress_bar
+from experiments.signals import interruptible
 from toy.checks import quoted
 from toy.extras import optional
 from toy.io import load_tree
@@ -34,6 +32,7 @@ from toy.sweep.store import SweepStore
 from toy.sweep.text import MOST_JSON, sweep_data
 
 KEPT = "finished cells are kept: the same command goes on with those that are missing"
+STOPPING = "stopping after the groups under way; interrupt again to drop them"
 STUB = "stub"  # in place of the code's version
 
 
@@ -211,44 +210,17 @@ def _minutes(plan: Plan) -> str:
 def run(sweep: Sweep, plan: Plan, store: SweepStore, engine: Engine, options: Options) -> None:
     told = {"cells": 0, "failed": 0}
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=plan.cost, desc=sweep.name, bar_format=form, disable=None, leave=False) as bar:
+    with progress_bar(plan.cost, sweep.name, unit=None, stops=False, bar_format=form) as bar:
 
         def progress(done: Done) -> None:
             told["cells"] += done.n_rows
             told["failed"] += done.n_failed
-            bar.set_postfix_str(f"{told['cells']:,} cells, {told['failed']:,} failed", refresh=False)
+            bar.tell(f"{told['cells']:,} cells, {told['failed']:,} failed")
             bar.update(done.cost)
 
         what = stub_cells if options.stub else run_cells
-        with interrupts(options.engine == "local"):
+        with interruptible(STOPPING if options.engine == "local" else ""):
             run_plan(sweep, plan, store, engine, progress=progress, run=what, retry=options.retry)
-
-
-@contextmanager
-def interrupts(told: bool) -> Iterator[None]:
-    """The first interrupt, or termination, ends the sweep once the groups under way are stored, which is told; the
-    second ends it at once. After a termination the exit code is 143."""
-    signals: list[int] = []
-
-    def interrupt(number: int, _: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            os._exit(128 + number)  # nothing is half-written: the store is whole at any moment
-        if told:
-            print("\nstopping after the groups under way; interrupt again to drop them", file=sys.stderr)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        if signal.SIGTERM not in signals:
-            raise
-        print(f"terminated; {KEPT}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def one_cell(sweep: Sweep, digest: str) -> dict[str, Any]:

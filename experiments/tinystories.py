@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm import tqdm
 
 from experiments import LANGUAGE_SET
 from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
@@ -20,6 +19,7 @@ from experiments.language import activations_stage, check, load_chain, load_lm, 
 from experiments.language_concepts import check_words
 from experiments.language_config import LanguageConfig
 from experiments.language_saes import n_steps, train_site
+from experiments.progress import progress_bar
 from experiments.stages import notes
 from experiments.study import Progress
 
@@ -49,7 +49,7 @@ def main() -> None:
             for name in LANGUAGE_SET:
                 run_experiment(experiment_module(name), options.config, options.out)
             return
-        with tqdm(total=n_steps(options.config), desc=options.stage, unit="step", disable=None, leave=False) as bar:
+        with progress_bar(n_steps(options.config), options.stage) as bar:
             lines = [line for one in options.config.of_models for line in make(one, options.stage, bar.update)]
         print("\n".join(lines))
 

@@ -140,7 +140,7 @@ def plot(record: dict[str, Any]) -> Figure:
                 ax.plot(means, y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
             if not concepts:
-                lp.nothing(ax, "no concept's words are frequent enough")
+                plots.nothing(ax, "no concept's words are frequent enough")
             if i % columns == 0:
                 ax.set_yticks(range(len(concepts)), [plots.shown_name(name) for name in concepts], fontsize=5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
@@ -185,7 +185,7 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
                 y = 1.06 if kind == "matryoshka" else 1.12
                 ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
     if not len(measured):
-        lp.nothing(ax, "no word is frequent enough")
+        plots.nothing(ax, "no word is frequent enough")
     ax.set_xticks(
         range(len(measured)), [plots.shown_name(concepts[name][m]) for m in measured], rotation=60, fontsize=6
     )

@@ -134,7 +134,7 @@ def plot(record: dict[str, Any]) -> Figure:
             for kind in KINDS:
                 _fvu_line(ax, site[kind], kind)
             if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in KINDS):
-                lp.nothing(ax, "activations that do not vary")
+                plots.nothing(ax, "activations that do not vary")
             ax.set(xscale="log", ylim=(0, None))
             ticks = record["config"]["target_l0"]
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

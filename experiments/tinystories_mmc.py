@@ -76,7 +76,7 @@ def plot(record: dict[str, Any]) -> Figure:
                 for j, style in enumerate(styles.values()):
                     lp.line(ax, config["reference_widths"], values[:, j], kind, style)
             if all(np.isnan(np.array(site[kind], float)).all() for kind in KINDS):
-                lp.nothing(ax, "no reference latent is on")
+                plots.nothing(ax, "no reference latent is on")
             ax.set_xscale("log")
             ax.set_xticks(config["reference_widths"], [str(width) for width in config["reference_widths"]])
             ax.minorticks_off()

@@ -20,7 +20,7 @@ from toy.train import Hypers, TrainConfig, train, train_grid
 ROOT = Path(__file__).parent.parent
 GOOD = Hypers(full(4), target_l0=1.0)
 CFG = TrainConfig(4, n_steps=10, batch_size=8)
-SOURCE = ArraySource(np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32))
+SOURCE = ArraySource(jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from commands import exit_code
 
-from experiments import cli, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
+from experiments import cli, signals, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
 from experiments.sweep_table import table_of
 from toy.sweep.drive import make_plan, open_store, read_store, run_plan, stub_cells
 from toy.sweep.engines import LocalEngine
@@ -286,7 +286,7 @@ def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
 
     monkeypatch.setattr(os, "_exit", leave)
     before = signal.getsignal(signal.SIGINT)
-    with sweep.interrupts(told=True):
+    with signals.interruptible(sweep.STOPPING):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert "stopping after the groups under way" in capsys.readouterr().err
@@ -297,7 +297,7 @@ def test_the_first_interrupt_is_told_and_the_second_ends_at_once(
 
 def test_a_termination_is_as_an_interrupt_with_an_exit_code_of_its_own(capsys: pytest.CaptureFixture) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), cli.clean_exit(), sweep.interrupts(told=True):
+    with pytest.raises(SystemExit, match="143"), cli.clean_exit(sweep.KEPT), signals.interruptible(sweep.STOPPING):
         signal.raise_signal(signal.SIGTERM)
     error = capsys.readouterr().err
     assert "stopping after the groups under way" in error

@@ -22,6 +22,7 @@ from experiments import (
     language_concepts,
     language_memory,
     language_saes,
+    memory,
     stages,
     tinystories,
     tinystories_absorption,
@@ -351,7 +352,7 @@ def test_an_option_out_of_range_is_refused_when_it_is_given(options, message):
     ],
 )
 def test_options_that_need_more_memory_than_there_is_are_refused_before_any_work(options, named, monkeypatch):
-    monkeypatch.setattr(language_memory, "memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(memory, "memory", lambda: 8 * 2**30)
     monkeypatch.setattr(language, "make_stories", lambda *_: pytest.fail("worked"))
     with pytest.raises(
         ValueError, match=r"need at least [\d,]+ GiB of memory, of which this machine has 8 GiB"
@@ -361,7 +362,7 @@ def test_options_that_need_more_memory_than_there_is_are_refused_before_any_work
 
 
 def test_memory_is_estimated_from_below(monkeypatch):
-    monkeypatch.setattr(language_memory, "memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "memory", lambda: 2**30)
     several: list[dict[str, Any]] = [{}, {"corpus": "a.txt", "n_stories": 10**8}, {"own_models": False}]
     for options in several:
         language_memory.check_memory(LanguageConfig(**options))

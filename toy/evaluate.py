@@ -99,7 +99,10 @@ def row_sizes(
 
 
 class InferenceGap(NamedTuple):
-    """What a BatchTopK SAE gives with its threshold, less what training gives, in shares of the latter; 0 is best."""
+    """What a BatchTopK SAE gives with its threshold, less what training gives, in shares of the latter; 0 is best.
+
+    NaN where training gives 0: where no feature is on in the rows.
+    """
 
     l0: float
     fvu: float
@@ -121,7 +124,12 @@ def inference_gap(
         (metrics.l0(acts), metrics.fvu(rows, acts @ np.asarray(sae.W_dec, float) + np.asarray(sae.b_dec, float)))
         for acts in (_encode_batches(sae, batches, how) for how in (RELU, activation))
     )
-    return InferenceGap(l0_inference / l0_training - 1, fvu_inference / fvu_training - 1)
+    return InferenceGap(_relative(l0_inference, l0_training), _relative(fvu_inference, fvu_training))
+
+
+def _relative(value: float, base: float) -> float:
+    """value / base − 1; NaN where the base is 0."""
+    return value / base - 1 if base else float("nan")
 
 
 def _encode_batches(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""Interrupts: one handler for every command, which an exception that was swallowed does not defeat."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli, progress, signals
+
+BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+def ended(work: Callable[[], None]) -> Any:
+    """What a command exits with that does this work."""
+    with pytest.raises(SystemExit) as stop, cli.clean_exit("all is kept"):
+        work()
+    return stop.value.code
+
+
+def swallowed(number: int) -> None:
+    """A signal during a callback of JAX."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+def told(number: int) -> str:
+    return "interrupted; all is kept" if number == signal.SIGINT else "terminated; all is kept"
+
+
+@BOTH
+def test_a_signal_ends_a_command_in_one_line(number: int, code: int, capsys: pytest.CaptureFixture) -> None:
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    assert ended(lambda: signal.raise_signal(number)) == code
+    assert capsys.readouterr().err == f"{told(number)}\n"
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
+    signals.raise_ignored()  # nothing is left of it
+
+
+@BOTH
+def test_progress_raises_an_interrupt_that_was_swallowed(number: int, code: int, capsys: pytest.CaptureFixture) -> None:
+    steps = []
+
+    def work() -> None:
+        with progress.progress_bar(9, "work") as bar:
+            for step in range(9):
+                if step == 3:
+                    swallowed(number)
+                steps.append(step)
+                bar.update()
+
+    assert ended(work) == code
+    assert steps == [0, 1, 2, 3]
+    assert told(number) in capsys.readouterr().err
+
+
+def test_an_interrupt_that_python_ignored_is_raised_again_without_progress(capsys: pytest.CaptureFixture) -> None:
+    class Gone:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Gone()
+        time.sleep(30)
+
+    start = time.monotonic()
+    assert ended(work) == 143
+    assert time.monotonic() - start < 10
+    assert capsys.readouterr().err == "terminated; all is kept\n"
+
+
+def test_work_that_winds_down_by_itself_is_not_interrupted_again() -> None:
+    finished = []
+
+    def work() -> None:
+        with progress.progress_bar(9, "work", stops=False) as bar:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                bar.update()
+                finished.append(True)
+
+    assert ended(work) == 130
+    assert finished
+
+
+def test_what_jax_makes_of_an_interrupt_in_a_callback_is_one(capsys: pytest.CaptureFixture) -> None:
+    def work() -> None:
+        swallowed(signal.SIGINT)
+        raise RuntimeError("INTERNAL: CpuCallback error calling callback: KeyboardInterrupt:")
+
+    assert ended(work) == 130
+    assert capsys.readouterr().err == "interrupted; all is kept\n"
+
+
+def test_an_error_of_winding_down_is_told(capsys: pytest.CaptureFixture) -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise OSError(28, "No space left on device", "checkpoint") from None
+
+    assert ended(work) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'checkpoint'\n"
+
+
+@BOTH
+def test_a_second_signal_ends_the_process_at_once(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(f"left with {code}")
+
+    def work() -> None:
+        swallowed(signal.SIGINT)  # and it takes long to wind down
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    assert ended(work) == f"left with {code}"
+
+
+def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with cli.clean_exit():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_has_no_handlers_of_its_own() -> None:
+    seen: list[Any] = []
+
+    def work() -> None:
+        with cli.clean_exit():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 4.0, 8.0])
+@BOTH
+def test_a_process_ends_soon_with_its_code_and_one_line(number: int, code: int, seconds: float, tmp_path: Path) -> None:
+    """While it imports, compiles and trains."""
+    command = [sys.executable, "-m", "experiments.cosines", "--n-seeds", "2", "--n-steps", "1e6", "--out", tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(number)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, error
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert error.splitlines()[-1].startswith(word)
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
