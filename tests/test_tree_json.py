@@ -57,9 +57,9 @@ def test_the_saelens_dialect_is_read_with_lone_features_for_the_indices_that_no_
     root = tree_from_dict(SAELENS)
     tree = build_tree(root)
     assert feature_names(root) == ["0", "1", "A", "3", "A2"]
-    np.testing.assert_allclose(marginals(tree), [0.125, 0.125, 0.5, 0.0625, 0.1875])
+    np.testing.assert_allclose(marginals(tree), [0.1015625, 0.125, 0.5, 0.0625, 0.1640625])
     assert coactivation(tree)[0, 4] == 0
-    assert coactivation(tree)[0, 2] == 0.125
+    assert coactivation(tree)[0, 2] == pytest.approx(0.1015625)
     assert root.children[0].scale_children_by_parent
     assert not root.children[1].is_feature
 
@@ -79,6 +79,7 @@ def test_only_keys_that_are_not_at_their_default_are_written() -> None:
         "mutually_exclusive_children": True,
         "magnitude_std": 0.5,
         "is_binary": False,
+        "exclusive_rest": "none",
         "children": [{"active_prob": 0.25, "is_read_out": False}],
     }
 

@@ -1,7 +1,7 @@
 """The named trees are what their sources say, and random ones are valid and repeatable."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,18 +65,20 @@ def test_scaled_children_are_ratio_times_their_parent_feature_at_every_level() -
 
 
 @given(
-    spec=st.builds(
-        RandomTree,
-        n_roots=st.integers(1, 4),
-        branching=st.sampled_from([(0, 0), (0, 3), (2, 4), (5, 5)]),
-        depth=st.integers(1, 4),
-        edge_prob=st.sampled_from([(0.0, 0.0), (0.1, 0.3), (0.6, 1.0)]),
-        root_prob=st.sampled_from([(0.05, 0.2), (1.0, 1.0)]),
-        exclusive_share=st.sampled_from([0.0, 0.5, 1.0]),
-        seed=st.integers(0, 2**32 - 1),
+    fields=st.fixed_dictionaries(
+        {
+            "n_roots": st.integers(1, 4),
+            "branching": st.sampled_from([(0, 0), (0, 3), (2, 4), (5, 5)]),
+            "depth": st.integers(1, 4),
+            "edge_prob": st.sampled_from([(0.0, 0.0), (0.1, 0.3), (0.6, 1.0)]),
+            "root_prob": st.sampled_from([(0.05, 0.2), (1.0, 1.0)]),
+            "exclusive_share": st.sampled_from([0.0, 0.5, 1.0]),
+            "seed": st.integers(0, 2**32 - 1),
+        }
     )
 )
-def test_a_random_tree_is_valid_within_its_ranges_and_repeatable(spec: RandomTree) -> None:
+def test_a_random_tree_is_valid_within_its_ranges_and_repeatable(fields: dict[str, Any]) -> None:
+    spec = RandomTree(**fields)
     root = random_tree(spec)
     assert root == random_tree(spec)
     assert len(root.children) == spec.n_roots
@@ -100,18 +102,48 @@ def test_another_seed_gives_another_tree() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"edge_prob": (0.3, 0.1)}, "edge_prob: needs 0 <= low <= high <= 1"),
-        ({"root_prob": (0.5, 1.5)}, "root_prob: needs"),
-        ({"branching": (3, 1)}, "branching: needs 0 <= low <= high"),
-        ({"branching": (-1, 1)}, "branching: needs 0 <= low <= high"),
-        ({"n_roots": 0}, "n_roots and depth must be at least 1"),
-        ({"depth": 0}, "n_roots and depth must be at least 1"),
-        ({"exclusive_share": 1.5}, "exclusive_share: 1.5 is outside"),
+        ({"edge_prob": (0.3, 0.1)}, r"edge_prob: must be a pair \(low, high\) with low <= high"),
+        ({"root_prob": (0.5, 1.5)}, "root_prob: must be at most 1, got 1.5"),
+        ({"branching": (3, 1)}, "branching: must be a pair"),
+        ({"branching": (-1, 1)}, "branching: must not be negative, got -1"),
+        ({"n_roots": 0}, "n_roots: must be at least 1, got 0"),
+        ({"depth": 0}, "depth: must be at least 1, got 0"),
+        ({"exclusive_share": 1.5}, "exclusive_share: must be at most 1, got 1.5"),
+        ({"branching": (2, 3, 4)}, "branching: must be a pair"),
+        ({"branching": 3}, "branching: must be a pair"),
+        ({"branching": (2, 2.5)}, "branching: must be a whole number, got 2.5"),
+        ({"edge_prob": (0.1, float("nan"))}, "edge_prob: must be finite, got nan"),
+        ({"edge_prob": ("a", "b")}, "edge_prob: must be a number, got a"),
+        ({"n_roots": 2.0}, "n_roots: must be a whole number, got 2.0"),
+        ({"depth": True}, "depth: must be a whole number, got True"),
+        ({"seed": 2**32}, "seed: must be at most 4,294,967,295"),
+        ({"seed": -1}, "seed: must not be negative"),
     ],
 )
 def test_a_range_that_cannot_be_is_refused_by_name(fields: dict, message: str) -> None:
+    spec = RandomTree()  # types are checked without the type checker of the tests
+    for name, value in fields.items():
+        object.__setattr__(spec, name, value)
     with pytest.raises(ValueError, match=f"^{message}"):
-        replace(RandomTree(), **fields)
+        spec.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_roots", 1.5, "must be a whole number, got 1.5"),
+        ("branching", 0, "must be at least 1, got 0"),
+        ("expanded", 0, "must be at least 1, got 0"),
+        ("root_prob", float("nan"), "must be finite, got nan"),
+        ("edge_prob", -0.5, "must not be negative, got -0.5"),
+        ("exclusive", "no", "must be True or False, got no"),
+    ],
+)
+def test_a_regular_tree_that_cannot_be_is_refused_by_name(name: str, value: object, message: str) -> None:
+    spec = RegularTree()
+    object.__setattr__(spec, name, value)
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        spec.__post_init__()
 
 
 @pytest.mark.parametrize(

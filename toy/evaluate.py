@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from toy import metrics
 from toy.sae import RELU, SAE, Activation, BatchTopK, encode
-from toy.tree import Tree
+from toy.tree import Tree, mean_magnitudes
 
 
 class Evaluation(NamedTuple):
@@ -83,9 +83,8 @@ def evaluate(
 
 
 def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
-    """Each feature's mean norm in x when present: mean magnitude · ‖direction‖."""
-    mean = np.asarray(tree.magnitude_mean if tree.readout is None else tree.magnitude_mean[tree.readout], float)
-    return mean * np.linalg.norm(W_feat, axis=1)
+    """Each feature's mean norm in x when present: exact mean magnitude · ‖direction‖."""
+    return mean_magnitudes(tree) * np.linalg.norm(W_feat, axis=1)
 
 
 class InferenceGap(NamedTuple):

@@ -3,9 +3,12 @@
 Activations, which are too many for this, have `toy.store` and `toy.matrix`.
 """
 
+import os
 from pathlib import Path
 
+from toy import json_nodes
 from toy.arrays import load_arrays, map_arrays, save_arrays
+from toy.checks import quoted
 from toy.files import (
     claim,
     content_digest,
@@ -23,7 +26,8 @@ from toy.files import (
 )
 from toy.node import Node, TreeError
 from toy.saelens import load_sae, save_sae
-from toy.tree_json import parse_tree, tree_to_dict
+from toy.saelens_tree import synthetic_model
+from toy.tree_json import name_notes, parse_with_notes, tree_to_dict
 
 __all__ = [
     "claim",
@@ -39,6 +43,7 @@ __all__ = [
     "parse_json",
     "plain",
     "prepare",
+    "read_tree",
     "remove_parts",
     "save_arrays",
     "save_json",
@@ -48,19 +53,57 @@ __all__ = [
     "writing",
 ]
 
+_MOST_TREE_BYTES = 32 * 2**20
+
 
 def load_tree(path: Path) -> Node:
-    """A tree from a JSON file in any dialect of `toy.tree_json`. Raises: `TreeError` naming the file."""
+    """A tree from a file or folder that `read_tree` reads. Raises: `TreeError` naming the file."""
+    return read_tree(path)[0]
+
+
+def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
+    """A tree, and what its reader should know of how it was read, one line each.
+
+    From a JSON file or pipe (read once) in any dialect of `toy.tree_json`, or from the folder of a synthetic model that
+    SAELens saved (`toy.saelens_tree`). Raises: `TreeError` naming the file.
+    """
     try:
-        return parse_tree(path.read_text(encoding="utf-8"))
+        return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from None
-    except UnicodeDecodeError:
-        raise TreeError(f"{path}: not JSON: not UTF-8 text") from None
     except OSError as error:
         raise TreeError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # a path with a NUL; arrays that are broken, whose error names their file
+        raise TreeError(f"{path}: cannot be read: {quoted(str(error))}") from None
+
+
+def _read_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        too_large = os.fstat(file.fileno()).st_size > _MOST_TREE_BYTES
+        content = b"" if too_large else file.read(_MOST_TREE_BYTES + 1)  # the size of a pipe is not known
+    if too_large or len(content) > _MOST_TREE_BYTES:
+        raise TreeError(f"holds more than {_MOST_TREE_BYTES:,} bytes, far more than a tree")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise TreeError("not JSON: not UTF-8 text") from None
+
+
+def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
+    files = {name: folder / f"{name}.json" for name in ("synthetic_model_config", "hierarchy")}
+    if not files["synthetic_model_config"].exists():
+        raise TreeError("Is a directory, and not of a SAELens model: it has no synthetic_model_config.json")
+    data = {}
+    for name, file in files.items():
+        try:
+            data[name] = json_nodes.parse_json(_read_text(file)) if file.exists() else None
+        except TreeError as error:
+            raise TreeError(f"{file.name}: {error}") from None
+    arrays, _ = map_arrays(folder / "synthetic_model.safetensors")
+    root, notes = synthetic_model(data["synthetic_model_config"], data["hierarchy"], arrays)
+    return root, (*notes, *name_notes(root))
 
 
 def save_tree(path: Path, root: Node) -> None:
-    """Write a tree as JSON (`tree_to_dict`)."""
-    save_json(path, tree_to_dict(root))
+    """Write a tree as JSON (`tree_to_dict`), with all digits of its numbers."""
+    save_json(path, tree_to_dict(root), digits=None)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, UInt32
 
+from toy.magnitudes import folded_mean
 from toy.node import MAX_DEPTH, Node, TreeError, feature_names, features, walk
 
 __all__ = [
@@ -25,12 +26,15 @@ __all__ = [
     "features",
     "marginals",
     "mean_l0",
+    "mean_magnitudes",
     "sample_features",
     "walk",
 ]
 
 _RANGE = 1 << 32  # values of one uniform draw
 _MIN_NESTED = 1 << 20  # narrower intervals get a draw of their own: edge probabilities are exact to 1e-6
+_LEAST_NOISY = 2.0**-26  # of mean + std: what a noisy magnitude is instead of 0, which rounding can make of it
+_MOST_PAIRWISE = 10_000  # nodes: a matrix of their pairs takes 800 MB
 
 
 class Tree(NamedTuple):
@@ -156,7 +160,9 @@ def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[A
     magnitude = jnp.asarray(tree.magnitude_mean, jnp.result_type(float))[:, None]
     if tree.magnitude_std is not None:
         noise = jax.random.normal(key_magnitudes, on.shape)
-        magnitude = jnp.maximum(magnitude + jnp.asarray(tree.magnitude_std)[:, None] * noise, 0)
+        std = jnp.asarray(tree.magnitude_std)[:, None]
+        # Folded, not clipped: a feature that is on is above 0, and so is what it scales.
+        magnitude = jnp.maximum(jnp.abs(magnitude + std * noise), _LEAST_NOISY * (magnitude + std))
     if tree.parent_scale is not None:
         magnitude = _scale_by_parents(tree, jnp.broadcast_to(magnitude, on.shape))
     values = on * magnitude
@@ -198,14 +204,38 @@ def mean_l0(tree: Tree) -> float:
     return float(marginals(tree).sum())
 
 
+def mean_magnitudes(tree: Tree) -> Float[np.ndarray, " n_features"]:
+    """E[magnitude | feature on], exactly: the mean of |N(mean, std²)| times the mean of what scales it.
+
+    What scales a child is its parent's magnitude / magnitude_mean, independent of the child's own noise.
+    """
+    own = np.array(tree.magnitude_mean, float)
+    if tree.magnitude_std is None:
+        return _features_only(tree, own)
+    stds = np.asarray(tree.magnitude_std, float).tolist()
+    own = np.array([folded_mean(*pair) for pair in zip(own.tolist(), stds, strict=True)])
+    if tree.parent_scale is not None:
+        for i, scale in enumerate(np.asarray(tree.parent_scale, float)):  # parents come first
+            if scale > 0:
+                own[i] *= scale * own[tree.parent[i]]
+    return _features_only(tree, own)
+
+
 def coactivation(tree: Tree) -> Float[np.ndarray, "n_features n_features"]:
     """P(feature i and feature j on), exactly; the diagonal holds the marginals.
 
     Given its parent p, node j is independent of every node i outside its own branch: P(i, j) = P(i, p) P(j | p). It
     is 0 where i is in the branch of a sibling that excludes j.
+
+    Raises: ValueError for a tree of more than 10,000 nodes, whose pairs would not fit into memory.
     """
     marginal = _node_marginals(tree)
     n_nodes = len(marginal)
+    if n_nodes > _MOST_PAIRWISE:
+        raise ValueError(
+            f"tree: the co-activation of {n_nodes:,} nodes takes {n_nodes**2 * 8 / 1e9:.0f} GB; it is computed of "
+            f"{_MOST_PAIRWISE:,} nodes at most, so take a smaller tree"
+        )
     joint = np.diag(marginal)
     branch = np.eye(n_nodes, dtype=bool)  # [i, j]: j is i, or below it
     for j, p in enumerate(tree.parent):

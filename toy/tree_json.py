@@ -1,25 +1,33 @@
-"""Trees as JSON: three dialects in, one out, and the printed form.
+"""Trees as JSON: three dialects in, one out, and the printed form. Each is read as its own program means it.
 
-- reference: `active_prob` (required), `id`, `mutually_exclusive_children`, `is_binary`, `is_read_out`, `children`;
-- hedging: the same with `magnitude_mean` and `magnitude_std` (we write this one, with
-  `scale_children_by_parent` and `feature_index` where they are needed);
-- SAELens: `roots` of nodes with `feature_index`, `feature_id`, `children`, `mutually_exclusive_children`,
-  `scale_children_by_parent`, and the vector `firing_probabilities` beside them. Each entry is read as P(on | parent
-  on); an index that no node has is a lone feature, and a node without index is no feature and always on.
+- reference: `active_prob` (required), `id`, `mutually_exclusive_children`, `is_read_out`, `children`, and `is_binary`,
+  whose false is a magnitude uniform on (0, 1): no tree here has such, so it is refused unless magnitudes are given.
+- hedging: the same with `magnitude_mean` and `magnitude_std`: a magnitude is |N(mean, std²)|, as in ours. We write this
+  one, with `is_binary` false beside a standard deviation, and `scale_children_by_parent` and `feature_index` where
+  they are needed.
+- SAELens: `roots` and `firing_probabilities`; `toy.saelens_tree` says how they are converted.
+
+**Mutually exclusive children whose probabilities sum to less than 1.** Here none of them is on with what is left. The
+hedging paper's program (and the reference code in its last version) divides by the sum instead, so that one is always
+on. Where the sum is 1 (within 1e-5: files hold rounded numbers) the two agree; a child that is no feature can hold what
+is left. Else the key `exclusive_rest` of the root says which is meant: "none", or "scaled" (divide by the sum). Without
+it, a file that has `magnitude_mean` or `magnitude_std` is refused, as it may be either program's; in any other file
+what is left is "none", and a note says so. `tree_to_dict` writes the key where a file would be refused without it.
 """
 
-import json
-from collections.abc import Callable
-from numbers import Real
+import math
 from typing import Any
 
-from toy.node import MAX_DEPTH, Node, TreeError, features, walk
+from toy.checks import quoted
+from toy.json_nodes import Entry, children_of, entries, parse_json, type_name
+from toy.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
+from toy.saelens_tree import forest_from_dict
 
 _NODE_KEYS = {
-    "active_prob": None,  # None: read by itself
+    "active_prob": "active_prob",
     "id": "name",
     "mutually_exclusive_children": "exclusive",
-    "is_binary": None,
+    "is_binary": None,  # None: read by itself
     "is_read_out": "is_feature",
     "magnitude_mean": "magnitude_mean",
     "magnitude_std": "magnitude_std",
@@ -27,164 +35,155 @@ _NODE_KEYS = {
     "feature_index": "feature_index",
     "children": None,
 }
-_SAELENS_KEYS = {
-    "feature_index": "feature_index",
-    "feature_id": "name",
-    "id": "name",
-    "mutually_exclusive_children": "exclusive",
-    "scale_children_by_parent": "scale_children_by_parent",
-    "children": None,
-}
-_TYPES: dict[str, tuple[type, ...]] = {
-    "active_prob": (Real,),
-    "magnitude_mean": (Real,),
-    "magnitude_std": (Real,),
-    "id": (str, type(None)),
-    "feature_id": (str, type(None)),
-    "feature_index": (int, type(None)),
-    "children": (list,),
-    "mutually_exclusive_children": (bool,),
-    "scale_children_by_parent": (bool,),
-    "is_binary": (bool,),
-    "is_read_out": (bool,),
-}
+_ROUNDED = 1e-5  # of a sum of probabilities that were rounded to 6 digits
+_NAME_SHOWN = 60  # characters
 
 
 def parse_tree(text: str) -> Node:
     """A checked tree from JSON text in any of the dialects. Raises: `TreeError`, naming path and fault."""
-    try:
-        data = json.loads(text, object_pairs_hook=_no_repeats)
-    except TreeError:
-        raise
-    except RecursionError:
-        raise TreeError(f"nests deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:  # a JSONDecodeError, or a number of more digits than Python reads
-        raise TreeError(f"not JSON: {error}") from None
-    return tree_from_dict(data)
+    return parse_with_notes(text)[0]
+
+
+def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
+    """As `parse_tree`, and what a reader should know of how the text was read, a line each. Raises: `TreeError`."""
+    return _from_dict(parse_json(text))
 
 
 def tree_from_dict(data: Any) -> Node:
     """A checked tree from parsed JSON in any of the dialects. Raises: `TreeError`, naming path and fault."""
-    if not isinstance(data, dict):
-        raise TreeError(f"root: expected an object, got {_type_name(data)}")
-    root = _saelens_forest(data) if "roots" in data else _node(data, "root", 0, _NODE_KEYS, _reference_prob)
-    walk(root)
-    return root
+    return _from_dict(data)[0]
 
 
-def _node(data: Any, path: str, depth: int, keys: dict[str, str | None], prob: Callable[[dict, str], float]) -> Node:
+def _from_dict(data: Any) -> tuple[Node, tuple[str, ...]]:
     if not isinstance(data, dict):
-        raise TreeError(f"{path}: expected an object, got {_type_name(data)}")
-    if depth > MAX_DEPTH:
-        raise TreeError(f"{path[:60]}…: nests deeper than {MAX_DEPTH} levels")
-    for key, value in data.items():
-        if key not in keys:
-            raise TreeError(f"{path}: unknown key {key!r}; allowed are {', '.join(keys)}")
-        allowed = _TYPES[key]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise TreeError(f"{path}.{key}: expected {_EXPECTED[allowed[0]]}, got {_type_name(value)}")
-    fields = {field: data[key] for key, field in keys.items() if field and key in data}
-    children = tuple(
-        _node(child, f"{path}.children[{i}]", depth + 1, keys, prob) for i, child in enumerate(data.get("children", []))
+        raise TreeError(f"root: expected an object, got {type_name(data)}")
+    root, notes = forest_from_dict(data) if "roots" in data else _nested(data)
+    return root, (*notes, *name_notes(root))
+
+
+def name_notes(root: Node) -> list[str]:
+    """Checks the tree; a note where names have characters that are not shown as they are. Raises: `TreeError`."""
+    strange = [node.name for *_, node in walk(root) if node.name and not node.name.isprintable()]
+    if not strange:
+        return []
+    return [f"{len(strange)} names have control or invisible characters, such as {quoted(strange[0], _NAME_SHOWN)}"]
+
+
+def _nested(data: dict[str, Any]) -> tuple[Node, list[str]]:
+    rest = data.get("exclusive_rest")
+    if rest not in (None, "none", "scaled"):
+        raise TreeError(f"root.exclusive_rest: expected 'none' or 'scaled', got {quoted(rest, 60)}")
+    found = entries([("root", {key: value for key, value in data.items() if key != "exclusive_rest"})], 0, _NODE_KEYS)
+    for entry in found:
+        _check_keys(entry)
+    probs, notes = _exclusive_probs(found, rest)
+    fields = (
+        {field: entry.data[key] for key, field in _NODE_KEYS.items() if field and key in entry.data}
+        | {"active_prob": prob}
+        for entry, prob in zip(found, probs, strict=True)
     )
-    return Node(prob(data, path), children, **fields)
+    [root] = assembled([(entry.parent, given) for entry, given in zip(found, fields, strict=True)])
+    return root, notes
 
 
-def _reference_prob(data: dict, path: str) -> float:
+def _check_keys(entry: Entry) -> None:
+    path, data = entry.path, entry.data
     if "active_prob" not in data:
-        raise TreeError(f"{path}: the key 'active_prob' is missing")
-    return data["active_prob"]
-
-
-def _saelens_forest(data: dict) -> Node:
-    for key in data:
-        if key not in ("roots", "firing_probabilities"):
-            raise TreeError(f"root: unknown key {key!r}; beside 'roots' only 'firing_probabilities' is allowed")
-    roots, probs = data["roots"], data.get("firing_probabilities")
-    if not isinstance(roots, list):
-        raise TreeError(f"root.roots: expected a list, got {_type_name(roots)}")
-    if not isinstance(probs, list):
+        raise TreeError(f"{shown(path)}: the key 'active_prob' is missing")
+    if data.get("is_binary") is False and "magnitude_std" not in data and data.get("is_read_out", True):
         raise TreeError(
-            "root.firing_probabilities: a file with 'roots' needs this list, P(on | parent on) by feature_index"
+            f"{shown(path)}.is_binary: false is a magnitude uniform on (0, 1) in the reference code, which no tree "
+            "here has; give magnitude_mean and magnitude_std, or leave is_binary out for a magnitude of 1"
         )
-    for i, p in enumerate(probs):
-        if not isinstance(p, Real) or isinstance(p, bool):
-            raise TreeError(f"root.firing_probabilities[{i}]: expected a number, got {_type_name(p)}")
-    used: set[int] = set()
-
-    def prob(node: dict, path: str) -> float:
-        index = node.get("feature_index")
-        if index is None:
-            return 1.0
-        if not 0 <= index < len(probs):
-            raise TreeError(f"{path}.feature_index: {index} has no entry among {len(probs)} firing_probabilities")
-        used.add(index)
-        return probs[index]
-
-    nodes = [_node(node, f"root.roots[{i}]", 1, _SAELENS_KEYS, prob) for i, node in enumerate(roots)]
-    lone = [Node(p, feature_index=i) for i, p in enumerate(probs) if i not in used]
-    return Node(1.0, (*map(_without_index_is_no_feature, nodes), *lone), is_feature=False)
+    if data.get("is_binary") is True and data.get("magnitude_std", 0) != 0:
+        raise TreeError(f"{shown(path)}.is_binary: true contradicts magnitude_std; leave one of them out")
 
 
-def _without_index_is_no_feature(node: Node) -> Node:
-    children = tuple(map(_without_index_is_no_feature, node.children))
-    return Node(**{**vars(node), "children": children, "is_feature": node.feature_index is not None})
+def _exclusive_probs(found: list[Entry], rest: str | None) -> tuple[list[float], list[str]]:
+    """Each entry's P(on | parent on), as the module's docstring says; a file may have rounded exclusive ones."""
+    probs = [entry.data["active_prob"] for entry in found]
+    other = rest is None and any("magnitude_mean" in e.data or "magnitude_std" in e.data for e in found)
+    left: list[str] = []
+    for entry, below in zip(found, children_of(found), strict=True):
+        given = [probs[i] for i in below]
+        if not below or not entry.data.get("mutually_exclusive_children") or not all(0 <= p <= 1 for p in given):
+            continue  # `walk` refuses wrong probabilities
+        total, path = math.fsum(given), shown(entry.path)
+        exact = abs(total - 1) <= _ROUNDED
+        if other and not exact:
+            raise TreeError(
+                f"{path}.children: probabilities of mutually exclusive children sum to {total:.6g}, which the hedging "
+                'paper\'s program scales to 1 and this one leaves; say which is meant at the root by "exclusive_rest": '
+                '"scaled" or "none"'
+            )
+        if total > 0 and (rest == "scaled" or (exact and total > 1 + MAX_EXCESS)):
+            for i in below:
+                probs[i] /= total
+        if not exact and (rest == "scaled" or (rest is None and total < 1)):
+            left.append(f"{path} ({total:.6g})")
+    return probs, _rest_notes(left, rest)
 
 
-_EXPECTED = {Real: "a number", str: "a string", int: "a whole number", list: "a list", bool: "true or false"}
-
-
-def _type_name(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
-        type(value), "a number"
-    )
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise TreeError(f"not a tree: the key {repeated!r} stands twice in one object")
-    return data
+def _rest_notes(left: list[str], rest: str | None) -> list[str]:
+    if not left:
+        return []
+    what = "sum to less than 1: none of them is on with what is left" if rest is None else "are divided by their sum"
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return [f"the probabilities of mutually exclusive children of {left[0]}{more} {what}"]
 
 
 def tree_to_dict(root: Node) -> dict:
     """The tree in the hedging dialect; keys at their default are left out."""
-    walk(root)
+    found = walk(root)
+    written: list[dict[str, Any]] = []
+    for _, parent, node in found:
+        data = _write(node)
+        written.append(data)
+        if parent < 0:
+            data |= {"exclusive_rest": "none"} if _is_ambiguous(found) else {}
+        else:
+            written[parent].setdefault("children", []).append(data)
+    return written[0]
 
-    def write(node: Node) -> dict:
-        data: dict[str, Any] = {"active_prob": node.active_prob}
-        if node.name is not None:
-            data["id"] = node.name
-        if not node.is_feature:
-            data["is_read_out"] = False
-        if node.exclusive:
-            data["mutually_exclusive_children"] = True
-        if node.magnitude_mean != 1:
-            data["magnitude_mean"] = node.magnitude_mean
-        if node.magnitude_std != 0:
-            data |= {"magnitude_std": node.magnitude_std, "is_binary": False}
-        if node.scale_children_by_parent:
-            data["scale_children_by_parent"] = True
-        if node.feature_index is not None:
-            data["feature_index"] = node.feature_index
-        if node.children:
-            data["children"] = [write(child) for child in node.children]
-        return data
 
-    return write(root)
+def _is_ambiguous(found: list[tuple[str, int, Node]]) -> bool:
+    """Whether another program would read the exclusive children of a tree with magnitudes otherwise."""
+    sized = any(node.magnitude_mean != 1 or node.magnitude_std != 0 for *_, node in found)
+    totals = (math.fsum(c.active_prob for c in node.children) for *_, node in found if node.exclusive and node.children)
+    return sized and any(abs(total - 1) > _ROUNDED for total in totals)
+
+
+def _write(node: Node) -> dict[str, Any]:
+    data: dict[str, Any] = {"active_prob": node.active_prob}
+    if node.name is not None:
+        data["id"] = node.name
+    if not node.is_feature:
+        data["is_read_out"] = False
+    if node.exclusive:
+        data["mutually_exclusive_children"] = True
+    if node.magnitude_mean != 1:
+        data["magnitude_mean"] = node.magnitude_mean
+    if node.magnitude_std != 0:
+        data |= {"magnitude_std": node.magnitude_std, "is_binary": False}
+    if node.scale_children_by_parent:
+        data["scale_children_by_parent"] = True
+    if node.feature_index is not None:
+        data["feature_index"] = node.feature_index
+    return data
 
 
 def format_tree(root: Node) -> str:
-    """The printed form: a line a node with its column, name, edge probability, magnitude and kind of children."""
+    """The printed form: one line per node with its column, name, edge probability, magnitude and kind of children.
+
+    Control and invisible characters of names are escaped, and long names are cut.
+    """
     column = {id(node): i for i, node in enumerate(features(root))}
     depths: list[int] = []
     lines = []
     for _, parent, node in walk(root):
         depths.append(0 if parent < 0 else depths[parent] + 1)
         index = f"{column[id(node)]:>4}" if node.is_feature else "   ·"
-        name = node.name or ("feature" if node.is_feature else "no feature")
+        name = quoted(node.name or ("feature" if node.is_feature else "no feature"), _NAME_SHOWN)
         magnitude = f"  magnitude {node.magnitude_mean:g}" if node.magnitude_mean != 1 else ""
         magnitude += f" ± {node.magnitude_std:g}" if node.magnitude_std else ""
         kind = "  (one of its children at most)" if node.exclusive else ""

@@ -1,12 +1,13 @@
 """The named trees of the figures, and random ones for sweeps."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from toy.node import MAX_DEPTH, Node, TreeError
-
-MAX_NODES = 100_000  # of a generated tree
+from toy.checks import POSITIVE, SEED, SHARE, Whole, check_fields, check_numbers, quoted
+from toy.node import MAX_DEPTH, MAX_NODES, Node, TreeError, assembled, walk
 
 
 def forest(*roots: Node) -> Node:
@@ -47,16 +48,21 @@ TREES = {"reference": reference_tree, "three_level": three_level_tree, "ordering
 
 
 def scale_children(root: Node, ratio: float) -> Node:
-    """The same tree with the mean magnitude of every child feature `ratio` times that of its parent feature."""
+    """The same tree with the mean magnitude of every child feature `ratio` times that of its parent feature.
 
-    def scaled(node: Node, above: float | None) -> Node:
-        mean = node.magnitude_mean
+    Raises: ValueError for a ratio that is not above 0, TreeError for a tree that cannot be.
+    """
+    check_numbers({"ratio": ratio}, {"ratio": POSITIVE})
+    nodes: list[tuple[int, dict[str, Any]]] = []
+    above: list[float | None] = []  # the mean of the nearest feature at or above each node
+    for _, parent, node in walk(root):
+        mean, inherited = node.magnitude_mean, None if parent < 0 else above[parent]
         if node.is_feature:
-            mean = mean if above is None else ratio * above
-            above = mean
-        return replace(node, magnitude_mean=mean, children=tuple(scaled(child, above) for child in node.children))
-
-    return scaled(root, None)
+            mean = mean if inherited is None else ratio * inherited
+            inherited = mean
+        above.append(inherited)
+        nodes.append((parent, {**vars(node), "magnitude_mean": mean}))
+    return assembled(nodes)[0]
 
 
 @dataclass(frozen=True)
@@ -78,20 +84,16 @@ class RegularTree:
     lone_prob: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (("n_roots", 1), ("branching", 1), ("depth", 0), ("n_lone", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        for name in ("root_prob", "edge_prob", "lone_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is outside [0, 1]")
-        if self.expanded is not None and self.expanded < 1:
-            raise ValueError(f"expanded: must be at least 1, got {self.expanded}")
+        check_fields(self, n_roots=Whole(1), branching=Whole(1), depth=Whole(0), n_lone=Whole(0), expanded=Whole(1))
+        check_fields(self, root_prob=SHARE, edge_prob=SHARE, lone_prob=SHARE)
+        if not isinstance(self.exclusive, bool | np.bool_):
+            raise ValueError(f"exclusive: must be True or False, got {quoted(self.exclusive)}")
 
 
 def regular_tree(spec: RegularTree) -> Node:
-    """Not every one can be built: exclusive children's probabilities may sum over 1.
+    """The tree that a `RegularTree` describes; `build_tree` refuses exclusive probabilities that sum over 1.
 
-    Raises: TreeError if there are more than `MAX_NODES`, or levels than a tree may have.
+    Raises: TreeError if there are more than `MAX_NODES` nodes, or more levels than a tree may have.
     """
     n_expanded = spec.branching if spec.expanded is None else min(spec.expanded, spec.branching)
     n_nodes = spec.n_roots + spec.n_lone
@@ -100,16 +102,15 @@ def regular_tree(spec: RegularTree) -> Node:
     for _ in range(min(spec.depth, MAX_DEPTH)):
         n_nodes, n_growing = n_nodes + n_growing * spec.branching, n_growing * n_expanded
         _check_size(n_nodes)
-    if spec.depth > MAX_DEPTH:
-        raise TreeError(f"depth: {spec.depth} is more than {MAX_DEPTH}")
+    _check_depth(spec.depth)
 
-    def grow(level: int, prob: float) -> Node:
+    def grow(level: int, prob: float) -> Grown:
         n_children = spec.branching if level < spec.depth else 0
         levels = (level + 1 if i < n_expanded else spec.depth for i in range(n_children))
-        return Node(prob, tuple(grow(below, spec.edge_prob) for below in levels), exclusive=spec.exclusive)
+        return spec.exclusive, [(below, spec.edge_prob) for below in levels]
 
     lone = (Node(spec.lone_prob) for _ in range(spec.n_lone))
-    return forest(*(grow(0, spec.root_prob) for _ in range(spec.n_roots)), *lone)
+    return forest(*_grown([(0, spec.root_prob)] * spec.n_roots, grow), *lone)
 
 
 @dataclass(frozen=True)
@@ -125,32 +126,25 @@ class RandomTree:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("edge_prob", "root_prob"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"{name}: needs 0 <= low <= high <= 1, got {(low, high)}")
-        if not 0 <= self.branching[0] <= self.branching[1]:
-            raise ValueError(f"branching: needs 0 <= low <= high, got {self.branching}")
-        if self.n_roots < 1 or self.depth < 1:
-            raise ValueError(f"n_roots and depth must be at least 1, got {self.n_roots} and {self.depth}")
-        if not 0 <= self.exclusive_share <= 1:
-            raise ValueError(f"exclusive_share: {self.exclusive_share} is outside [0, 1]")
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
+        check_fields(self, n_roots=Whole(1), branching=Whole(0), depth=Whole(1), seed=SEED)
+        check_fields(self, edge_prob=SHARE, root_prob=SHARE, exclusive_share=SHARE)
+        for name in ("branching", "edge_prob", "root_prob"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list) or len(value) != 2 or not value[0] <= value[1]:
+                raise ValueError(f"{name}: must be a pair (low, high) with low <= high, got {quoted(value)}")
 
 
 def random_tree(spec: RandomTree) -> Node:
     """A random forest. Exclusive children whose probabilities sum over 1 are scaled down to sum to 1.
 
-    Raises: TreeError if it grows to more than `MAX_NODES`, or levels than a tree may have.
+    Raises: TreeError if it grows to more than `MAX_NODES` nodes, or to more levels than a tree may have.
     """
-    if spec.depth > MAX_DEPTH:
-        raise TreeError(f"depth: {spec.depth} is more than {MAX_DEPTH}")
+    _check_depth(spec.depth)
     rng = np.random.default_rng(spec.seed)
     n_nodes = spec.n_roots
     _check_size(n_nodes)
 
-    def grow(level: int, prob: float) -> Node:
+    def grow(level: int, prob: float) -> Grown:
         nonlocal n_nodes
         n_children = int(rng.integers(spec.branching[0], spec.branching[1] + 1)) if level < spec.depth else 0
         n_nodes += n_children
@@ -159,9 +153,29 @@ def random_tree(spec: RandomTree) -> Node:
         exclusive = n_children > 1 and rng.random() < spec.exclusive_share
         if exclusive:
             probs = probs / max(1.0, probs.sum())
-        return Node(prob, tuple(grow(level + 1, float(p)) for p in probs), exclusive=exclusive)
+        return exclusive, [(level + 1, float(p)) for p in probs]
 
-    return forest(*(grow(1, float(p)) for p in rng.uniform(*spec.root_prob, spec.n_roots)))
+    return forest(*_grown([(1, float(p)) for p in rng.uniform(*spec.root_prob, spec.n_roots)], grow))
+
+
+Grown = tuple[bool, list[tuple[int, float]]]  # whether children exclude each other; level and probability of each
+
+
+def _grown(roots: list[tuple[int, float]], grow: Callable[[int, float], Grown]) -> list[Node]:
+    """The nodes that grow from roots, each before its children and the first child's branch before the second's."""
+    nodes: list[tuple[int, dict[str, Any]]] = []
+    stack = [(-1, level, prob) for level, prob in reversed(roots)]
+    while stack:
+        parent, level, prob = stack.pop()
+        exclusive, children = grow(level, prob)
+        nodes.append((parent, {"active_prob": prob, "exclusive": exclusive}))
+        stack += [(len(nodes) - 1, *child) for child in reversed(children)]
+    return assembled(nodes)
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise TreeError(f"depth: {depth} is more than {MAX_DEPTH}")
 
 
 def _check_size(n_nodes: int) -> None:
