@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from toy.node import Node
 from toy.sweep.cell import make_weighting
 from toy.trees import forest
 
-SMALL = {"n_seeds": 2, "n_steps": 5, "n_eval_rows": 60, "batch_size": 20, "n_latents": 3}
+SMALL: dict[str, Any] = {"n_seeds": 2, "n_steps": 5, "n_eval_rows": 60, "batch_size": 20, "n_latents": 3}
 ODD_NAMES = ["$x^$", "a_b^{c", "$", "100%\\frac{", "two\nlines", "tab\there", "_hidden", "x" * 1000]
 
 
@@ -110,7 +111,7 @@ def test_names_are_drawn_as_they_are_on_one_line_and_cut(module):
 def test_a_users_matplotlibrc_has_no_say(tmp_path):
     record = record_of(ground_truth, named(["$p", "c"]), n_seeds=1, n_rows=60)
     plain_image = cli.as_png(ground_truth.plot(record))
-    theirs = {"text.usetex": True, "savefig.transparent": True, "axes.grid": True, "font.family": "serif"}
+    theirs: Any = {"text.usetex": True, "savefig.transparent": True, "axes.grid": True, "font.family": "serif"}
     with mpl.rc_context({**theirs, "savefig.bbox": "tight", "lines.linewidth": 9}):
         assert cli.as_png(ground_truth.plot(record)) == plain_image
         assert mpl.rcParams["axes.grid"]
@@ -214,7 +215,7 @@ def test_given_trees_are_equal_by_content_however_deep(tmp_path):
     assert one == other
     assert hash(one) == hash(other)
     assert one != given.GivenTree("", LONE)
-    assert cli.describe(cosines.Config(tree=one, d_in=300))["n_seeds"] == 32
+    assert cli.describe(st.with_tree(cosines.Config(tree=cast(Path, one), d_in=300)))["n_seeds"] == 32
 
 
 def test_many_leaves_and_levels_are_drawn():
