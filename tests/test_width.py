@@ -347,7 +347,7 @@ def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller
 def test_at_width_lanes_are_taken_in_turn_and_each_is_the_run_alone(activation: Activation) -> None:
     cfg, rates = wide(activation), np.array([1e-2, 2e-2, 1e-3], np.float32)
     keys, axes = jax.random.split(KEY, 3), (None, SHARED._replace(learning_rate=0))
-    shared = {"target_l0": target_of(activation)}
+    shared: dict[str, Any] = {"target_l0": target_of(activation)}
     many = hypers(**shared)._replace(learning_rate=jnp.asarray(rates))
     state, history = train_grid(keys, source(), many, cfg=cfg, in_axes=axes, chunk=25)
     assert state.step.shape == ()
