@@ -46,7 +46,8 @@ def check(cfg: Config) -> None:
     n_features = build_tree(root).n_features
     check_directions(n_features, cfg.d_in, cfg.max_cosine)
     check_fits(least_bytes(cfg, n_features) | {"n_rows": FLOAT * cfg.n_rows * n_features})
-    make_study(cfg, root)
+    if cfg.max_cosine is not None:
+        make_study(cfg, root)  # whether it can be reached is known only once it is
 
 
 def n_steps(cfg: Config) -> int:

@@ -232,7 +232,8 @@ def check_study(cfg: StudyConfig, root: Node | None = None, n_lanes_per_seed: in
         least_bytes(cfg, tree.n_features)
         | training_bytes(cfg, tree.n_features, train_cfg.n_latents, cfg.n_seeds * n_lanes_per_seed)
     )
-    make_study(cfg, root)  # whether max_cosine can be reached is known only once it is
+    if cfg.max_cosine is not None:
+        make_study(cfg, root)  # whether it can be reached is known only once it is
     return tree
 
 

@@ -99,26 +99,26 @@ def damaged(draw: st.DrawFn, good: bytes) -> bytes:
 
 
 @st.composite
-def edited(draw: st.DrawFn, good: Any, keys: tuple[str, ...] = ("unknown",), n: int = 2) -> Any:
-    """JSON with up to n edits: a value replaced, removed, moved elsewhere, or added under one of some keys."""
+def edited(draw: st.DrawFn, good: Any, keys: tuple[str, ...] = ("unknown",), odd: tuple[Any, ...] = ODD) -> Any:
+    """JSON with one or two edits: a value replaced, removed, moved elsewhere, or added under one of some keys."""
     data = copy.deepcopy(good)
-    for _ in range(draw(st.integers(1, n))):
+    for _ in range(draw(st.integers(1, 2))):
         places = list(_places(data))
         if not places:
             break
         holder, key = draw(st.sampled_from(places))
         kind = draw(st.sampled_from(("replace", "replace", "remove", "copy", "add", "rename")))
         if kind == "replace":
-            holder[key] = draw(st.sampled_from(ODD))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(odd)))
         elif kind == "remove":
             del holder[key]
         elif kind == "copy":
             other, place = draw(st.sampled_from(places))
             holder[key] = copy.deepcopy(other[place])
         elif isinstance(holder, list):
-            holder.insert(key, draw(st.sampled_from(ODD)))
+            holder.insert(key, copy.deepcopy(draw(st.sampled_from(odd))))
         elif kind == "add":
-            holder[draw(st.sampled_from(keys))] = draw(st.sampled_from(ODD))
+            holder[draw(st.sampled_from(keys))] = copy.deepcopy(draw(st.sampled_from(odd)))
         else:
             holder[draw(st.sampled_from(keys))] = holder.pop(key)
     return data

@@ -81,15 +81,16 @@ def _saelens_l0(siblings: list[Any], probs: list[float], exclusive: bool, used: 
     index = [node.get("feature_index") for node in siblings]
     used |= {i for i in index if i is not None}
     p = np.array([1.0 if i is None else probs[i] for i in index])
-    kept = p
+    own = np.array([i is not None for i in index], bool)  # a node that is no feature excludes none and is not excluded
     if exclusive:
-        kept = np.zeros(len(p))
-        for on in itertools.product((False, True), repeat=len(p)):
+        kept = np.where(own, 0, p)
+        for on in itertools.product((False, True), repeat=int(own.sum())):
             if any(on):
-                kept += np.array(on) * np.prod(np.where(on, p, 1 - p)) / sum(on)
+                kept[own] += np.array(on) * np.prod(np.where(on, p[own], 1 - p[own])) / sum(on)
+        p = kept
     return sum(
         float(k) * ((i is not None) + _saelens_l0(n.get("children", []), probs, bool(n.get(_EXCLUSIVE)), used))
-        for k, i, n in zip(kept, index, siblings, strict=True)
+        for k, i, n in zip(p, index, siblings, strict=True)
     )
 
 
@@ -145,7 +146,7 @@ def check_sweep(sweep: Any) -> None:
             accepted(program_of, cell)
 
 
-@fuzzed(1_000, edited(SWEEP, SWEEP_KEYS))
+@fuzzed(1_000, edited(SWEEP, SWEEP_KEYS, SWEEP_VALUES))
 def test_sweeps(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = folder(tmp_path_factory) / "sweep.json"
     path.write_text(as_text(data))
@@ -230,13 +231,13 @@ def sae_folders(draw: st.DrawFn) -> tuple[Any, dict[str, np.ndarray]]:
 def expected_acts(cfg: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """What SAELens gives for folders that it reads without any transformation of activations."""
     W_enc, b_enc, W_dec, b_dec = (tensors[name].astype(float) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    pre_acts = (x - b_dec if cfg["apply_b_dec_to_input"] else x) @ W_enc + b_enc
+    pre_acts = (x - b_dec if cfg.get("apply_b_dec_to_input", True) else x) @ W_enc + b_enc
     acts = np.maximum(pre_acts, 0)
     if cfg.get("architecture", "standard") == "jumprelu":
         return np.where(pre_acts > tensors["threshold"], acts, 0)
     if cfg.get("architecture") == "topk":
-        sizes = acts * np.linalg.norm(W_dec, axis=1)
-        return np.where(sizes >= np.sort(sizes, axis=1)[:, -cfg["k"]][:, None], acts, 0)
+        acts = acts * np.linalg.norm(W_dec, axis=1) if cfg.get("rescale_acts_by_decoder_norm", False) else acts
+        return np.where(acts >= np.sort(acts, axis=1)[:, -cfg["k"]][:, None], acts, 0)
     return acts
 
 
@@ -445,7 +446,7 @@ def test_options(data: dict[str, str]) -> None:
         value = getattr(config, name)
         assert value is None or math.isfinite(value)
         assert value is None or value == float(data[name]) >= 0
-    assert max(config.seeds) < 2**32
+    assert config.seed + config.n_seeds <= 2**32
     accepted(module.check, config)
 
 
