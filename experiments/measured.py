@@ -49,7 +49,7 @@ def against_target(l0: Iterable[float], target_l0: float | None) -> dict[str, An
     """The entries of a record that say whether L0 on held-out rows is what the controller aims at; none without one."""
     if target_l0 is None:
         return {}
-    return {"target_l0": target_l0, "off_target_seeds": sum(off_target(value, target_l0) for value in l0)}
+    return {"target_l0": target_l0, "off_target_seeds": sum(off_target(float(value), target_l0) for value in l0)}
 
 
 def missed_targets(results: dict[str, Any]) -> list[str]:
@@ -77,7 +77,7 @@ def _count(result: dict[str, Any]) -> str:
 
 def _range(result: dict[str, Any]) -> str:
     """The values of L0 that miss the target: the least and the greatest where they differ."""
-    missed = [value for value in np.ravel(result["l0"]) if off_target(value, result["target_l0"])]
+    missed = [value for value in np.ravel(result["l0"]) if off_target(float(value), result["target_l0"])]
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(missed), max(missed))))
 
 
