@@ -174,7 +174,7 @@ def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
     names = plots.shown_names(root)
     shown = {"ground truth": results["features"]} | {LABELS[name]: results[name]["example"] for name in SAES}
-    high = max(1.0, *(value for rows in shown.values() for row in rows for value in known(row)))
+    high = max([1.0, *(value for rows in shown.values() for row in rows for value in known(row))])
     with plots.styled(6.8) as figure:
         rows = figure.add_gridspec(2, 1, height_ratios=[1.4, 1])
         top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from toy.checks import quoted
 
 BASE = "DejaVu Sans"  # comes with matplotlib
+SIGNS = "Last Resort High-Efficiency"  # comes with matplotlib: for every character a sign of its script, not itself
 MOST_NAMED = 3
 _told: set[str] = set()
 
@@ -65,5 +66,8 @@ def _characters(family: str) -> frozenset[int]:
 @cache
 def _regular_files() -> dict[str, str]:
     """The file of each installed family that has an upright face of normal weight."""
-    there = font_manager.fontManager.ttflist
-    return {font.name: font.fname for font in there if font.style == "normal" and font.weight in (400, "normal")}
+    return {
+        font.name: font.fname
+        for font in font_manager.fontManager.ttflist
+        if font.style == "normal" and font.weight in (400, "normal") and font.name != SIGNS
+    }

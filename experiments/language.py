@@ -54,7 +54,10 @@ class Chain(NamedTuple):
 
 
 def load_stories(cfg: LanguageConfig) -> Stories:
-    """Raises: ValueError naming the corpus if it cannot be read, or has too few stories to hold some out."""
+    """The stories of a configuration.
+
+    Raises: ValueError naming the corpus if it cannot be read, or has too few stories to hold some out.
+    """
     if cfg.corpus != BUILT_IN:
         return _read(cfg.corpus, cfg.sizes.n_stories)
     texts = _made(cfg.sizes.n_stories or 1, cfg.seed)
@@ -66,7 +69,7 @@ _made = cache(make_stories)
 
 @cache
 def _read(corpus: str, n_stories: int | None) -> Stories:
-    """Once in a process; then says what was mended and dropped, too."""
+    """Read a corpus once per process, and say what was mended and dropped."""
     stories = read_stories(corpus, n_stories)
     try:
         held_out(stories.texts)

@@ -43,8 +43,8 @@ def wanted_words(cfg: LanguageConfig) -> list[str]:
 def check_words(cfg: LanguageConfig, tokens: Tokens) -> None:
     """Before anything is trained. Raises: ValueError if the held-out text has no word of a concept often enough."""
     wanted = wanted_words(cfg)
-    table = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).table
-    if max(_counts(table.ravel(), len(wanted))) < MIN_ROWS:
+    found = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).found
+    if max(_counts(found, len(wanted))) < MIN_ROWS:
         named = quoted(", ".join(wanted[:5]))
         raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
 

@@ -1,7 +1,6 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
-import dataclasses
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -11,7 +10,7 @@ from toy.lm.corpus import CONCEPTS
 from toy.lm.hub import is_hub_name
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
-from toy.lm.tokens import SMALLEST_VOCAB
+from toy.lm.tokens import VOCAB_SIZE
 from toy.loss import Sparsity
 
 BUILT_IN = "built-in"
@@ -21,7 +20,7 @@ _STEPS, _WIDTH = Whole(1, 10**8), Whole(1, 2**20)
 NUMBERS: dict[str, Whole | Real] = {  # what the options may be
     "n_stories": Whole(2, 10**8),
     "context": Whole(3, 2**16),
-    "vocab_size": Whole(SMALLEST_VOCAB, 2**20),
+    "vocab_size": VOCAB_SIZE,
     "n_layers": Whole(1, 1_000),
     "d_model": _WIDTH,
     "n_heads": _WIDTH,
@@ -132,14 +131,14 @@ class LanguageConfig:
     own_models: bool | None = None
     """Every seed has a language model of its own, and a built-in corpus of its own, too; else the first seed's serve
     all, with one order of the rows. Default: for the built-in corpus."""
-    cache: Path = dataclasses.field(default_factory=user_cache)
+    cache: Path = field(default_factory=user_cache)
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:
         defaults = OF_BUILT_IN if self.corpus == BUILT_IN else OF_OTHERS
-        for field in fields(Sizes):  # filled in, so that a record says what was run
-            if getattr(self, field.name) is None:
-                object.__setattr__(self, field.name, getattr(defaults, field.name))
+        for size in fields(Sizes):  # filled in, so that a record says what was run
+            if getattr(self, size.name) is None:
+                object.__setattr__(self, size.name, getattr(defaults, size.name))
         if self.sparsity not in SPARSITY_COEF:
             raise ValueError(f"sparsity: expected {' or '.join(SPARSITY_COEF)}, got {quoted(self.sparsity)}")
         if self.sparsity_coef is None:
@@ -156,6 +155,9 @@ class LanguageConfig:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
             raise ValueError("own_models: there is one model, that of --model")
+        for name in ("tokenizer", "n_heads"):
+            if getattr(self, name) is not None and self.model is None:
+                raise ValueError(f"{name}: is of a trained model; give it with --model")
 
     def _check_lists(self) -> None:
         for name in ("locations", "reference_widths", "target_l0"):
@@ -177,7 +179,7 @@ class LanguageConfig:
     @property
     def sizes(self) -> Sizes:
         """Those given, and the corpus's defaults for the others."""
-        return Sizes(**{field.name: getattr(self, field.name) for field in fields(Sizes)})
+        return Sizes(**{size.name: getattr(self, size.name) for size in fields(Sizes)})
 
     @property
     def seeds(self) -> list[int]:
@@ -212,7 +214,7 @@ def parse_concepts(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _cleaned(name: str, word: str) -> str:
-    """As `clean` makes it in the stories. Raises: ValueError if a word of the text cannot be it."""
+    """A word as `clean` makes it in the stories. Raises: ValueError if it cannot be a word there."""
     letters = normalize("NFC", word)
     cleaned = clean(letters).lower() if letters.isalpha() else ""
     if not (cleaned.isascii() and cleaned.isalpha()):

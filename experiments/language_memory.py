@@ -1,4 +1,4 @@
-"""What the options of the TinyStories chain need of memory at least: told before anything is allocated."""
+"""The least memory that the options of the TinyStories chain need, estimated before anything is allocated."""
 
 from experiments.language_config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.memory import check_fits
@@ -10,7 +10,7 @@ STORY = 1_000  # bytes: its text and ids
 
 
 def least_bytes(cfg: LanguageConfig) -> dict[str, int]:
-    """By the options that decide it; a model that is given is left out, as nothing is known of it yet."""
+    """Bytes, by the options that decide them. A given model is left out, as nothing is known of it yet."""
     sizes = cfg.sizes
     n_seeds = 1 if cfg.own_models else cfg.n_seeds
     width = sizes.d_model if cfg.model is None else 1

@@ -76,7 +76,7 @@ def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | No
 
 
 def off_target(record: dict[str, Any]) -> list[str]:
-    """How many SAEs miss their target L0; nothing where none does, and of records that do not say."""
+    """A line that says how many SAEs miss their target L0; none where all meet it, or where a record does not say."""
     missed, config = record["results"].get("off_target"), record["config"]
     if not missed:
         return []
@@ -86,7 +86,7 @@ def off_target(record: dict[str, Any]) -> list[str]:
 
 
 def off_target_named(record: dict[str, Any]) -> list[str]:
-    """Likewise, with the first of them by name: a line of a summary."""
+    """The same line with the first of these SAEs named, for a summary."""
     missed = [OffTarget(*one) for one in record["results"].get("off_target", [])]
     named = [
         f"{one.site} {one.group}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
@@ -94,6 +94,10 @@ def off_target_named(record: dict[str, Any]) -> list[str]:
         for one in missed[:MOST_NAMED]
     ]
     return [f"{text}: {'; '.join(named)}{'; …' * (len(missed) > MOST_NAMED)}" for text in off_target(record)]
+
+
+def _last_part(name: str) -> str:
+    return plots.shown_name(name.rpartition("/")[2], 60)
 
 
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
@@ -106,8 +110,8 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     parts = [
         text,
         f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
-        f"corpus: {config['corpus'].rpartition('/')[2]}",
-        own if config["model"] is None else f"model: {config['model'].rpartition('/')[2]}",
+        f"corpus: {_last_part(config['corpus'])}",
+        own if config["model"] is None else f"model: {_last_part(config['model'])}",
         f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
         f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",

@@ -137,7 +137,7 @@ def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Pro
 
 
 def missing(cfg: LanguageConfig, group: Group, l0_of_training: list[float | None]) -> list[OffTarget]:
-    """Of a group's lanes, seeds × L0s, those that are off target; one whose L0 is not known is, too."""
+    """The SAEs of a group (lanes: seeds × L0s) that are off target; one whose L0 is not finite counts, too."""
     lanes = [(seed, target) for seed in cfg.seeds for target in group.target_l0]
     return [
         OffTarget(str(group.site), group.name, seed, target, l0)

@@ -49,7 +49,7 @@ def against_target(l0: Iterable[float], target_l0: float | None) -> dict[str, An
     """The entries of a record that say whether L0 on held-out rows is what the controller aims at; none without one."""
     if target_l0 is None:
         return {}
-    return {"target_l0": target_l0, "off_target_seeds": sum(off_target(float(value), target_l0) for value in l0)}
+    return {"target_l0": target_l0, "off_target_seeds": sum(off_target(value, target_l0) for value in l0)}
 
 
 def missed_targets(results: dict[str, Any]) -> list[str]:
@@ -72,13 +72,18 @@ def _off_target(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(result: dict[str, Any]) -> str:
-    return f"{result['off_target_seeds']}/{len(np.ravel(result['l0']))}"
+    return f"{result['off_target_seeds']}/{len(_l0(result))}"
 
 
 def _range(result: dict[str, Any]) -> str:
-    """The values of L0 that miss the target: the least and the greatest where they differ."""
-    missed = [value for value in np.ravel(result["l0"]) if off_target(float(value), result["target_l0"])]
+    """The least and the greatest L0 that miss the target, one number where they look alike."""
+    missed = [value for value in _l0(result) if off_target(value, result["target_l0"])] or _l0(result)
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(missed), max(missed))))
+
+
+def _l0(result: dict[str, Any]) -> list[float]:
+    """A value per seed, or per ratio and seed."""
+    return np.ravel(result["l0"]).tolist()
 
 
 def known(values: Iterable[float | None]) -> list[float]:

@@ -1,8 +1,8 @@
 """What a run needs of memory at least, against what this machine has: told before anything is allocated."""
 
-import os
 from collections.abc import Mapping
-from math import inf
+
+from toy.config import memory
 
 
 def check_fits(least_bytes: Mapping[str, int]) -> None:
@@ -12,16 +12,8 @@ def check_fits(least_bytes: Mapping[str, int]) -> None:
     """
     there = memory()
     for names, needed in least_bytes.items():
-        if needed > there:
+        if there is not None and needed > there:
             raise ValueError(
                 f"{names}: need at least {needed / 2**30:,.0f} GiB of memory, of which this machine has "
                 f"{there / 2**30:,.0f} GiB; give smaller ones"
             )
-
-
-def memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return inf

@@ -31,7 +31,6 @@ from toy.sweep.spec import Sweep, parse_sweep
 from toy.sweep.store import SweepStore
 from toy.sweep.text import MOST_JSON, sweep_data
 
-CACHE = user_cache("sweeps")
 KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STOPPING = "stopping after the groups under way; interrupt again to drop them"
 STUB = "stub"  # in place of the code's version
@@ -94,7 +93,7 @@ def main() -> None:
         if options.cell is not None:
             print(json.dumps(one_cell(sweep, options.cell), indent=1))
             return
-        path = CACHE / f"{sweep.name}.sqlite" if options.store is None else options.store
+        path = user_cache("sweeps", f"{sweep.name}.sqlite") if options.store is None else options.store
         engine = make_engine(options, path)
         code = STUB if options.stub else code_version(platform(options))
         if path.is_file() and path.stat().st_size:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import yaml
 
 from experiments import sweep_plots
-from experiments.sweep_table import SHARES, SIGNED, Table, table_of
+from experiments.sweep_table import SHARES, SIGNED, Table, off_target, table_of
+from toy.checks import quoted
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
 N_WORST = 10  # of each objective
+MOST_TOLD = 500  # characters of an error or a version of the code
 LARGE_IS_GOOD = ("recovered", "min_cosine", "mcc", "uniqueness")
 LARGE_IS_GOOD += ("firing_accuracy", "firing_precision", "firing_recall", "shrinkage")
 STYLE = """
@@ -39,6 +42,7 @@ def summary(record: dict[str, Any]) -> list[str]:
                 told.append(f"{metric} {int(values.sum()):,}/{len(values):,}")
             elif len(values):
                 told.append(f"{metric} {values.mean():.3f}")
+        told += [off] if (off := off_target(table, own)) else []
         lines.append(f"  {objective}: {', '.join(told)}")
     return lines
 
@@ -52,7 +56,7 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Pat
         for part, image in images.items()
     )
     errors = "".join(
-        f"<li>{one['n_cells']:,} cells: {html.escape(one['error'])}<br>{_command(path, one['first_cell'])}</li>"
+        f"<li>{one['n_cells']:,} cells: {_shown(one['error'], MOST_TOLD)}<br>{_command(path, one['first_cell'])}</li>"
         for one in results["errors"]
     )
     config = {name: value for name, value in record["config"].items() if name in ("axes", "fixed", "combine")}
@@ -62,7 +66,7 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Pat
 <body>
 <h1>{html.escape(record["name"].removeprefix("sweep_"))}</h1>
 <p>{"<br>".join(map(html.escape, summary(record)))}</p>
-<p>{record["seconds"]:.0f} seconds of training, by {html.escape(results["code"])}.</p>
+<p>{record["seconds"]:.0f} seconds of training, by {_shown(results["code"], MOST_TOLD)}.</p>
 <pre>{html.escape(_yaml(config))}</pre>
 {figures}
 <h2>Worst cells by {html.escape(sweep_plots.title_of(worst))}</h2>
@@ -81,10 +85,30 @@ def _yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110)
 
 
+def _shown(text: str, most: int = 60) -> str:
+    """In the page: on one line, what cannot be seen escaped, and cut where it is long."""
+    return html.escape(quoted(text, most))
+
+
 def _command(path: Path, cell: str) -> str:
     """What runs a cell again."""
-    command = f"python -m experiments.sweep {shlex.quote(path.as_posix())} --cell {cell}"
-    return f"<code>{html.escape(command)}</code>"
+    file = path.as_posix()
+    file = f"./{file}" if file.startswith("-") else file  # which is no option
+    return f"<code>{html.escape(f'python -m experiments.sweep {for_shell(file)} --cell {for_shell(cell)}')}</code>"
+
+
+def for_shell(text: str) -> str:
+    """One word of a command; what cannot be seen as Bash, Zsh and Ksh write it: $'\\x0a'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    written = (_visible(character) for character in text)
+    return f"$'{''.join(written)}'"
+
+
+def _visible(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    return character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def badness(table: Table, metric: str) -> np.ndarray:
@@ -107,7 +131,7 @@ def worst_table(record: dict[str, Any], metric: str, path: Path) -> str:
             values = [str(of_axis[place]) for of_axis, place in zip(table.axes.values(), table.places[i], strict=True)]
             values += [str(seeds[table.seeds[i]])] * len(own_seed)
             values += [f"{table.metrics[name][i]:.3f}" for name in shown]
-            told = "".join(f"<td>{html.escape(value)}</td>" for value in values)
+            told = "".join(f"<td>{_shown(value)}</td>" for value in values)
             body.append(f"<tr>{told}<td>{_command(path, str(table.digests[i]))}</td></tr>")
     if not body:
         return f"<p>No cell has a number for {html.escape(metric)}.</p>"

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments import plots
-from experiments.sweep_table import SHARES, SIGNED, Table, half_interval, interval, matched, table_of
+from experiments.sweep_table import SHARES, SIGNED, Table, half_interval, interval, matched, off_target, table_of
+from toy.trees import TREES
 
 TITLES = {
     "recovered": "recovered",
@@ -67,8 +68,8 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
         bar.ax.tick_params(labelsize=6)
         figure.supxlabel(x.replace("_", " "), fontsize=8)
         figure.supylabel("" if y is None else y.replace("_", " "), fontsize=8)
-        told = "; ".join([f"{title_of(metric)}: {_meaning(metric, len(np.unique(table.seeds)))}", *_keys(hatches)])
-        figure.suptitle(textwrap.fill(told, 120), fontsize=7.5, x=0.01, ha="left")
+        told = [f"{title_of(metric)}: {_meaning(metric, len(np.unique(table.seeds)))}", *_keys(hatches), *_off(table)]
+        figure.suptitle(textwrap.fill("; ".join(told), 120), fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
@@ -90,6 +91,11 @@ def _meaning(metric: str, n_seeds: int) -> str:
         "seeds in which every feature is found and no parent has holes "
         f"({n_seeds} of {n_seeds}: at least {least:.2f}, 95% Wilson)"
     )
+
+
+def _off(table: Table) -> list[str]:
+    told = off_target(table, table.having())
+    return [f"cells with {told}"] if told else []
 
 
 def _keys(hatches: set[str]) -> list[str]:
@@ -143,8 +149,8 @@ def _panel(
             ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, hatch=hatch, fill=False, edgecolor="#cccccc", linewidth=0))
     plots.heatmap(ax, means, low=scale.low, high=scale.high, colours=scale.colours)
     ax.set_ylim(-0.5, n_y - 0.5)
-    ax.set_xticks(range(n_x), [_short(value) for value in table.axes[x]], fontsize=5.5)
-    ax.set_yticks(range(n_y), ["" if value is None else _short(value) for value in of_y], fontsize=5.5)
+    ax.set_xticks(range(n_x), [_short(x, value) for value in table.axes[x]], fontsize=5.5)
+    ax.set_yticks(range(n_y), ["" if value is None else _short(str(y), value) for value in of_y], fontsize=5.5)
     return hatches
 
 
@@ -181,7 +187,8 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
             panels[0][0].legend(loc="best", fontsize=5.5)
         over = "Means over what of the other axes has a number at every value of the axis"
         over += "" if all_matched else " (where none has, over all cells: then other axes differ, too)"
-        text = f"{over}; bars: 95% intervals over seeds (Student's t; of shares Wilson)."
+        parts = [f"{over}; bars: 95% intervals over seeds (Student's t; of shares Wilson)", *_off(table)]
+        text = f"{'; '.join(parts)}."
         figure.supxlabel(textwrap.fill(text, 150), fontsize=6, color="#555555")
     return figure
 
@@ -204,7 +211,7 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> bool:
         style = {"markersize": 2.5, "linewidth": 0.9, "elinewidth": 0.9, "label": objective.replace("_", " ")}
         colour = OBJECTIVE_COLOURS[k % len(OBJECTIVE_COLOURS)]
         ax.errorbar(np.arange(n) + shift, middle, bars, fmt="o-", color=colour, **style)
-    ax.set_xticks(range(n), [_short(value) for value in table.axes[axis]], fontsize=6)
+    ax.set_xticks(range(n), [_short(axis, value) for value in table.axes[axis]], fontsize=6)
     if metric in SHARES:
         ax.set_ylim(-0.05, 1.05)
     return like is not None
@@ -213,12 +220,15 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> bool:
 def _label(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name.replace("_", " ") if value else f"not {name.replace('_', ' ')}"
-    return (
-        str(value).replace("_", " ") if name in ("objective", "tree") else f"{name.replace('_', ' ')} {_short(value)}"
-    )
+    shown = _short(name, value)
+    return shown if name in ("objective", "tree") else f"{name.replace('_', ' ')} {shown}"
 
 
-def _short(value: Any) -> str:
+def _short(name: str, value: Any) -> str:
+    """A value of the axis of this name."""
     if isinstance(value, list):
-        return "–".join(_short(one) for one in value)
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
+        return "–".join(_short(name, one) for one in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    is_ours = name != "tree" or value in TREES
+    return str(value).replace("_", " ") if is_ours else plots.shown_name(value)

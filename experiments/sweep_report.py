@@ -16,16 +16,19 @@ import numpy as np
 import tyro
 
 from experiments import sweep_plots
-from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, load_record, parse, versions, write_figure
+from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, parse, versions, write_figure
 from experiments.sweep import tell_damaged
 from experiments.sweep_page import SHOWN, page, summary
+from experiments.sweep_record import load_sweep_record
 from experiments.sweep_table import Table, default_axes, table_of
 from toy.io import plain, save_json, writing
-from toy.sweep.cell import cell_digest, cell_key
+from toy.sparsity import off_target
+from toy.sweep.cell import Cell, cell_digest, cell_key
 from toy.sweep.drive import read_store, sweep_of
 from toy.sweep.lanes import code_version
 from toy.sweep.spec import Sweep
 from toy.sweep.store import SweepStore
+from toy.sweep.table import Stored
 
 N_DIGITS = 12  # of a cell's digest
 
@@ -55,25 +58,25 @@ def main() -> None:
     with clean_exit():
         options = parse(Options, prog="python -m experiments.sweep_report", description=__doc__)
         check_writable(options.out)
-        record = load_record(options.store) if options.redraw else plain(make_record(read_store(options.store)))
+        record = load_sweep_record(options.store) if options.redraw else plain(make_record(read_store(options.store)))
         table = table_of(record)
         known = list(table.metrics)
         metrics = options.metrics or tuple(name for name in SHOWN if name in known) or tuple(known[:3])
         worst = options.worst or default_worst(table, metrics)
         check((*metrics, worst), known, "metrics")
         check((options.x, options.y), list(table.axes), "axes")
-        matplotlib.use("Agg")
         x, y = choose_axes(table, options.x, options.y)
-        images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
-        images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
         name = record["name"]
         path = options.store if options.redraw else options.out / f"{name}.json"
         if not options.redraw:
-            save_json(path, record)
+            save_json(path, record)  # first, so that nothing that goes wrong in a figure loses it
+        matplotlib.use("Agg")
+        images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
+        images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
         for part, image in images.items():
             write_figure(options.out / f"{name}_{part}.png", image)
         with writing(options.out / f"{name}.html") as file:
-            file.write(page(record, images, worst, path).encode())
+            file.write(page(record, images, worst, path).encode(errors="backslashreplace"))
         print("\n".join(summary(record)))
         print(f"{name}: {path}, {options.out / name}.html and {len(images)} figures")
 
@@ -82,7 +85,8 @@ def make_record(store: SweepStore) -> dict[str, Any]:
     """Of the rows by this code if there are any, else by the code of the latest. Raises: ValueError without rows."""
     sweep = sweep_of(store)
     tell_damaged(store)
-    codes = store.codes()
+    known = {row.code for row in store.rows()}
+    codes = [code for code in store.codes() if code in known]
     if not codes:
         raise ValueError(f"{store.path}: has no rows yet; run the sweep first")
     code = code_version() if code_version() in codes else codes[0]
@@ -97,6 +101,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
         for metric in sweep.metrics
     }
     digests = [cell_digest(cell)[:N_DIGITS] for cell in cells]
+    off = [i for i, row in enumerate(found) if row is not None and row.metrics is not None and misses(cells[i], row)]
     errors = {i: row.error for i, row in enumerate(found) if row is not None and row.error is not None}
     told = [
         {"error": error, "n_cells": n, "first_cell": next(digests[i] for i in errors if errors[i] == error)}
@@ -114,11 +119,20 @@ def make_record(store: SweepStore) -> dict[str, Any]:
             "n_missing": sum(row is None for row in found),
             "n_failed": len(errors),
             "errors": told,
+            "n_off_target": len(off),
             "failed": list(errors),
+            "off_target": off,
             "columns": columns,
             "cells": digests,
         },
     }
+
+
+def misses(cell: Cell, row: Stored) -> bool:
+    """Whether the L0 that a controller aims at is far from what it ends at."""
+    metrics = row.metrics or {}
+    l0, target = metrics.get("l0"), metrics.get("target_l0")
+    return cell.training.control_rate > 0 and l0 is not None and target is not None and off_target(l0, target)
 
 
 def seeds_of(sweep: Sweep) -> list[int]:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
+from toy.sparsity import MAX_L0_ERROR
+
 SHARES = ("recovered",)  # of seeds: 0 or 1 a cell
 SIGNED = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
@@ -20,6 +22,7 @@ class Table(NamedTuple):
     failed: np.ndarray  # [n_cells] bool
     metrics: dict[str, np.ndarray]
     digests: np.ndarray  # [n_cells]
+    off_target: np.ndarray | None  # [n_cells] bool: whose L0 ends far off the target; None: the record does not tell
 
     def having(self, **values: int) -> np.ndarray:
         """[n_cells] bool: the cells with these places on the axes of these names."""
@@ -43,24 +46,37 @@ def table_of(record: dict[str, Any]) -> Table:
         cells = np.array(list(itertools.product(*map(range, lengths))), int).reshape(-1, len(lengths))
     else:
         cells = np.tile(np.arange(lengths[0])[:, None], (1, len(lengths)))
-    different = {name: [v for i, v in enumerate(values) if v not in values[:i]] for name, values in given.items()}
+    different = {}
     for i, (name, values) in enumerate(given.items()):
-        cells[:, i] = np.array([different[name].index(value) for value in values])[cells[:, i]]
+        keys = [tuple(value) if isinstance(value, list) else value for value in values]
+        place = {key: j for j, key in enumerate(dict.fromkeys(keys))}
+        different[name] = [list(key) if isinstance(key, tuple) else key for key in place]
+        cells[:, i] = np.array([place[key] for key in keys])[cells[:, i]]
     _, first = np.unique(cells, axis=0, return_index=True)
     kept = np.sort(first)
     names = list(given)
     own = [i for i, name in enumerate(names) if name != "seed" or len(names) == 1]
     is_seeded = "seed" in names and len(names) > 1
-    failed = np.zeros(len(cells), bool)
-    failed[results["failed"]] = True
+
+    def at(places: list[int]) -> np.ndarray:
+        return np.isin(np.arange(len(cells)), places)[kept]
+
     return Table(
         {names[i]: different[names[i]] for i in own},
         cells[kept][:, own],
         cells[kept, names.index("seed")] if is_seeded else np.zeros(len(kept), int),
-        failed[kept],
+        at(results["failed"]),
         {name: np.array(column, float)[kept] for name, column in results["columns"].items()},
         np.array(results["cells"])[kept],
+        at(results["off_target"]) if "off_target" in results else None,
     )
+
+
+def off_target(table: Table, own: np.ndarray) -> str:
+    """How many of these cells end far off their target L0; empty if none is known to."""
+    n_off = 0 if table.off_target is None else int(table.off_target[own].sum())
+    trained = own & ~table.failed
+    return f"L0 more than {MAX_L0_ERROR:.0%} off target {n_off:,}/{int(trained.sum()):,}" if n_off else ""
 
 
 def default_axes(table: Table) -> tuple[str, str | None]:

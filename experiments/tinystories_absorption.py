@@ -44,7 +44,7 @@ __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
 def check(cfg: LanguageConfig) -> None:
-    """As of the other figures; and the words are sought, as what follows takes long."""
+    """Check as the other figures do, and that the held-out text has the words, before anything is trained."""
     check_chain(cfg)
     for one in cfg.of_models:
         check_words(one, load_tokens(one))
@@ -142,7 +142,7 @@ def plot(record: dict[str, Any]) -> Figure:
             if not concepts:
                 plots.nothing(ax, "no concept's words are frequent enough")
             if i % columns == 0:
-                ax.set_yticks(range(len(concepts)), concepts, fontsize=5)
+                ax.set_yticks(range(len(concepts)), [plots.shown_name(name) for name in concepts], fontsize=5)
         top.supxlabel(f"hole rate of the concept's latent, target L0 {middle:g}", fontsize=7.5)
         *by_l0, members = bottom.subplots(1, 5, width_ratios=[1, 1, 1, 1, 3])
         for ax, letter, (name, label) in zip(by_l0, "bcde", MEASURES.items(), strict=True):
@@ -186,9 +186,11 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
                 ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
     if not len(measured):
         plots.nothing(ax, "no word is frequent enough")
-    ax.set_xticks(range(len(measured)), [concepts[name][m] for m in measured], rotation=60, fontsize=6)
+    ax.set_xticks(
+        range(len(measured)), [plots.shown_name(concepts[name][m]) for m in measured], rotation=60, fontsize=6
+    )
     ax.set(ylim=(-0.05, 1.18), ylabel="hole rate")
-    ax.set_title(f"f  {name}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
+    ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
 if __name__ == "__main__":

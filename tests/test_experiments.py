@@ -148,12 +148,55 @@ def test_a_bad_tree_is_one_line_exit_code_2_and_no_file(name, fault, monkeypatch
         (("--n-prefixes", "0"), "n_prefixes"),
         (("--batch-size", "-1"), "batch_size"),
         (("--max-cosine", "2"), "max_cosine"),
+        (("--max-cosine", "nan"), "max_cosine: must be finite"),
+        (("--norm-std", "inf"), "norm_std: must be finite"),
+        (("--target-l0", "nan"), "target_l0: must be finite"),
+        (("--learning-rate", "-1"), "learning_rate: must not be negative"),
+        (("--n-eval-rows", "0"), "n_eval_rows: must be at least 1"),
+        (("--n-eval-rows", "100"), "n_eval_rows: 100 is less than batch_size = 200"),
+        (("--seed", "4294967296"), "seed: must be at most"),
+        (("--seed", "4294967295"), "the last seed, 4294967326, is more than"),
+        (("--n-topk-seeds", "-1"), "n_topk_seeds: must not be negative"),
+        (("--n-shown", "1000000000"), "n_shown: must be at most"),
+        (("--n-steps", "1000000000000"), "n_steps: must be at most"),
+        (("--d-in", "1000000000"), "n_seeds and d_in: need at least"),
+        (("--n-seeds", "1000000000"), "n_seeds and d_in: need at least"),
+        (("--n-latents", "1000000000"), "n_seeds, n_latents and d_in: need at least"),
+        (("--batch-size", "1000000000"), "n_seeds and batch_size: need at least"),
+        (("--n-eval-rows", "1000000000000"), "n_eval_rows: need at least"),
     ],
 )
 def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(study, "train_grid", lambda *_, **__: pytest.fail("trained in spite of a bad option"))
     assert command(monkeypatch, "absorption", *arguments, "--out", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("ordering", ("--ratios", "nan"), "ratios: must be finite"),
+        ("ordering", ("--ratios", "1", "-1"), "ratios: must be above 0"),
+        ("ordering", ("--ratios", "1e30"), "magnitude_mean"),
+        ("ordering", ("--prob", "1.5"), "prob: must be at most 1"),
+        ("ordering", ("--n-lone", "1000000000"), "n_lone: must be at most"),
+        ("all_prefixes", ("--n-prefixes", "3", "0"), "n_prefixes: must be at least 1"),
+        ("all_prefixes", ("--n-expected", "0"), "n_expected: must be at least 1"),
+        ("ground_truth", ("--n-rows", "0"), "n_rows: must be at least 1"),
+        ("ground_truth", ("--n-rows", "1000000000000"), "n_rows: need at least"),
+        ("ground_truth", ("--d-in", "1000000000"), "n_seeds and d_in: need at least"),
+    ],
+)
+def test_a_bad_option_of_another_experiment_is_named_before_any_work(
+    name, arguments, message, monkeypatch, capsys, tmp_path
+):
+    module = cli.experiment_module(name)
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a bad option"))
+    assert command(monkeypatch, name, *arguments, "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

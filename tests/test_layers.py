@@ -12,17 +12,8 @@ FOREIGN = {"experiments", "tests", "matplotlib", "tyro", "tqdm"}
 LOSS = {file for file in FILES if file.startswith("toy/loss/")}
 LM = {file for file in FILES if file.startswith("toy/lm/")}
 WORLD = {"toy.tree", "toy.trees", "toy.tree_json", "toy.metrics", "toy.dictionary", "toy.io", "toy.lm"}
-WORLD |= {
-    "toy.files",
-    "toy.arrays",
-    "toy.saelens",
-    "toy.archive",
-    "toy.store",
-    "toy.shards",
-    "toy.matrix",
-    "toy.stream",
-    "toy.checkpoint",
-}
+WORLD |= {"toy.store", "toy.shards", "toy.manifest", "toy.matrix", "toy.stream", "toy.checkpoint"}
+WORLD |= {"toy.files", "toy.json_files", "toy.arrays", "toy.archive", "toy.saelens"}
 TRAINER = {"toy.train", "toy.step", "toy.upkeep", "toy.state", "toy.config", "toy.source", "toy.loss"}
 TRAINER |= {"toy.grid", "toy.advance", "toy.feed"}
 MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
@@ -30,8 +21,11 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
     **dict.fromkeys(("toy/loop.py", "toy/facts.py"), WORLD | TRAINER),
     "toy/checkpoint.py": (WORLD | TRAINER) - {"toy.io", "toy.checkpoint"},
     "toy/stream.py": (WORLD | TRAINER) - {"toy.matrix", "toy.stream", "toy.source"},
-    **dict.fromkeys(("toy/store.py", "toy/shards.py"), (WORLD | TRAINER) - {"toy.io", "toy.matrix", "toy.shards"}),
-    "toy/matrix.py": (WORLD | TRAINER) - {"toy.io", "toy.matrix"},
+    **dict.fromkeys(
+        ("toy/store.py", "toy/shards.py", "toy/manifest.py"),
+        (WORLD | TRAINER) - {"toy.io", "toy.matrix", "toy.shards", "toy.manifest"},
+    ),
+    "toy/matrix.py": (WORLD | TRAINER) - {"toy.io", "toy.matrix", "toy.archive"},
     **dict.fromkeys(("toy/config.py", "toy/state.py"), WORLD | {"toy.train", "toy.step", "toy.upkeep"}),
     **dict.fromkeys(("toy/step.py", "toy/upkeep.py"), WORLD | {"toy.train"}),
     **dict.fromkeys(sorted(LOSS), WORLD | {"toy.train", "toy.step", "toy.source", "toy.sparsity"}),
@@ -43,16 +37,9 @@ MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk
     "toy/metrics.py": (WORLD | TRAINER | {"toy.sae"}) - {"toy.tree", "toy.dictionary"},
     "toy/evaluate.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
 }
-MAY_OPEN = {
-    "toy/io.py",
-    "toy/files.py",
-    "toy/arrays.py",
-    "toy/provenance.py",
-    "toy/store.py",
-    "toy/shards.py",
-    "toy/matrix.py",
-}
-MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokens", "torch_file", "weights")}
+MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
+MAY_OPEN |= {"toy/files.py", "toy/json_files.py", "toy/arrays.py"}
+MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokenizer_json", "tokens", "torch_file", "weights")}
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}
 

@@ -17,8 +17,8 @@ from toy.lm.absorption import (
     measure_absorption,
 )
 from toy.lm.corpus import make_stories
+from toy.lm.pieces import words as words_of
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
-from toy.lm.tokens import words as words_of
 from toy.sae import SAE, TopK, encode
 
 D = 6  # direction 0 is the concept's, 1 to 3 its members', 4 another's
@@ -302,15 +302,16 @@ def test_words_are_found_at_their_places_however_a_story_is_cut_into_rows(contex
     rows = make_rows(STORIES[:4], TOKENIZER, context)
     places = find_words(rows, PIECES, wanted)
     for i, ids in enumerate(TOKENIZER.encode(STORIES[:4])):
-        expected = np.full(places.table.shape[1], NO_WORD)
+        expected = np.full(len(ids) + 2, NO_WORD)
         for place, word in words_of(ids, PIECES):
             if word in ("lily", "said", "he"):
                 expected[place + 1] = ("lily", "said", "he").index(word)  # after the begin
-        np.testing.assert_array_equal(places.table[i], expected)
-    assert (places.table == 0).sum() == sum(story.count("Lily") for story in STORIES[:4])
+        np.testing.assert_array_equal(places.of(np.full(len(expected), i), np.arange(len(expected))), expected)
+    assert (places.found == 0).sum() == sum(story.count("Lily") for story in STORIES[:4])
     document, position = np.array(order), np.array([3, 1, 40, 7])
     np.testing.assert_array_equal(
-        places.of(document, position), [places.table[d, p] for d, p in zip(*(document, position), strict=True)]
+        places.of(document, position),
+        [places.found[places.begins[d] + p] for d, p in zip(document, position, strict=True)],
     )
 
 
@@ -320,9 +321,19 @@ def test_a_word_across_two_rows_is_found_where_it_ends_and_its_parts_are_not() -
     rows = Rows(ids, np.array([3, 3, 1], np.int32), np.array([0, 0, 1], np.int32), np.array([0, 3, 0], np.int32))
     places = find_words(rows, pieces, ("her", "mother", "Cat"))
     assert places.words == ("her", "mother", "Cat")
-    assert places.table.tolist() == [[-1, -1, -1, 1, -1, -1], [2, -1, -1, -1, -1, -1]]
+    assert places.found.tolist() == [-1, -1, -1, 1, -1, -1, 2]
+    assert places.begins.tolist() == [0, 6]
     again = find_words(Rows(*(column[::-1] for column in rows)), pieces, ("her", "mother", "Cat"))
-    np.testing.assert_array_equal(again.table, places.table)
+    np.testing.assert_array_equal(again.found, places.found)
+
+
+def test_one_long_story_among_many_short_ones_takes_no_more_memory_than_its_tokens() -> None:
+    lengths = np.append(np.ones(20_000, np.int32), 1)
+    starts = np.append(np.zeros(20_000, np.int32), 2**20).astype(np.int32)
+    document = np.arange(20_001, dtype=np.int32)
+    places = find_words(Rows(np.zeros((20_001, 4), np.int32), lengths, document, starts), ["cat"], ("cat",))
+    assert len(places.found) == 20_000 + 2**20 + 1
+    assert places.of(np.array([7, 20_000]), np.array([0, 2**20])).tolist() == [0, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=30))

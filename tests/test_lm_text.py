@@ -20,6 +20,7 @@ import toy.lm.text
 import toy.lm.tokens
 from toy.lm import hub
 from toy.lm.corpus import ANIMALS, BOY, CONCEPTS, DEEDS, EMOTIONS, GIRL, Concept, Sex, make_stories
+from toy.lm.pieces import words
 from toy.lm.text import clean, clean_stories, held_out, mend, read_stories, split_stories
 from toy.lm.tokens import (
     SPECIAL,
@@ -31,7 +32,6 @@ from toy.lm.tokens import (
     make_rows,
     save_tokenizer,
     train_tokenizer,
-    words,
 )
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "tinystories"
@@ -254,11 +254,19 @@ def test_stories_of_the_hub_are_cleaned_be_they_a_file_or_a_column(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("One  story.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
-    kept = {"hub:o/n/a.txt": path, "hub:o/n": ["One  story.", "\ufffd", "Two."], "hub:o/none": []}
+    kept = {"hub:o/n/a.txt": path, "hub:o/n": ["One  story.", "\ufffd", None, "Two."], "hub:o/none": []}
+    kept["hub:o/numbers"] = ["One.", 2]
     monkeypatch.setattr(toy.lm.text, "fetch_stories", kept.__getitem__)
     assert read_stories("hub:o/n/a.txt").texts == read_stories("hub:o/n").texts == ["One story.", "Two."]
     with pytest.raises(ValueError, match="hub:o/none: no story"):
         read_stories("hub:o/none")
+    with pytest.raises(ValueError, match="hub:o/numbers: its column of texts has something else in it: 2"):
+        read_stories("hub:o/numbers")
+
+
+def test_a_device_is_no_corpus() -> None:
+    with pytest.raises(ValueError, match=r"^/dev/zero: not a file$"):
+        read_stories("/dev/zero")
 
 
 @given(st.integers(2, 70), st.integers(2, 9))
@@ -406,6 +414,8 @@ def test_every_byte_needs_an_id() -> None:
     assert train_tokenizer(["a"], len(SPECIAL) + 256).vocab_size == 260
     with pytest.raises(ValueError, match="vocab_size: must be at least 260"):
         train_tokenizer(["a"], 259)
+    with pytest.raises(ValueError, match="vocab_size: must be at most 1,048,576, got 1000000000"):
+        train_tokenizer(["a"], 10**9)  # for which the library asks for the memory at once
 
 
 @given(st.lists(ascii_text, min_size=1, max_size=6), st.integers(3, 12))

@@ -16,7 +16,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 import toy.lm.tokenizer_json
 from toy.lm.corpus import make_stories
-from toy.lm.tokens import Tokenizer, load_tokenizer, make_rows, train_tokenizer, words
+from toy.lm.pieces import words
+from toy.lm.tokens import Tokenizer, load_tokenizer, make_rows, train_tokenizer
 
 STORIES = make_stories(60, seed=4)
 OWN = train_tokenizer(STORIES, 400)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -436,3 +437,75 @@ def test_a_model_of_the_hub_is_fetched_by_name(
         load_model("hub:someone/a-model/none.pt")
     with pytest.raises(ValueError, match="expected hub:OWNER/NAME"):
         load_model("hub:someone")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 10**9}, "vocab_size: must be at most 16,777,216, got 1000000000"),
+        ({"vocab_size": 10**400}, "vocab_size: a number of .* bits is far too large"),
+        ({"max_position_embeddings": 0}, "context: must be at least 1, got 0"),
+        ({"num_layers": 10**9, "attention_layers": ["global"]}, "n_layers: must be at most 512"),
+        ({"num_layers": True}, "n_layers: must be an integer, got True|attention: must be global or local"),
+        ({"attention_types": [[["global"], 10**9]]}, "attention: must be global or local for each of 3 layers"),
+        ({"attention_types": [["global", 3]]}, "attention_types: expected lists of kinds with a number each"),
+        ({"attention_types": "global"}, "attention_types: expected lists"),
+        ({"attention_layers": [["global"]] * 3}, "attention: must be a list of global and local"),
+        ({"hidden_size": [8]}, r"d_model: must be an integer, got \[8\]"),
+        ({"hidden_size": 8.0}, "d_model: must be an integer, got 8.0"),
+        ({"layer_norm_epsilon": "1e-5"}, "norm_eps: must be a number, got 1e-5"),
+        ({"layer_norm_epsilon": float("nan")}, "norm_eps: must be finite"),
+        ({"window_size": -1}, "window: must be at least 1"),
+        ({"activation_function": "x" * 10**6}, "activation_function: only gelu_new is known"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings: only true is known"),
+    ],
+)
+def test_a_configuration_of_absurd_numbers_is_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=message) as caught:
+        gpt_neo_from(gpt_neo_state(np.random.default_rng(0), CONFIG), CONFIG | changes)
+    assert time.monotonic() - began < 5
+    assert len(str(caught.value)) < 600
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    state = gpt_neo_state(np.random.default_rng(0), CONFIG)
+    name = "transformer.h.1.ln_1.bias"
+    for value in (np.nan, np.inf, 1e300):
+        wrong = dict(state) | {name: np.full(state[name].shape, value, np.float64)}
+        with pytest.raises(ValueError, match=r"tensors: not finite in float32: transformer\.h\.1\.ln_1\.bias"):
+            gpt_neo_from(wrong, CONFIG)
+    lm = a_model("gpt_neo")
+    embedding = lm.embed.embedding
+    embedding[...] = embedding[...].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"tensors: not finite in float32: embed\.embedding"):
+        save_model(tmp_path / "lm", lm)
+    assert not (tmp_path / "lm").exists()
+
+
+def test_a_saved_model_that_was_changed_or_half_written_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, a_model("gpt_neo"))
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, told = weights.read_bytes(), json.loads(config.read_text())
+    weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ValueError, match=r"model\.safetensors: broken: its SHA-256 is not that of what it says"):
+        load_model(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps(told | {"window": 2}))
+    with pytest.raises(ValueError, match=r"config\.json is not the one that model\.safetensors was saved with"):
+        load_model(tmp_path)
+    save_file(load_file(weights), weights)  # without a digest, as others write it
+    assert load_model(tmp_path).cfg.window == 2
+    config.write_text('{"a":' * 10**5)
+    with pytest.raises(ValueError, match=r"config\.json: broken: no JSON: it is nested too deeply"):
+        load_model(tmp_path)
+
+
+def test_a_model_keeps_every_digit_of_its_configuration(tmp_path: Path) -> None:
+    save_model(tmp_path, a_model("gpt_neo", norm_eps=1.23456789e-5))
+    assert load_model(tmp_path).cfg.norm_eps == 1.23456789e-5
+
+
+def test_tensors_of_absurdly_many_layers_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="tensors: of 3,000 layers, at most 512 are read"):
+        tiny_model_from({f"torso.{i}.x": np.ones(1, np.float32) for i in range(3_000)}, 1)

@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,85 @@ def test_parts_must_be_alike() -> None:
     for parts in ((), (X, X[:, :2]), (X, X.astype(np.float64))):
         with pytest.raises(ValueError, match=r"mine: expected parts \(rows, d_in\) of one type"):
             Activations("mine", parts)
+
+
+def npy(header: str | bytes, data: bytes = X.tobytes(), version: int = 1) -> bytes:
+    text = header.encode() if isinstance(header, str) else header
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text + data
+
+
+def told(shape: str = "(30, 4)", descr: str = "'<f4'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+BAD: list[tuple[bytes, str]] = [
+    (npy(told("(29, 4)")), r"it has .* bytes, expected .* for shape \(29, 4\)"),
+    (npy(told("(31, 4)")), r"it has .* bytes, expected .* for shape \(31, 4\)"),
+    (npy(told("(274877906944, 4)")), "it has .* bytes, expected 4398046"),
+    (npy(told(f"({10**40}, 4)")), "it has .* bytes, expected"),
+    (npy(told("(-30, -4)")), r"it has .* for shape \(-30, -4\)"),
+    (npy(told(descr="'|O'")), "it holds Python objects"),
+    (npy(told(descr="[('x', '<f4')]")), "expected floating-point numbers, got"),
+    (npy(told(descr="'S4'")), "expected floating-point numbers, got"),
+    (npy("(" * 9_000), "cannot be read as numbers"),
+    (npy("{" + "[" * 90 + "\n\n"), "cannot be read as numbers"),
+    (npy("{'descr': " + "'" * 3), "cannot be read as numbers"),
+    (npy("x" * 60_000), "cannot be read as numbers"),
+    (npy(told(), version=3), "version 3 of the format"),
+    (npy(b"\xff" * 100, version=2), "cannot be read as numbers"),
+    (b"\x93NUMPY\x01", "cannot be read as numbers"),
+    (b"", "cannot be read as numbers"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize(("content", "message"), BAD, ids=range(len(BAD)))
+def test_a_header_that_is_broken_or_claims_another_size_is_refused(
+    content: bytes, message: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        path.write_bytes(content)
+    else:
+        with ZipFile(path, "w", ZIP_DEFLATED) as file:
+            file.writestr("x.npy", content)
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: .*{message}") as caught:
+        open_matrix(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < len(str(path)) + 700
+
+
+def test_an_archive_is_read_where_it_is_compressed_within_reason_and_only_what_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=X, zeros=np.zeros((1_000, 64), np.float32), broken=X)
+    np.testing.assert_array_equal(open_matrix(path, "x").take(ROWS), X[ROWS])
+    assert open_matrix(path, "zeros").n_rows == 1_000
+    content = bytearray(path.read_bytes())
+    content[content.index(b"broken.npy") + 60] ^= 255
+    path.write_bytes(content)
+    np.testing.assert_array_equal(open_matrix(path, "x").take(ROWS), X[ROWS])
+    with pytest.raises(ValueError, match=r"a\.npz: cannot be read as numbers"):
+        open_matrix(path, "broken")
+    np.savez_compressed(path, x=np.zeros((10**6, 8), np.float32))
+    with pytest.raises(ValueError, match=r"x\.npy has .* bytes and claims to be 32,000,128: save it uncompressed"):
+        open_matrix(path)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", x=X)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz: cannot be read as numbers: x\.npy is encrypted: save it without"):
+        open_matrix(path)
+
+
+def test_very_many_names_are_not_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", **{f"x{i:04d}": X[:1] for i in range(2_000)})
+    with pytest.raises(ValueError, match="expected one array of activations") as caught:
+        open_matrix(path)
+    assert len(str(caught.value)) < len(str(path)) + 700
 
 
 # --- SAELens' cached activations ------------------------------------------------------------------------------

@@ -56,12 +56,12 @@ def draws(weighting: Weighting, n_draws: int = 20_000) -> np.ndarray:
         full,
         all_prefixes,
         lambda n: fixed(n, (1, n)),
-        lambda n: fixed(n, (1, 1)),
+        lambda n: fixed(n, (1, 1, n)),
         expected,
         balanced,
         lambda n: balanced(n, 0.9, 3),
     ],
-    ids=["full", "all", "fixed", "fixed without the full", "expected", "balanced", "balanced 0.9"],
+    ids=["full", "all", "fixed", "fixed with a repeat", "expected", "balanced", "balanced 0.9"],
 )
 @pytest.mark.parametrize("n_latents", [1, 2, 7, 40])
 def test_weights_are_at_least_0_and_sum_to_1(make: Callable, n_latents: int) -> None:
@@ -77,12 +77,20 @@ def test_weights_are_at_least_0_and_sum_to_1(make: Callable, n_latents: int) -> 
         assert weighting.lengths[-1] == n_latents
 
 
+def test_prefixes_without_the_full_one_get_it_with_a_warning() -> None:
+    with pytest.warns(
+        UserWarning, match=r"^widths: \(5, 10\) leaves latents 11 to 20 untrained: the full length 20 is"
+    ):
+        weighting = fixed(20, (5, 10))
+    assert weighting.lengths.tolist() == [5, 10, 20]
+    assert (inclusion(weighting, jnp.arange(20)) > 0).all()
+    np.testing.assert_allclose(weighting.weights, 1 / 3, rtol=1e-12)
+
+
 def test_the_weights_of_the_simple_weightings_are_those_written_down() -> None:
     assert dense_weights(full(4), 4).tolist() == [0, 0, 0, 1]
     assert full(4).lengths.tolist() == [4]
     assert dense_weights(fixed(4, (3, 1, 4, 3)), 4).tolist() == [0.25, 0, 0.5, 0.25]
-    assert fixed(4, (3, 1, 3)).lengths.tolist() == [1, 3, 4]
-    np.testing.assert_allclose(fixed(4, (3, 1, 3)).weights, [1 / 3, 2 / 3, 0], rtol=1e-12)
     assert dense_weights(all_prefixes(4), 4).tolist() == [0.25] * 4
     assert sampled(4).n_latents == 4
     assert sampled(4).weights.tolist() == [0.25] * 4
@@ -294,17 +302,18 @@ def test_the_gradient_of_the_hybrid_is_nearer_to_the_expected_one_than_a_draw_s_
     ("make", "message"),
     [
         (lambda: fixed(4, ()), "widths: need lengths between 1 and n_latents = 4"),
-        (lambda: fixed(4, (0, 4)), "widths: need lengths between 1 and n_latents = 4"),
+        (lambda: fixed(4, (0, 4)), "widths: must be at least 1, got 0"),
+        (lambda: sampled(4, 2, power=float("nan")), "power: must be finite, got nan"),
         (lambda: fixed(4, (5,)), "widths: need lengths between 1 and n_latents = 4"),
-        (lambda: full(0), "widths: need lengths"),
+        (lambda: full(0), "n_latents: must be at least 1, got 0"),
         (lambda: sampled(4, 0), "n_prefixes: must be at least 1"),
         (lambda: expected(4, -1), "n_prefixes: must be at least 1"),
         (lambda: sampled(0), "n_latents: must be at least 1"),
         (lambda: sampled(4, 2, power=0.0), "power: must be above 0"),
         (lambda: hybrid(8, n_exact=8), "n_exact: must be from 1 to n_latents - 1 = 7, got 8"),
-        (lambda: hybrid(8, n_exact=0), "n_exact: must be from 1 to n_latents - 1 = 7, got 0"),
+        (lambda: hybrid(8, n_exact=0), "n_exact: must be at least 1, got 0"),
         (lambda: hybrid(8, n_exact=4, tile=0), "tile: must be at least 1, got 0"),
-        (lambda: balanced(4, full_share=1.5), "full_share: 1.5 is outside"),
+        (lambda: balanced(4, full_share=1.5), "full_share: must be at most 1, got 1.5"),
     ],
 )
 def test_a_weighting_that_cannot_be_is_refused_by_name(make: Callable, message: str) -> None:

@@ -119,3 +119,18 @@ def test_a_checkpoint_of_other_settings_is_refused_and_a_stage_has_another_folde
     assert stage(tmp_path, "s", {}, (), lambda folder: None) != folder
     with pytest.raises(ValueError, match=r"flags\.xla_backend_optimization_level = absent, which now is 1"):
         train(key, source, hypers, cfg=cfg, checkpoint=FileCheckpoint(tmp_path / "run"))
+
+
+def test_what_is_replaced_while_a_program_runs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.replaced("toy.sweep.lanes", "experiments.sweep_report") == []
+    with monkeypatch.context() as patch:
+        patch.setattr("toy.loss.objective.gram_mse", lambda *_: 0)
+        patch.setattr("toy.step.auxk_mse", abs)
+        patch.setattr("toy.sparsity.control", lambda *_: 0)  # where it is defined, and so no more what others import
+        patch.setattr("toy.state.TrainState", dict)
+        assert set(provenance.replaced("toy.step")) >= {
+            *("toy.loss.objective.gram_mse", "toy.step.auxk_mse", "toy.sparsity.control", "toy.step.control"),
+            *("toy.state.TrainState", "toy.step.TrainState"),
+        }
+        assert provenance.replaced("toy.node") == []
+    assert provenance.replaced("toy.step") == []

@@ -9,8 +9,8 @@ from toy.evaluate import Evaluation, evaluate
 from toy.prefixes import Weighting, full, sampled
 from toy.source import TreeSource
 from toy.train import Hypers, TrainConfig, train_grid, trained_saes
-from toy.tree import build_tree, mean_l0, sample_features
-from toy.trees import reference_tree
+from toy.tree import Node, build_tree, mean_l0, sample_features
+from toy.trees import forest, reference_tree
 
 N_SEEDS = 6
 CFG = TrainConfig(n_latents=20, n_steps=4_000)
@@ -40,3 +40,16 @@ def test_a_matryoshka_sae_recovers_the_features_in_most_seeds() -> None:
     assert sum(e.recovered for e in results) >= 4
     assert np.median([e.hole_rate for e in results]) < 0.01
     assert [e.l0 for e in results] == pytest.approx([1.12] * N_SEEDS, abs=0.1)
+
+
+def test_a_single_latent_does_not_stay_dead_in_any_seed() -> None:
+    """Seven of these 16 seeds start dead, and did so for good while the median of the contributions was 0."""
+    tree = build_tree(forest(Node(0.2)))
+    W_feat = make_directions(jax.random.split(jax.random.key(0), 16), 1, 30)
+    hypers, cfg = Hypers(full(1), target_l0=mean_l0(tree)), TrainConfig(1, n_steps=2_000)
+    axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
+    keys = jax.random.split(jax.random.key(1), 16)
+    _, history = train_grid(keys, TreeSource(tree, W_feat), hypers, cfg=cfg, in_axes=axes, chunk=400)
+    l0 = np.asarray(history.l0)
+    assert (l0[:, 0] == 0).sum() == 7
+    np.testing.assert_allclose(l0[:, -1], 0.2, atol=0.05)

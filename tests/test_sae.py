@@ -202,7 +202,9 @@ def test_batchtopk_counts_a_batch_and_its_slots() -> None:
     [
         (lambda: TopK(0), "k: must be at least 1, got 0"),
         (lambda: BatchTopK(0.0), "k: must be above 0, got 0.0"),
-        (lambda: BatchTopK(float("nan")), "k: must be above 0, got nan"),
+        (lambda: TopK(True), "k: must be a whole number, got True"),
+        (lambda: BatchTopK(float("inf")), "k: must be finite, got inf"),
+        (lambda: BatchTopK(float("nan")), "k: must be finite, got nan"),
         (lambda: BatchTopK(4.0, slots=3), "slots: must be at least k = 4.0, got 3"),
     ],
 )

@@ -317,6 +317,34 @@ EDITS: dict[str, Callable[[dict], Any]] = {
     "no signature": lambda m: m.pop("sha256"),
     "another signature": lambda m: m.update(sha256="0" * 64),
 }
+SITE = "what it says of site a is not d_in, dtype, mean and mean_norm"
+SHARD = "what it says of shard 1 is not the name shard-00001.safetensors, rows, bytes and sha256"
+SIGNED: dict[str, tuple[Callable[[dict], Any], str]] = {  # changes with a SHA-256 of their own
+    **{
+        f"a shard named {name!r}": (lambda m, name=name: m["shards"][1].update(name=name), SHARD)
+        for name in ("../x", "/x", "x/y", "shard-00000.safetensors", "manifest.json", 3, None)
+    },
+    **{
+        f"{key} of {value!r}": (lambda m, key=key, value=value: m["shards"][1].update({key: value}), SHARD)
+        for key, value in (("rows", "51"), ("rows", 0), ("rows", True), ("bytes", -1), ("bytes", 1e9), ("sha256", 5))
+    },
+    "a shard that says more": (lambda m: m["shards"][1].update(more=1), SHARD),
+    "a shard that is a text": (lambda m: m["shards"].__setitem__(1, "x"), SHARD),
+    "shards by name": (lambda m: m.update(shards={}), "it says no shards"),
+    "none of the shards": (lambda m: m.update(shards=[]), "it says no shards"),
+    "none of the sites": (lambda m: m.update(sites={}), "it says no sites"),
+    "sites in a list": (lambda m: m.update(sites=[1]), "it says no sites"),
+    "facts in a list": (lambda m: m.update(facts=[1]), "it says no facts"),
+    "a site that is a number": (lambda m: m["sites"].update(a=1), SITE),
+    "a site that says more": (lambda m: m["sites"]["a"].update(more=1), SITE),
+    "a mean that is short": (lambda m: m["sites"]["a"]["mean"].pop(), SITE),
+    "a mean of texts": (lambda m: m["sites"]["a"].update(mean=["x"] * 4), SITE),
+    "a mean norm below 0": (lambda m: m["sites"]["a"].update(mean_norm=-1.0), SITE),
+    "no mean norm at all": (lambda m: m["sites"]["a"].update(mean_norm=None), SITE),
+    "d_in of no number": (lambda m: m["sites"]["a"].update(d_in="4"), SITE),
+    "a type in a list": (lambda m: m["sites"]["a"].update(dtype=["float32"]), SITE),
+    "a type that is not stored": (lambda m: m["sites"]["a"].update(dtype="float64"), SITE),
+}
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: cannot be read: .*: not a store"),
     "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff"), r"manifest\.json: broken: no JSON"),
@@ -325,6 +353,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another version": (edit(lambda m: m.update(version=1)), r"manifest\.json: of version 1, this reads 2"),
     "no version": (edit(lambda m: m.pop("version")), r"manifest\.json: of version None"),
     **{f"edited: {name}": (edit(change), CHANGED) for name, change in EDITS.items()},
+    **{
+        f"signed: {name}": (edit(change, sign=True), rf"manifest\.json: damaged: {message}")
+        for name, (change, message) in SIGNED.items()
+    },
+    "nested too deeply": (
+        lambda f: (f / "manifest.json").write_text('{"a":' * 10**5),
+        r"manifest\.json: broken: no JSON",
+    ),
+    "keys twice": (lambda f: (f / "manifest.json").write_text('{"a": 1, "a": 2}'), "broken: no JSON: the key a stands"),
     "another dtype": (
         edit(lambda m: m["sites"]["a"].update(dtype="bfloat16"), sign=True),
         "shard-00000.*: a: expected bfloat16",
@@ -345,6 +382,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an extra site": (replace_shard(c=np.ones((51, 4), np.float32)), f"{SHARD_1}: expected arrays a, b, token"),
     "a site of another shape": (replace_shard(a=np.ones((51, 3), np.float32)), rf"{SHARD_1}: a: expected .*\(51, 4\)"),
     "a column of another type": (replace_shard(token=np.ones(51, np.int64)), f"{SHARD_1}: token: expected int32"),
+    "a column without rows": (replace_shard(token=np.array(1, np.int32)), f"{SHARD_1}: token: expected int32"),
+    "a site of one number": (replace_shard(a=np.array(1, np.float32)), f"{SHARD_1}: a: expected float32"),
     "a header that is broken": (
         lambda f: (f / FILE).write_bytes(b"\xff" * (f / FILE).stat().st_size),
         f"{SHARD_1}: (broken|damaged)",

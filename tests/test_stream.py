@@ -100,6 +100,11 @@ def test_a_row_that_is_not_finite_is_told_by_its_place(dtype: Any, value: float)
     with pytest.raises(ValueError, match=r"^mine\.npy: row 37 has numbers that are not finite in float32"):
         source.batches(0, 10, 10)
     part[37, 1] = 3e38
+    with pytest.raises(
+        ValueError, match=r"^mine\.npy: row 37 has a number of size (3|2\.99)e\+38: at most 1e\+15 is trained"
+    ):
+        source.batches(0, 10, 10)
+    part[37, 1] = 9e14
     source.batches(0, 10, 10)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import submitit
 from killed import few_lanes, run_and_die_once, small_sweep
 from test_shard import start
 
-from toy import prefixes
+from toy import prefixes, step
 from toy.dictionary import _superposed, make_directions
 from toy.evaluate import evaluate
 from toy.node import Node
@@ -80,6 +81,22 @@ def test_neighbours_and_lanes_change_not_one_bit() -> None:
     assert metrics_of(CELLS[::-1]) == together[::-1]
     many = [CELLS[i % 4] for i in range(program.MOST_LANES)]
     assert metrics_of(many) == together * (len(many) // 4)
+
+
+def test_a_function_that_was_replaced_trains_with_what_it_now_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, loss = metrics_of(CELLS[:1]), step.sae_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "sae_loss", lambda *given, **options: loss(*given, **options | {"sparsity": "log"}))
+        replaced = metrics_of(CELLS[:1])
+        with pytest.raises(
+            ValueError, match=r"^toy\.step\.sae_loss: replaced while the program runs, .* use run_cells"
+        ):
+            make_plan(small_sweep())
+    assert replaced != before
+    training = CELLS[0].training
+    logarithmic = CELLS[0]._replace(training=replace(training, sparsity="log"))
+    assert replaced == metrics_of([logarithmic])
+    assert metrics_of(CELLS[:1]) == before
 
 
 def test_a_row_has_every_metric_and_the_sizes() -> None:

@@ -118,7 +118,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"objective": ["matryoshka"]}, "objective: expected vanilla, all, sampled_N"),
         ({"objective": ["sampled_0"]}, "objective: expected vanilla, all, sampled_N"),
         ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
-        ({"edge_prob": [1.5]}, r"edge_prob: 1.5 is outside \[0, 1\]"),
+        ({"edge_prob": [1.5]}, "edge_prob: must be at most 1, got 1.5"),
         ({"max_cosine": [1.5]}, "max_cosine: must be at most 1, got 1.5"),
         ({"seed": [2**32]}, "seed: must be at most 4,294,967,295, got 4294967296"),
         ({"seed": [-1]}, "seed: must not be negative, got -1"),

@@ -6,7 +6,10 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import exit_code
@@ -326,6 +329,8 @@ def test_help_shows_the_stages_and_a_misspelt_option_its_spelling(monkeypatch, c
         ({"learning_rate": float("inf")}, "learning_rate: must be finite"),
         ({"control_rate": 1.0}, "control_rate: must be below 1"),
         ({"sparsity_coef": float("nan")}, "sparsity_coef: must be finite"),
+        ({"n_heads": 4}, "n_heads: is of a trained model; give it with --model"),
+        ({"tokenizer": Path("a")}, "tokenizer: is of a trained model; give it with --model"),
         ({"sparsity": "l2"}, "sparsity: expected log or l1, got l2"),
     ],
 )
@@ -358,7 +363,8 @@ def test_options_that_need_more_memory_than_there_is_are_refused_before_any_work
 
 def test_memory_is_estimated_from_below(monkeypatch):
     monkeypatch.setattr(memory, "memory", lambda: 2**30)
-    for options in ({}, {"corpus": "a.txt", "n_stories": 10**8}, {"own_models": False}):
+    several: list[dict[str, Any]] = [{}, {"corpus": "a.txt", "n_stories": 10**8}, {"own_models": False}]
+    for options in several:
         language_memory.check_memory(LanguageConfig(**options))
 
 
@@ -472,12 +478,17 @@ def test_which_saes_miss_their_target():
     ]
 
 
-def test_the_l0_of_training_is_the_mean_over_its_last_steps(made):
-    for path in made[1].glob("saes-*/stage.json"):
-        noted = json.loads(path.read_text())
-        l0 = noted["l0_of_training"]
-        assert len(l0) == len(noted["facts"]["seeds"]) * len(noted["facts"]["group"][-1])
-        assert min(l0) > 0
+def test_the_l0_of_training_is_the_mean_over_its_last_steps(monkeypatch):
+    history = SimpleNamespace(l0=np.arange(400.0).reshape(4, 100))
+    monkeypatch.setattr(language_saes, "train_grid", lambda *_, **__: ("state", history))
+    monkeypatch.setattr(language_saes, "trained_saes", lambda state: state)
+    monkeypatch.setattr(language_saes, "ShardSource", lambda *_, **__: None)
+    acts: Any = SimpleNamespace(train=SimpleNamespace(activations=lambda _: None))
+    cfg = LanguageConfig(n_steps=100, n_seeds=2, target_l0=(2.0, 4.0))
+    group = language_saes.groups(cfg, Site(0, "mlp_out"))[-1]
+    nothing: Any = None
+    _, l0 = language_saes._train(cfg, acts, group, language_saes.train_config(cfg, group), nothing, nothing)
+    assert l0.tolist() == [97, 197, 297, 397]
 
 
 @pytest.mark.parametrize("name", LANGUAGE_SET)
@@ -503,9 +514,38 @@ def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, nam
 
 
 def test_a_concept_without_rows_on_one_half_has_no_numbers_and_no_traceback():
-    sae = SAE(*(np.ones(shape, np.float32) for shape in ((4, 3), (3,), (3, 4), (4,))))
+    sae = SAE(*(jnp.ones(shape) for shape in ((4, 3), (3,), (3, 4), (4,))))
     x = np.ones((50, 4), np.float32)
     (found,) = language_concepts.measure({"nobody": 2}, sae, x, {}, {})
     assert np.isnan(found["hole_rate"])
     assert np.isnan(found["hole_rates"]).tolist() == [True, True]
     assert np.isnan(found["correlation"])
+
+
+@pytest.mark.parametrize("name", LANGUAGE_SET)
+def test_names_of_users_are_drawn_as_they_are(made, name):
+    record = json.loads((made[0] / f"{name}.json").read_text())
+    record["config"] |= {"corpus": "my_$x_{$^2.txt", "model": "\x1b[2J" + "m" * 500}
+    if name == "tinystories_absorption":
+        words = list(record["results"]["concepts"].values())
+        names = ["$x_{$", "a^b_c", "\u202ebidi", "n" * 300, *map(str, range(len(words) - 4))]
+        record["results"]["concepts"] = dict(zip(names, words, strict=True))
+    module = cli.experiment_module(name)
+    figure = module.plot(record)
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "corpus: my_$x_{$^2.txt;" in caption
+    assert re.search(r"model: \\x1b\[2Jm+…;", caption)
+    if name == "tinystories_absorption":
+        shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert all(text in ["$x_{$", "a^b_c", r"\u202ebidi", "n" * 23 + "…"] or text.isdigit() for text in shown)
+        assert shown
+    assert cli.draw(module, record).startswith(b"\x89PNG")
+
+
+def test_the_cache_is_found_when_the_options_are_made_and_not_when_they_are_imported(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert LanguageConfig().cache == tmp_path / "matryoshka-toy"
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert LanguageConfig().cache == tmp_path / "matryoshka-toy"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert LanguageConfig().cache.name == "matryoshka-toy"

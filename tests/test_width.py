@@ -52,6 +52,11 @@ def hypers(weighting: Weighting | None = None, **fields: Any) -> Hypers:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float if np.ndim(leaf) == 0 else None), h)
 
 
+def target_of(activation: Activation) -> float | None:
+    """Of the TopK family k says how many are on."""
+    return 4.0 if activation == RELU else None
+
+
 def start_of(h: Hypers, cfg: TrainConfig) -> TrainState:
     return copied(init_state(KEY, h, d_in=D_IN, cfg=cfg))
 
@@ -63,7 +68,8 @@ def start_of(h: Hypers, cfg: TrainConfig) -> TrainState:
 def test_at_width_steps_chunks_and_other_bounds_compile_nothing_new(
     activation: Activation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cfg, other = wide(activation), hypers(sampled(N, 5, power=0.9), learning_rate=1e-2)
+    cfg, target_l0 = wide(activation), target_of(activation)
+    other = hypers(sampled(N, 5, power=0.9), learning_rate=1e-2, target_l0=target_l0)
 
     def n_compiled(key: jax.Array, h: Hypers, chunk: int) -> int:
         caplog.clear()
@@ -73,7 +79,7 @@ def test_at_width_steps_chunks_and_other_bounds_compile_nothing_new(
         compiled = [message for message in caplog.messages if "Finished XLA compilation of jit(advance)" in message]
         return len(compiled)
 
-    assert n_compiled(KEY, hypers(), 20) <= 1  # 0 where another test was first
+    assert n_compiled(KEY, hypers(target_l0=target_l0), 20) <= 1  # 0 where another test was first
     assert n_compiled(jax.random.key(1), other, 13) == 0
 
 
@@ -114,7 +120,7 @@ def test_a_run_is_upkeep_and_step_in_turn() -> None:
 def test_a_lane_of_a_batchtopk_grid_is_the_run_alone() -> None:
     cfg = TrainConfig(20, n_steps=25, batch_size=BATCH, activation=BatchTopK(3), dead_after=4, aux_k=6)
     rates, keys = jnp.array([1e-2, 2e-2, 3e-2]), jax.random.split(KEY, 3)
-    h, axes = hypers(sampled(20)), (None, SHARED._replace(learning_rate=0))
+    h, axes = hypers(sampled(20), target_l0=None), (None, SHARED._replace(learning_rate=0))
     state, history = train_grid(keys, source(), h._replace(learning_rate=rates), cfg=cfg, in_axes=axes)
     assert state.threshold is not None
     assert len(np.unique(state.threshold)) == 3
@@ -341,10 +347,11 @@ def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller
 def test_at_width_lanes_are_taken_in_turn_and_each_is_the_run_alone(activation: Activation) -> None:
     cfg, rates = wide(activation), np.array([1e-2, 2e-2, 1e-3], np.float32)
     keys, axes = jax.random.split(KEY, 3), (None, SHARED._replace(learning_rate=0))
-    many = hypers()._replace(learning_rate=jnp.asarray(rates))
+    shared = {"target_l0": target_of(activation)}
+    many = hypers(**shared)._replace(learning_rate=jnp.asarray(rates))
     state, history = train_grid(keys, source(), many, cfg=cfg, in_axes=axes, chunk=25)
     assert state.step.shape == ()
     for i in (0, 2):
-        single, single_history = train(keys[i], source(), hypers(learning_rate=rates[i]), cfg=cfg, chunk=25)
+        single, single_history = train(keys[i], source(), hypers(learning_rate=rates[i], **shared), cfg=cfg, chunk=25)
         assert_close(lane(history, i), single_history, 1e-4)
         assert_close(lane(state, i), single, 1e-3)

@@ -1,15 +1,13 @@
 """One run, a chunk of steps at a time, compiled."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from toy.compiled import compiled
 from toy.config import Hypers, TrainConfig
-from toy.sae import ReLU
 from toy.shard import state_shardings
 from toy.source import Batches, Source
 from toy.state import Metrics, TrainState, init_state
@@ -44,7 +42,7 @@ def many_steps(
     return state, jax.tree.map(lambda sum: sum / n_steps, total)
 
 
-@partial(jax.jit, static_argnames=("cfg", "mesh"), donate_argnames="state")
+@compiled(static_argnames=("cfg", "mesh"), donate_argnames="state")
 def advance(
     state: TrainState,
     source: Source | Batches,
@@ -68,7 +66,7 @@ def _keep_placed(state: TrainState, cfg: TrainConfig, mesh: Mesh | None) -> Trai
     return jax.lax.with_sharding_constraint(state, state_shardings(state, cfg.n_latents, mesh))
 
 
-@partial(jax.jit, static_argnames=("d_in", "cfg", "mesh"))
+@compiled(static_argnames=("d_in", "cfg", "mesh"))
 def first_state(
     key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig, mesh: Mesh | None = None
 ) -> TrainState:
@@ -78,14 +76,3 @@ def first_state(
 def no_metrics(state: TrainState) -> Metrics:
     """The history of no steps, of one run or of a grid."""
     return Metrics(*[np.zeros((*state.sparsity_coef.shape, 0), state.sparsity_coef.dtype)] * 4)  # type: ignore[arg-type]
-
-
-def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
-    """Raises: ValueError if `cfg` and `hypers` do not fit each other."""
-    n_latents = hypers.prefixes.n_latents
-    if n_latents != cfg.n_latents:
-        raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
-    if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
-        raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
-    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is None:
-        raise ValueError("hypers.target_l0: a ReLU SAE needs the L0 that its sparsity coefficient is controlled to")

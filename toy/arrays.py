@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from toy.checks import MOST_QUOTED, quoted
 from toy.facts import digest_of
-from toy.files import parse_json, writing
+from toy.files import writing
+from toy.json_files import parse_json
 
 SIGNATURE = "toy.sha256"  # the name of the digest among a file's metadata
 _MOST_HEADER = 4 * 2**20  # bytes: some 40,000 arrays

@@ -4,14 +4,13 @@ Streaming over chunks of rows; sums are kept in float64 on the host.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from toy.compiled import compiled
 from toy.sae import RELU, SAE, Activation, decode, encode
 
 ROUNDING = 1e-5  # of a chunk's sums in float32, relative
@@ -47,7 +46,7 @@ def measure_fit(sae: SAE, chunks: Chunks, activation: Activation = RELU) -> Fit:
     return Fit(squared / variance if variance > 0 else float("nan"), float(density.sum()), density)
 
 
-@partial(jax.jit, static_argnames="activation")
+@compiled(static_argnames="activation")
 def _errors(
     sae: SAE, x: Float[Array, "rows d_in"], *, activation: Activation
 ) -> tuple[Float[Array, ""], Int[Array, " n_latents"]]:
@@ -139,7 +138,7 @@ def _spread(total: np.ndarray, squares: np.ndarray, n_rows: int) -> np.ndarray:
     return np.sqrt(np.where(variance > ROUNDING * squares, variance, np.nan))
 
 
-@partial(jax.jit, static_argnames="activation")
+@compiled(static_argnames="activation")
 def _products(reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activation: Activation) -> tuple[Array, ...]:
     a, b = encode(reference, x, activation), encode(other, x, activation)
     return a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b

@@ -1,14 +1,20 @@
 """What a run is given: `TrainConfig`, which fixes the compiled program, and `Hypers`, which a sweep may vary."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields, check_numbers
 from toy.loss import Form, Sparsity, choose_form, needs_order
 from toy.prefixes import Weighting
 from toy.sae import RELU, Activation, ReLU
 
+MAX_STEPS = 2**31 - 1  # a step is an int32
+MAX_LATENTS = 2**24
 Number = Float[Array, "*lanes"] | float
 
 
@@ -35,22 +41,26 @@ class TrainConfig:
     n_microbatches: int = 1  # parts of a batch that are held in memory one after the other
 
     def __post_init__(self) -> None:
-        counts = ("n_latents", "n_steps", "batch_size", "n_lr_warmup_steps", "n_microbatches")
-        for name in (*counts, "reinit_every", "reorder_every", "dead_after"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.aux_k is not None and self.aux_k < 0:
-            raise ValueError(f"aux_k: must not be negative, got {self.aux_k}")
+        check_fields(
+            self,
+            n_latents=Whole(most=MAX_LATENTS),
+            n_steps=Whole(most=MAX_STEPS),
+            batch_size=Whole(most=MAX_STEPS),
+            n_lr_warmup_steps=Whole(),
+            lr_cooldown_share=SHARE,
+            final_lr_share=SHARE,
+            sparsity_warmup_share=SHARE,
+            reinit_every=Whole(),
+            reinit_window=SHARE,
+            dead_after=Whole(),
+            aux_k=Whole(0),
+            reorder_every=Whole(),
+            n_microbatches=Whole(),
+        )
         if self.batch_size % self.n_microbatches:
             raise ValueError(f"n_microbatches: {self.n_microbatches} does not divide batch_size = {self.batch_size}")
         if not isinstance(self.activation, ReLU) and self.activation.k > self.n_latents:
             raise ValueError(f"activation: k = {self.activation.k} is more than n_latents = {self.n_latents}")
-        shares = ("lr_cooldown_share", "final_lr_share", "sparsity_warmup_share")
-        for name, share in [(name, getattr(self, name)) for name in shares] + [
-            ("reinit_window", share) for share in self.reinit_window
-        ]:
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: {share} is outside [0, 1]")
         for name, options in (
             ("sparsity", ("l1", "log")),
             ("form", (None, "gram", "wide")),
@@ -88,3 +98,60 @@ class Hypers(NamedTuple):
     reinit_below: Number = 0.3  # of the median contribution; 0 turns re-initialisation off
     aux_coef: Number = 1 / 32  # of the AuxK loss (Gao et al.)
     n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on
+
+
+HYPERS = {
+    "target_l0": POSITIVE,
+    "learning_rate": NOT_NEGATIVE,
+    "b1": Real(least=0, below=1),
+    "b2": Real(least=0, below=1),
+    "clip_norm": POSITIVE,
+    "sparsity_coef": NOT_NEGATIVE,
+    "control_rate": Real(least=0, below=1),
+    "reinit_below": NOT_NEGATIVE,
+    "aux_coef": NOT_NEGATIVE,
+}  # what the numbers of `Hypers` may be, those of every lane
+
+
+def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
+    """Raises: ValueError naming a number that cannot be, or if `cfg` and `hypers` do not fit each other."""
+    check_numbers(hypers._asdict(), HYPERS)
+    check_numbers({"hypers.prefixes": jax.tree.leaves(hypers.prefixes)}, {"hypers.prefixes": NOT_NEGATIVE})
+    n_latents = hypers.prefixes.n_latents
+    if n_latents != cfg.n_latents:
+        raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
+    if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
+        raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
+    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is None:
+        raise ValueError("hypers.target_l0: a ReLU SAE needs the L0 that its sparsity coefficient is controlled to")
+    if not isinstance(cfg.activation, ReLU) and hypers.target_l0 is not None:
+        raise ValueError(
+            f"hypers.target_l0: the L0 of {cfg.activation} is its k, and no other is aimed at: leave target_l0 out"
+        )
+
+
+def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int = 1) -> None:
+    """Raises: ValueError if the least that the training must hold at once is more than the machine's memory.
+
+    That is parameters, gradients and both moments of every lane, and a batch with its activations of one.
+    """
+    n, batch = cfg.n_latents, cfg.batch_size // cfg.n_microbatches
+    n_values = n_lanes * 4 * (2 * d_in * n + n + d_in) + batch * (d_in + n)
+    n_values += n * n if cfg.loss_form == "gram" else 0
+    n_bytes, there = 4 * n_values / n_devices, memory()
+    if there is not None and n_bytes > there:
+        raise ValueError(
+            f"n_latents = {n:,}, d_in = {d_in:,}, batch_size = {cfg.batch_size:,} and {n_lanes:,} runs at once take at "
+            f"least {n_bytes / 2**30:,.0f} GB of the {there / 2**30:,.0f} GB there are: lower one of them"
+        )
+
+
+def memory() -> int | None:
+    """Bytes of a device's memory; of a CPU those of the machine. None where it cannot be told."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None

@@ -9,7 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
+from toy.checks import NOT_NEGATIVE, Real, Whole, check_numbers
+
 _SEPARATION_STEPS = 5_000
+_MOST_NUMBERS = 10**8  # of a matrix: 0.8 GB in float64
 
 
 def make_directions(
@@ -25,9 +28,11 @@ def make_directions(
     Without `max_cosine` the directions are random orthogonal ones. With it (superposition) they are random
     ones pushed apart until no |cosine| exceeds it. Give training another key: both start from a Gaussian draw.
 
-    Raises: ValueError if orthogonal directions do not fit, or if `max_cosine` cannot be reached.
+    Raises: ValueError if orthogonal directions do not fit, if `max_cosine` cannot be reached, or if the matrices would
+    not fit into memory.
     """
     check_directions(n_features, d_in, max_cosine)
+    check_numbers({"norm_std": norm_std}, {"norm_std": NOT_NEGATIVE})
     if max_cosine is None:
         return jax.vmap(partial(orthogonal_directions, n_features=n_features, d_in=d_in, norm_std=norm_std))(keys)
     W_feat, reached = _superposed(keys, n_features, d_in, max_cosine, norm_std)
@@ -43,22 +48,30 @@ def make_directions(
 
 def check_directions(n_features: int, d_in: int, max_cosine: float | None) -> None:
     """Raises: ValueError if there can be no such directions; that they are found is known only once they are."""
-    if n_features < 1 or d_in < 1:
-        raise ValueError(f"n_features and d_in must be at least 1, got {n_features} and {d_in}")
+    check_numbers({"n_features": n_features, "d_in": d_in}, {"n_features": Whole(), "d_in": Whole()})
     if max_cosine is None:
         if n_features > d_in:
             raise ValueError(
                 f"{n_features} features have no orthogonal directions in d_in = {d_in}: raise d_in to at least "
                 f"{n_features}, or use superposition mode by giving max_cosine (for example 0.5)"
             )
+        _check_matrix("d_in", d_in, d_in)
         return
-    if not 0 < max_cosine <= 1:
-        raise ValueError(f"max_cosine: {max_cosine} is outside (0, 1]")
+    check_numbers({"max_cosine": max_cosine}, {"max_cosine": Real(above=0, most=1)})
+    _check_matrix("n_features and d_in", n_features, max(n_features, d_in))
     bound = welch_bound(n_features, d_in)
     if max_cosine < bound:
         raise ValueError(
             f"max_cosine: {n_features} directions in d_in = {d_in} have a |cosine| of at least {bound:.3f} "
             f"(Welch bound), so {max_cosine} is impossible; raise d_in or max_cosine"
+        )
+
+
+def _check_matrix(name: str, n_rows: int, n_columns: int) -> None:
+    if n_rows * n_columns > _MOST_NUMBERS:
+        raise ValueError(
+            f"{name}: a matrix of {n_rows:,} × {n_columns:,} numbers is needed, more than the {_MOST_NUMBERS:,} that "
+            "are computed; lower it"
         )
 
 
@@ -119,7 +132,11 @@ def _norms(key: Key[Array, ""], n_features: int, norm_std: float) -> Float[Array
 
 
 def cosine_matrix(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
-    """Cosine of every row of a with every row of b (host); 0 where a row is all zero."""
+    """Cosine of every row of a with every row of b (host); 0 where a row is all zero.
+
+    Raises: ValueError if the matrix of cosines would not fit into memory.
+    """
+    _check_matrix("cosines", len(a), len(b))
     a, b = np.asarray(a, float), np.asarray(b, float)
     norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
     return np.divide(a @ b.T, norms, out=np.zeros((len(a), len(b))), where=norms > 0)

@@ -1,6 +1,5 @@
 """What an SAE has learnt of a tree: every metric of one SAE on held-out rows. On the host, in float64."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from toy import metrics
+from toy.compiled import compiled
 from toy.sae import RELU, SAE, Activation, BatchTopK, encode
 from toy.tree import Tree, mean_magnitudes
 
@@ -57,7 +57,7 @@ def evaluate(
     recon = acts @ W_dec + b_dec
     match = metrics.match_features(W_dec, W_feat)
     matched, sizes = metrics.matched_acts(acts, W_dec, match), feature_sizes(tree, W_feat)
-    on = metrics.firing(matched, sizes)
+    on = metrics.firing(matched, row_sizes(tree, W_feat, features))
     alone, with_child = metrics.parent_activations(matched, present, sizes, tree)
     holes = metrics.hole_rates(on, present, tree)
     return Evaluation(
@@ -85,6 +85,17 @@ def evaluate(
 def feature_sizes(tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"]) -> Float[np.ndarray, " n_features"]:
     """Each feature's mean norm in x when present: exact mean magnitude · ‖direction‖."""
     return mean_magnitudes(tree) * np.linalg.norm(W_feat, axis=1)
+
+
+def row_sizes(
+    tree: Tree, W_feat: Float[np.ndarray, "n_features d_in"], features: Float[np.ndarray, "rows n_features"]
+) -> Float[np.ndarray, " n_features"] | Float[np.ndarray, "rows n_features"]:
+    """`feature_sizes`, or each row's own size where a noisy feature is on with less than its mean."""
+    mean = feature_sizes(tree, W_feat)
+    if tree.magnitude_std is None:
+        return mean
+    own = features * np.linalg.norm(W_feat, axis=1)
+    return np.where(own > 0, np.minimum(own, mean), mean)
 
 
 class InferenceGap(NamedTuple):
@@ -127,6 +138,6 @@ def _encode_batches(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activa
     return np.asarray(acts, float).reshape(-1, acts.shape[-1])
 
 
-@partial(jax.jit, static_argnames="how")
+@compiled(static_argnames="how")
 def _each_batch(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> Float[Array, "n batch n_latents"]:
     return jax.vmap(lambda x: encode(sae, x, how))(batches)

@@ -10,13 +10,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from toy.advance import check_hypers, many_steps, no_metrics
-from toy.config import Hypers, TrainConfig
+from toy.advance import many_steps, no_metrics
+from toy.compiled import compiled
+from toy.config import Hypers, TrainConfig, check_hypers, check_memory
 from toy.feed import feed_chunk, feeding, run_facts
 from toy.loop import Checkpoint, Progress, run_chunks
 from toy.sae import SAE
-from toy.source import Batches, Source, Stream
-from toy.state import Metrics, TrainState, init_state, trained_sae
+from toy.source import Batches, Source, Stream, checked_source
+from toy.state import Metrics, TrainState, check_key, init_state, trained_sae
 
 _STATE_AXES = TrainState(None, *[0] * (len(TrainState._fields) - 1))  # type: ignore[arg-type]
 _LANES = PartitionSpec("lanes")
@@ -38,12 +39,15 @@ def train_grid(
     `in_axes` says as for `jax.vmap`, by pytree prefixes, which leaves of source and hypers have a lane axis (0)
     and which are shared (None). Lane i is `train(keys[i], source_i, hypers_i, cfg=cfg)` up to rounding.
 
-    Raises: ValueError if a lane axis and the number of keys disagree.
+    Raises: ValueError if a lane axis and the number of keys disagree, and as `train`.
     """
+    check_key(keys)
     check_hypers(hypers, cfg)
+    source = checked_source(source)
     if isinstance(source, Stream) and in_axes[0] is not None:
         raise ValueError("in_axes: a stream is shared by all lanes: its entry must be None")
     n_lanes, n_devices = keys.shape[0], jax.local_device_count()
+    check_memory(source.d_in, cfg, n_lanes)
     mesh = jax.make_mesh((n_devices,), ("lanes",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
     place = partial(_place, n_lanes=n_lanes, mesh=mesh)
     facts = None
@@ -84,7 +88,7 @@ def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -
     return jax.tree.map(place_leaf, _has_lanes(axes, tree), tree)
 
 
-@jax.jit
+@compiled()
 def trained_saes(state: TrainState) -> SAE:
     """`trained_sae` of every lane of a grid's final state."""
     return jax.vmap(trained_sae, in_axes=(_STATE_AXES,))(state)
@@ -137,7 +141,7 @@ def _in_turn(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
     return mapped
 
 
-@partial(jax.jit, static_argnames=("d_in", "cfg", "in_axes", "mesh"))
+@compiled(static_argnames=("d_in", "cfg", "in_axes", "mesh"))
 def _init_grid(
     keys: Key[Array, " lanes"], hypers: Hypers, *, d_in: int, cfg: TrainConfig, in_axes: Any, mesh: Mesh
 ) -> TrainState:
@@ -145,7 +149,7 @@ def _init_grid(
     return _lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
 
 
-@partial(jax.jit, static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
+@compiled(static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
 def _advance_grid(
     state: TrainState,
     source: Source | Batches,

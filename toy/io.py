@@ -6,28 +6,17 @@ Activations, which are too many for this, have `toy.store` and `toy.matrix`.
 import os
 from pathlib import Path
 
-from toy import json_nodes
 from toy.arrays import load_arrays, map_arrays, save_arrays
 from toy.checks import quoted
-from toy.files import (
-    claim,
-    content_digest,
-    is_part,
-    is_signed,
-    load_json,
-    locked,
-    parse_json,
-    plain,
-    prepare,
-    remove_parts,
-    save_json,
-    signed,
-    writing,
-)
+from toy.files import claim, is_part, locked, prepare, remove_parts, writing
+from toy.json_files import content_digest, is_signed, load_json, parse_json, plain, save_json, signed
+from toy.json_nodes import parse_nodes
 from toy.node import Node, TreeError
 from toy.saelens import load_sae, save_sae
-from toy.saelens_tree import synthetic_model
+from toy.saelens_model import synthetic_model
 from toy.tree_json import name_notes, parse_with_notes, tree_to_dict
+
+_MOST_TREE_BYTES = 32 * 2**20
 
 __all__ = [
     "claim",
@@ -53,8 +42,6 @@ __all__ = [
     "writing",
 ]
 
-_MOST_TREE_BYTES = 32 * 2**20
-
 
 def load_tree(path: Path) -> Node:
     """A tree from a file or folder that `read_tree` reads. Raises: `TreeError` naming the file."""
@@ -65,7 +52,7 @@ def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
     """A tree, and what its reader should know of how it was read, one line each.
 
     From a JSON file or pipe (read once) in any dialect of `toy.tree_json`, or from the folder of a synthetic model that
-    SAELens saved (`toy.saelens_tree`). Raises: `TreeError` naming the file.
+    SAELens saved (`toy.saelens_model`). Raises: `TreeError` naming the file.
     """
     try:
         return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
@@ -96,7 +83,7 @@ def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
     data = {}
     for name, file in files.items():
         try:
-            data[name] = json_nodes.parse_json(_read_text(file)) if file.exists() else None
+            data[name] = parse_nodes(_read_text(file)) if file.exists() else None
         except TreeError as error:
             raise TreeError(f"{file.name}: {error}") from None
     arrays, _ = map_arrays(folder / "synthetic_model.safetensors")

@@ -1,12 +1,12 @@
 """JSON text as a checked list of objects: what the dialects of `toy.tree_json` have in common."""
 
-import json
 from collections.abc import Collection
 from numbers import Real
 from typing import Any, NamedTuple
 
 from toy.checks import quoted
-from toy.node import MAX_DEPTH, TreeError, check_depth, check_size, shown
+from toy.json_files import parse_json
+from toy.node import TreeError, check_depth, check_size, shown
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "active_prob": (Real,),
@@ -33,25 +33,12 @@ class Entry(NamedTuple):
     data: dict[str, Any]
 
 
-def parse_json(text: str) -> Any:
+def parse_nodes(text: str) -> Any:
     """The value of JSON text, in which no key stands twice in one object. Raises: TreeError."""
     try:
-        return json.loads(text, object_pairs_hook=_no_repeats)
-    except TreeError:
-        raise
-    except RecursionError:
-        raise TreeError(f"nests deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:  # a JSONDecodeError, or a number of more digits than Python reads
+        return parse_json(text)
+    except ValueError as error:
         raise TreeError(f"not JSON: {quoted(str(error))}") from None
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise TreeError(f"not a tree: the key '{quoted(repeated, 60)}' stands twice in one object")
-    return data
 
 
 def entries(roots: list[tuple[str, Any]], depth: int, keys: Collection[str]) -> list[Entry]:

@@ -1,7 +1,8 @@
 """Metrics against the ground truth, a formula each; `toy.evaluate` measures an SAE by all of them. In float64.
 
 Latents are matched one to one to features first; every metric says which rows, means and sides it takes.
-"on" means a‖d‖ > 0.2 of the feature's mean magnitude along its direction: a latent that merely leaks is off.
+"on" means a‖d‖ > 0.2 of the feature's mean magnitude along its direction: a latent that merely leaks is off. In a row
+where a noisy feature is on with less than its mean, 0.2 of that: otherwise a latent that follows it would have holes.
 """
 
 from typing import NamedTuple
@@ -45,8 +46,11 @@ def matched_acts(
     return np.where(match.latent >= 0, scaled[:, match.latent], 0.0)
 
 
-def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"]) -> Firing:
-    """Whether each feature's latent is on: a‖d‖ > 0.2 · feature_size, the feature's mean norm in x when present."""
+def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"] | Features) -> Firing:
+    """Whether each feature's latent is on: a‖d‖ > 0.2 · feature_size, the feature's norm in x when present.
+
+    The norm is the mean over rows, or each row's own (`toy.evaluate.row_sizes`).
+    """
     return matched > ON_THRESHOLD * feature_size
 
 

@@ -158,7 +158,7 @@ def _check_magnitude(path: str, node: Node) -> None:
         )
 
 
-def _check_name(path: str, name: str | None) -> None:
+def _check_name(path: str, name: Any) -> None:
     if name is None:
         return
     if not isinstance(name, str):

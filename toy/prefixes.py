@@ -5,6 +5,7 @@ stands in it can be traced and have lanes, while its type and shape say how many
 algorithm the loss takes. Vanilla is `full`.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from numpy.polynomial.legendre import leggauss
 
+from toy.checks import POSITIVE, SHARE, Whole, check_numbers
 from toy.sae import MOST_PAIRS
 
 
@@ -72,20 +74,28 @@ def full(n_latents: int) -> FixedPrefixes:
 
 
 def fixed(n_latents: int, widths: Sequence[int]) -> FixedPrefixes:
-    """Equal weight on each of the given prefix lengths; a repeated length counts as often as it stands."""
+    """Equal weight on each of the given prefix lengths; a repeated length counts as often as it stands.
+
+    Without the full length the latents behind the longest would never be trained: it is added, with a warning, as
+    SAELens does. Raises: ValueError for lengths that are not whole numbers from 1 to n_latents.
+    """
+    check_numbers({"n_latents": n_latents, "widths": tuple(widths)}, {"n_latents": Whole(), "widths": Whole()})
+    if len(widths) and max(widths) < n_latents:
+        warnings.warn(
+            f"widths: {tuple(widths)} leaves latents {max(widths) + 1} to {n_latents} untrained: the full length "
+            f"{n_latents} is added",
+            stacklevel=2,
+        )
+        widths = (*widths, n_latents)
     lengths, counts = np.unique(np.asarray(widths, int), return_counts=True)
     if len(lengths) == 0 or lengths[0] < 1 or lengths[-1] > n_latents:
         raise ValueError(f"widths: need lengths between 1 and n_latents = {n_latents}, got {tuple(widths)}")
-    weights = counts / counts.sum()
-    if lengths[-1] < n_latents:
-        lengths, weights = np.append(lengths, n_latents), np.append(weights, 0.0)
-    return FixedPrefixes(lengths, weights)
+    return FixedPrefixes(lengths, counts / counts.sum())
 
 
 def all_prefixes(n_latents: int) -> FixedWeights:
     """Equal weight on every prefix length."""
-    if n_latents < 1:
-        raise ValueError(f"n_latents: must be at least 1, got {n_latents}")
+    check_numbers({"n_latents": n_latents}, {"n_latents": Whole()})
     return FixedWeights(np.full(n_latents, 1 / n_latents))
 
 
@@ -110,8 +120,7 @@ def expected(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> FixedW
 
 def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, power: float = 0.5) -> FixedWeights:
     """`expected` with the share of the full prefix set to `full_share` (Chanin et al., arXiv 2505.11756)."""
-    if not 0 <= full_share <= 1:
-        raise ValueError(f"full_share: {full_share} is outside [0, 1]")
+    check_numbers({"full_share": full_share}, {"full_share": SHARE})
     weights = np.array(expected(n_latents, n_prefixes, power).weights)
     shorter = weights[:-1].sum()
     if shorter == 0:
@@ -127,8 +136,7 @@ def hybrid(
     Cheap at width, where the tail's weights are tiny and change slowly. The gradient is closer to that of `expected`
     than draws of `sampled` are on average, and the closer the smaller the tile.
     """
-    if tile < 1:
-        raise ValueError(f"tile: must be at least 1, got {tile}")
+    check_numbers({"tile": tile, "n_exact": n_exact}, {"tile": Whole(), "n_exact": Whole()})
     if not 1 <= n_exact < n_latents:
         raise ValueError(f"n_exact: must be from 1 to n_latents - 1 = {n_latents - 1}, got {n_exact}")
     weights = expected(n_latents, n_prefixes, power).weights
@@ -139,16 +147,12 @@ def hybrid(
 
 
 def _check_n_prefixes(n_prefixes: int) -> None:
-    if n_prefixes < 1:
-        raise ValueError(f"n_prefixes: must be at least 1 (the full prefix), got {n_prefixes}")
+    check_numbers({"n_prefixes": n_prefixes}, {"n_prefixes": Whole()})
 
 
 def pareto_rates(n_latents: int, power: float = 0.5) -> Float[np.ndarray, " {n_latents}-1"]:
     """P(one draw is length k), k = 1 … n_latents − 1: ∝ (k/n)^power − ((k−1)/n)^power (truncated Pareto)."""
-    if n_latents < 1:
-        raise ValueError(f"n_latents: must be at least 1, got {n_latents}")
-    if power <= 0:
-        raise ValueError(f"power: must be above 0, got {power}")
+    check_numbers({"n_latents": n_latents, "power": power}, {"n_latents": Whole(), "power": POSITIVE})
     rates = np.diff((np.arange(n_latents) / n_latents) ** power)
     return rates / rates.sum() if n_latents > 1 else rates
 

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
@@ -50,6 +51,14 @@ def code_digest(*modules: str) -> str:
     A result that is kept under a name with it in is made anew once that code has changed, and not when other code has.
     Raises: ModuleNotFoundError.
     """
+    digest = hashlib.sha256()
+    for name, source in sorted(_sources(*modules).items()):
+        digest.update(f"{name} {len(source)} ".encode() + source)
+    return digest.hexdigest()
+
+
+def _sources(*modules: str) -> dict[str, bytes]:
+    """Of these modules and of all of this project that they import, by their names. Raises: ModuleNotFoundError."""
     sources: dict[str, bytes] = {}
     for name in modules:
         if _file(name) is None:
@@ -61,10 +70,38 @@ def code_digest(*modules: str) -> str:
         if file is not None and name not in sources:
             sources[name] = file.read_bytes()
             waiting += _imports(sources[name])
-    digest = hashlib.sha256()
-    for name, source in sorted(sources.items()):
-        digest.update(f"{name} {len(source)} ".encode() + source)
-    return digest.hexdigest()
+    return sources
+
+
+def replaced(*modules: str) -> list[str]:
+    """Functions and classes of these modules, and of what they import, that are not those of the source.
+
+    A researcher may put others in their place while a program runs (`toy.step.sae_loss = mine`), which `code_digest`
+    does not see. Not found are attributes of classes, constants, and wrappers that pass for what they wrap.
+    """
+    return [f"{module}.{name}" for module, name, origin in _named(*modules) if _is_other(module, name, origin)]
+
+
+@cache
+def _named(*modules: str) -> list[tuple[str, str, tuple[str, str] | None]]:
+    """(module, name, where it is imported from; None if it is defined there) of functions and classes at the top."""
+    found: list[tuple[str, str, tuple[str, str] | None]] = []
+    for module, source in _sources(*modules).items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.append((module, node.name, None))
+            elif isinstance(node, ast.ImportFrom) and node.module and _file(node.module) is not None:
+                found += [(module, alias.asname or alias.name, (node.module, alias.name)) for alias in node.names]
+    return found
+
+
+def _is_other(module: str, name: str, origin: tuple[str, str] | None) -> bool:
+    if module not in sys.modules:
+        return False
+    value = vars(sys.modules[module]).get(name)
+    if origin is not None:
+        return value is not getattr(sys.modules[origin[0]], origin[1], None)
+    return (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) != (module, name)
 
 
 def file_digest(module: str) -> str:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from toy.checks import POSITIVE, Whole, check_fields
+
 MOST_PAIRS = 128  # values up to which comparing all pairs is faster than sorting them
 
 
@@ -22,8 +24,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k: must be at least 1, got {self.k}")
+        check_fields(self, k=Whole())
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class BatchTopK:
     """The most that may be on in one sample at width; default: 2k, and at least 16 more than k."""
 
     def __post_init__(self) -> None:
-        if not self.k > 0:
-            raise ValueError(f"k: must be above 0, got {self.k}")
+        check_fields(self, k=POSITIVE, slots=Whole())
         if self.slots is not None and self.slots < self.k:
             raise ValueError(f"slots: must be at least k = {self.k}, got {self.slots}")
 

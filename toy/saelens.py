@@ -13,7 +13,7 @@ import numpy as np
 
 from toy.arrays import load_arrays, save_arrays
 from toy.checks import quoted
-from toy.files import load_json, save_json
+from toy.json_files import load_json, save_json
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"

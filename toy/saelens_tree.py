@@ -10,7 +10,6 @@ feature. Magnitudes are max(0, N(mean, std²)) there and |N(mean, std²)| here, 
 a feature that is clipped with a probability above `MAX_CLIPPED` is refused.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
@@ -21,7 +20,7 @@ import numpy as np
 from toy.checks import quoted
 from toy.json_nodes import Entry, children_of, entries, type_name
 from toy.magnitudes import share_below_zero
-from toy.node import Node, TreeError, assembled, shown
+from toy.node import Node, TreeError, assembled, check_size, shown
 
 MAX_CLIPPED = 1e-6  # of a feature's magnitudes
 _KEYS = (
@@ -32,20 +31,6 @@ _KEYS = (
     "scale_children_by_parent",
     "children",
 )
-_CONFIG_KEYS = {  # those of `SyntheticModelConfig`; what is not read here changes no feature
-    "num_features",
-    "hidden_dim",
-    "firing_probability",
-    "hierarchy",
-    "orthogonalization",
-    "correlation",
-    "std_firing_magnitudes",
-    "mean_firing_magnitudes",
-    "bias",
-    "dtype",
-    "seed",
-}
-_TENSORS = {"feature_vectors", "bias", "firing_probabilities"}
 _N_PANELS, _N_POINTS = 24, 32
 
 
@@ -89,6 +74,7 @@ def forest_from_dict(data: dict[str, Any]) -> tuple[Node, list[str]]:
             "root.firing_probabilities: a file with 'roots' needs this list, P(on | parent on) by feature_index; or "
             "give the folder of the synthetic model"
         )
+    check_size(len(probs))
     for i, p in enumerate(probs):
         if not isinstance(p, Real) or isinstance(p, bool):
             raise TreeError(f"root.firing_probabilities[{i}]: expected a number, got {type_name(p)}")
@@ -108,34 +94,36 @@ def forest(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
                 "firing_probabilities"
             )
     prob, notes = _kept_probs(found, below, index, firing.prob)
-    nodes: list[tuple[int, dict[str, Any]]] = [(-1, {"active_prob": 1.0, "is_feature": False})]
-    parents = [0] * len(found)  # where the children of each entry hang: on it, or on a node in between
-    between = [0] * len(found)
     scales = _scales(found, below, index)
-    for i, (entry, scale) in enumerate(zip(found, scales, strict=True)):
-        own = index[i]
-        above = entry.parent
-        parent = 0 if above < 0 else (between[above] if own is not None else parents[above])
-        nodes.append((parent, _fields(entry, prob[i], own, firing)))
-        parents[i] = between[i] = len(nodes) - 1
-        scales_features = bool(entry.data.get("scale_children_by_parent")) and scale
+    nodes: list[tuple[int, dict[str, Any]]] = [(-1, {"active_prob": 1.0, "is_feature": False})]
+    of_features, of_others = [0] * len(found), [0] * len(found)  # the node on which an entry's children hang
+    for i, entry in enumerate(found):
+        hang = of_others if index[i] is None else of_features
+        nodes.append((hang[entry.parent] if entry.parent >= 0 else 0, _fields(entry, prob[i], index[i], firing)))
+        of_features[i] = of_others[i] = len(nodes) - 1
         n_features = sum(index[child] is not None for child in below[i])
-        exclusive = bool(entry.data.get("mutually_exclusive_children")) and n_features > 1
-        flags = {"exclusive": exclusive, "scale_children_by_parent": scales_features}
-        if 0 < n_features < len(below[i]) and (exclusive or scale != scales_features):
-            nodes[-1][1]["scale_children_by_parent"] = scale
-            between[i] = len(nodes)
-            nodes.append((parents[i], {"active_prob": 1.0, "is_feature": False} | flags))
-        else:
-            nodes[-1][1].update(flags | {"scale_children_by_parent": scale})
-    used = {i for i in index if i is not None}
-    nodes += [(0, _fields(None, firing.prob[i], i, firing)) for i in range(len(firing.prob)) if i not in used]
+        flags = {
+            "exclusive": _is_set(entry, "mutually_exclusive_children") and n_features > 1,
+            "scale_children_by_parent": _is_set(entry, "scale_children_by_parent") and scales[i],
+        }
+        differ = flags["exclusive"] or flags["scale_children_by_parent"] != scales[i]
+        if differ and 0 < n_features < len(below[i]):  # what holds for features alone needs a node in between
+            of_features[i] = len(nodes)
+            nodes.append((of_others[i], {"active_prob": 1.0, "is_feature": False, **flags}))
+            flags["exclusive"] = False
+        nodes[of_others[i]][1].update(flags, scale_children_by_parent=scales[i])
+    used = set(index)
+    nodes += [(0, _fields(None, p, i, firing)) for i, p in enumerate(firing.prob) if i not in used]
     return assembled(nodes)[0], notes
+
+
+def _is_set(entry: Entry, flag: str) -> bool:
+    return bool(entry.data.get(flag))
 
 
 def _fields(entry: Entry | None, prob: float, index: int | None, firing: Firing) -> dict[str, Any]:
     data = {} if entry is None else entry.data
-    fields = {"active_prob": prob, "name": data.get("feature_id", data.get("id")), "feature_index": index}
+    fields = {"active_prob": prob, "name": data.get("feature_id") or data.get("id"), "feature_index": index}
     if index is None:
         return fields | {"is_feature": False}
     return fields | {"magnitude_mean": firing.mean[index], "magnitude_std": firing.std[index]}
@@ -148,7 +136,7 @@ def _scales(found: list[Entry], below: list[list[int]], index: list[int | None])
         anchored.append(index[i] is not None or (entry.parent >= 0 and anchored[entry.parent]))
     scales = [False] * len(found)
     for i in reversed(range(len(found))):
-        own = bool(found[i].data.get("scale_children_by_parent"))
+        own = _is_set(found[i], "scale_children_by_parent")
         through = any(scales[child] for child in below[i] if index[child] is None)
         scales[i] = anchored[i] and (through or (own and any(index[child] is not None for child in below[i])))
     return scales
@@ -162,7 +150,7 @@ def _kept_probs(
     groups: list[str] = []
     for entry, children in zip(found, below, strict=True):
         rivals = [child for child in children if index[child] is not None]
-        if not entry.data.get("mutually_exclusive_children") or len(rivals) < 2:
+        if not _is_set(entry, "mutually_exclusive_children") or len(rivals) < 2:
             continue
         before = [prob[child] for child in rivals]
         after = kept_one(before).tolist()
@@ -190,61 +178,3 @@ def _check_firing(firing: Firing) -> None:
                 f"feature {i}: SAELens clips its magnitude, {mean:g} ± {std:g}, to 0 with a probability of "
                 f"{clipped:.2g}, which no tree here does; make std_firing_magnitudes at most 0.21 of the mean"
             )
-
-
-def synthetic_model(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]) -> tuple[Node, list[str]]:
-    """The tree of a saved `SyntheticModel`: its configuration, hierarchy (None: no file) and tensors.
-
-    Its directions, bias and seed are left out. Raises: `TreeError` for what changes the features and is no tree.
-    """
-    if not isinstance(config, dict):
-        raise TreeError(f"the configuration: expected an object, got {type_name(config)}")
-    for key in config:
-        if key not in _CONFIG_KEYS:
-            raise TreeError(f"the configuration: unknown key '{quoted(key, 60)}'; SAELens 6.54 has none such")
-    if config.get("correlation") is not None or not _TENSORS.issuperset(tensors):
-        raise TreeError("correlation: features that are correlated beyond the hierarchy are no tree; set it to null")
-    if hierarchy is None and config.get("hierarchy") is not None:
-        raise TreeError("hierarchy: the configuration has one, and the folder no hierarchy.json; save the model again")
-    probs = tensors.get("firing_probabilities")
-    n = config.get("num_features")
-    if probs is None or probs.shape != (n,) or isinstance(n, bool):
-        raise TreeError(f"firing_probabilities: expected one for each of num_features = {quoted(n, 60)} features")
-    mean, std = (_magnitudes(f"{name}_firing_magnitudes", config, len(probs)) for name in ("mean", "std"))
-    roots = [] if hierarchy is None else _roots(hierarchy)
-    root, notes = forest(roots, Firing(probs.astype(float).tolist(), mean, std))
-    return root, [*notes, "the model's directions and bias are not read; directions are drawn anew"]
-
-
-def _roots(hierarchy: Any) -> list[Any]:
-    if not isinstance(hierarchy, dict) or set(hierarchy) != {"roots"} or not isinstance(hierarchy["roots"], list):
-        raise TreeError("the hierarchy: expected an object with the list 'roots' alone")
-    return hierarchy["roots"]
-
-
-def _magnitudes(name: str, config: dict[str, Any], n: int) -> list[float]:
-    """A number for all features, or what a deterministic generator of SAELens gives."""
-    given = config.get(name, 1.0 if name.startswith("mean") else 0.0)
-    if not isinstance(given, dict):
-        return [_number(name, given)] * n
-    kind = given.get("generator_name")
-    keys = {"constant": {"value"}, "linear": {"start", "end"}, "exponential": {"start", "end"}}.get(str(kind))
-    if keys is None or set(given) - {"generator_name"} != keys:
-        raise TreeError(
-            f"{name}: the generator {quoted(kind, 60)} is not read, only constant, linear and exponential: a random "
-            "one's values are not in the file"
-        )
-    numbers = {key: _number(f"{name}.{key}", given[key]) for key in keys}
-    if kind == "constant":
-        return [numbers["value"]] * n
-    start, end = numbers["start"], numbers["end"]
-    if min(start, end) <= 0:
-        raise TreeError(f"{name}: start and end must be above 0")
-    spaced = np.linspace(start, end, n) if kind == "linear" else np.geomspace(start, end, n)
-    return spaced.tolist()
-
-
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise TreeError(f"{name}: expected a number, got {quoted(value, 60)}")
-    return float(value)

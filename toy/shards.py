@@ -1,7 +1,6 @@
 """A shard of the activation store: its arrays, their checks and sums."""
 
 import hashlib
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -53,22 +52,6 @@ def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | No
             raise StoreError(
                 f"{path}: {quoted(name)}: expected {wanted} {(n_rows, *d_in)}, got {array.dtype} {array.shape}"
             )
-
-
-def is_site(told: Any) -> bool:
-    """Whether this is what a manifest says of a site: d_in, type, the mean in every dimension and the mean norm."""
-    return (
-        isinstance(told, dict)
-        and told.keys() == {"d_in", "dtype", "mean", "mean_norm"}
-        and type(told["d_in"]) is int
-        and told["d_in"] > 0
-        and isinstance(told["dtype"], str)
-        and told["dtype"] in DTYPES
-        and isinstance(told["mean"], list)
-        and len(told["mean"]) == told["d_in"]
-        and all(type(number) is float and math.isfinite(number) for number in (*told["mean"], told["mean_norm"]))
-        and told["mean_norm"] >= 0
-    )
 
 
 class Total:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, BFloat16, Float, Float32, Int, Key
 
+from toy.rows import checked_rows
 from toy.tree import Tree, sample_features
 
 
@@ -57,8 +60,9 @@ class Stream(Protocol):
 def draw_batch(
     source: Source | Batches, key: Key[Array, ""], batch_size: int, step: Int[Array, ""]
 ) -> Float[Array, "batch d_in"]:
-    """The batch of a step: read for it, or drawn with the key."""
-    return source.at(step) if isinstance(source, Batches) else source.sample(key, batch_size)
+    """The batch of a step: read for it, or drawn with the key; in float32 at least, whatever the source gives."""
+    x = source.at(step) if isinstance(source, Batches) else source.sample(key, batch_size)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class TreeSource(NamedTuple):
@@ -76,7 +80,10 @@ class TreeSource(NamedTuple):
 
 
 class ArraySource(NamedTuple):
-    """Activations that fit in memory: rows drawn uniformly, with replacement."""
+    """Activations that fit in memory: rows drawn uniformly, with replacement.
+
+    Rows may be of any float type. Training is in float32, and refuses rows that it cannot compute with by number.
+    """
 
     x: Float[Array, "*lanes n_rows d_in"]
 
@@ -86,3 +93,26 @@ class ArraySource(NamedTuple):
 
     def sample(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch d_in"]:
         return self.x[jax.random.randint(key, (batch_size,), 0, self.x.shape[0])]
+
+
+def checked_source(source: Any) -> Any:
+    """A source whose rows are in memory (`ArraySource`) with checked rows; any other as it is.
+
+    Raises: ValueError naming the row, or what takes the place of a `source` that is none.
+    """
+    if not isinstance(source, Source | Stream):
+        raise ValueError(
+            f"source: {type(source).__name__} is no source of activations: rows in memory are given as "
+            "toy.source.ArraySource(x), rows on disk as toy.stream.ShardSource"
+        )
+    if not isinstance(source, ArraySource) or isinstance(source.x, Tracer):
+        return source
+    n_rows = np.shape(source.x)[-2] if np.ndim(source.x) > 1 else 1
+
+    def place(i: int) -> str:
+        return f"row {i}" if np.ndim(source.x) < 3 else f"lane {i // n_rows}, row {i % n_rows}"
+
+    x = checked_rows(source.x, "source", place)
+    if not x.any():
+        raise ValueError("source: all rows are 0: there is nothing to learn")
+    return source._replace(x=jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))

@@ -54,6 +54,12 @@ def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConf
     )
 
 
+def check_key(key: Any) -> None:
+    """Raises: ValueError if it is no key, or one of the old kind, whose implementation it does not say."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key: expected a key, such as jax.random.key(0), got {type(key).__name__}")
+
+
 def n_aux(cfg: TrainConfig, d_in: int) -> int:
     """Dead latents that AuxK trains a sample; 0 where there is no AuxK."""
     if isinstance(cfg.activation, ReLU):

@@ -21,8 +21,6 @@ from toy.facts import digest_of
 from toy.io import (
     content_digest,
     is_part,
-    is_signed,
-    load_json,
     locked,
     map_arrays,
     remove_parts,
@@ -30,15 +28,13 @@ from toy.io import (
     save_json,
     signed,
 )
+from toy.manifest import MANIFEST, REMEDY, VERSION, damaged, read_manifest, read_object
 from toy.matrix import Activations
-from toy.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, is_site, sha256_of, shard_name
+from toy.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
 
 __all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
 
-MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
-_VERSION = 2
-_REMEDY = "copy it again, or delete the store and export it anew"
-_MOST_MANIFEST = 64 * 2**20  # bytes
+UNFINISHED = "unfinished.json"
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def write_store(
                     return open_store(folder, verify=False)
         except BlockingIOError:
             raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
     with contextlib.suppress(OSError):  # a finished store may stand where nothing can be written
         (folder / UNFINISHED).unlink(missing_ok=True)
@@ -145,7 +141,7 @@ def _write_shards(
         told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
         if progress is not None:
             progress(1)
-    manifest = {"version": _VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
+    manifest = {"version": VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
     save_json(folder / MANIFEST, signed(manifest), digits=None)
     (folder / UNFINISHED).unlink(missing_ok=True)  # another process that opens the store may do so, too
 
@@ -155,18 +151,18 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
 
     Every shard is a map, which keeps its file open. Raises: StoreError naming the file.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     allow_files(folder, len(manifest["shards"]))
     sites = {name: Site(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
     shards = []
     for told in manifest["shards"]:
         path = folder / told["name"]
         if not path.is_file():
-            raise StoreError(f"{path}: is missing: {_REMEDY}")
+            raise StoreError(f"{path}: is missing: {REMEDY}")
         if path.stat().st_size != told["bytes"]:
-            raise _damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
+            raise damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
         if verify and sha256_of(path) != told["sha256"]:
-            raise _damaged(path, "its SHA-256 is not the manifest's")
+            raise damaged(path, "its SHA-256 is not the manifest's")
         try:
             shard = map_arrays(path)[0]
         except ValueError as error:
@@ -178,15 +174,11 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
     return Store(folder, manifest["facts"], sites, manifest["sha256"], tuple(shards))
 
 
-def _damaged(path: Path, how: str) -> StoreError:
-    return StoreError(f"{path}: damaged: {how}: {_REMEDY}")
-
-
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Make the folder that of an export that is not finished. Raises: StoreError if it is another's."""
     unfinished = folder / UNFINISHED
     if unfinished.exists():
-        _check_same(unfinished, _read_object(unfinished), plan)
+        _check_same(unfinished, read_object(unfinished), plan)
     else:
         strangers = [path.name for path in folder.iterdir() if not is_part(path.name, re.escape(UNFINISHED))]
         if strangers:
@@ -207,51 +199,6 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
                 f"{path}: of another export: {quoted(name)} was {quoted(was)}, now is {quoted(now)}: give another "
                 "folder"
             )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = load_json(path, most_bytes=_MOST_MANIFEST)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}: not a store, or one not finished") from None
-    except ValueError as error:
-        raise StoreError(str(error)) from None
-    if not isinstance(data, dict):
-        raise StoreError(f"{path}: broken: expected an object")
-    return data
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, each of its entries checked: its SHA-256 only tells that no one changed it by mistake."""
-    path = folder / MANIFEST
-    manifest = _read_object(path)
-    if manifest.get("version") != _VERSION:
-        was = quoted(manifest.get("version"))
-        raise StoreError(f"{path}: of version {was}, this reads {_VERSION}: export it anew")
-    if not is_signed(manifest):
-        raise _damaged(path, "its SHA-256 is not that of what it says")
-    if not isinstance(manifest.get("facts"), dict):
-        raise _damaged(path, "it says no facts")
-    for part, kind in (("sites", dict), ("shards", list)):
-        if not isinstance(manifest.get(part), kind) or not manifest[part]:
-            raise _damaged(path, f"it says no {part}")
-    for name, site in manifest["sites"].items():
-        if not is_site(site):
-            raise _damaged(path, f"what it says of site {quoted(name)} is not d_in, dtype, mean and mean_norm")
-    for i, told in enumerate(manifest["shards"]):
-        if not _is_shard(told, i):
-            raise _damaged(path, f"what it says of shard {i} is not the name {shard_name(i)}, rows, bytes and sha256")
-    return manifest
-
-
-def _is_shard(told: Any, i: int) -> bool:
-    return (
-        isinstance(told, dict)
-        and told.keys() == {"name", "rows", "bytes", "sha256"}
-        and told["name"] == shard_name(i)  # and so no file elsewhere, and none twice
-        and all(type(told[name]) is int and told[name] > 0 for name in ("rows", "bytes"))
-        and isinstance(told["sha256"], str)
-    )
 
 
 def _kept(path: Path, mark: str) -> Shard | None:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from toy.checks import SEED, Whole, check_fields
 from toy.matrix import Activations
+from toy.rows import checked_rows
 from toy.source import Batches
 
 SHUFFLED_BLOCK = 64  # rows
@@ -28,10 +30,7 @@ class ShardSource:
     block: int | None = None  # rows; None: 64 where rows are in a random order already (`toy.store`), else 1
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
-        if self.block is not None and self.block < 1:
-            raise ValueError(f"block: must be at least 1, got {self.block}")
+        check_fields(self, seed=SEED, block=Whole())
 
     @property
     def d_in(self) -> int:
@@ -47,16 +46,9 @@ class ShardSource:
         return of_rows | {"seed": self.seed, "block": self.block_size}
 
     def batches(self, first: int, n_steps: int, batch_size: int) -> Batches:
-        """Raises: ValueError naming the row if its numbers are not finite in float32."""
+        """Raises: ValueError naming the row if float32 cannot compute with its numbers."""
         rows = self.rows(first * batch_size, (first + n_steps) * batch_size)
-        x = self.activations.take_stored(rows)
-        if x.dtype not in (np.float32, jnp.bfloat16):
-            with np.errstate(over="ignore"):  # told below
-                x = x.astype(np.float32)
-        finite = _is_finite(x)
-        if not finite.all():
-            row = rows[np.flatnonzero(~finite.all(axis=1))[0]]
-            raise ValueError(f"{self.activations.name}: row {row} has numbers that are not finite in float32")
+        x = checked_rows(self.activations.take_stored(rows), self.activations.name, lambda i: f"row {rows[i]}")
         return Batches(jnp.asarray(x.reshape(n_steps, batch_size, -1)), jnp.int32(first))
 
     def rows(self, first: int, end: int) -> Int[np.ndarray, " n"]:
@@ -68,11 +60,6 @@ class ShardSource:
             for epoch in epochs
         ]
         return np.concatenate(parts) if parts else np.zeros(0, int)
-
-
-def _is_finite(x: np.ndarray) -> np.ndarray:
-    """NumPy's own is slow with bfloat16, whose numbers are not finite where all bits of the exponent are set."""
-    return (x.view(np.uint16) & 0x7F80) != 0x7F80 if x.dtype == jnp.bfloat16 else np.isfinite(x)
 
 
 @lru_cache(maxsize=2)

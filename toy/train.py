@@ -9,14 +9,14 @@ from functools import partial
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from toy.advance import advance, check_hypers, first_state, no_metrics
-from toy.config import Hypers, TrainConfig
+from toy.advance import advance, first_state, no_metrics
+from toy.config import Hypers, TrainConfig, check_hypers, check_memory
 from toy.feed import feed_chunk, feeding, run_facts
 from toy.grid import train_grid, trained_saes
 from toy.loop import Checkpoint, Progress, run_chunks
 from toy.shard import check_mesh, replicate
-from toy.source import Source, Stream
-from toy.state import Metrics, TrainState, trained_sae
+from toy.source import Source, Stream, checked_source
+from toy.state import Metrics, TrainState, check_key, trained_sae
 
 __all__ = [
     "Hypers",
@@ -51,9 +51,14 @@ def train(
 
     With a `checkpoint` a run that was killed goes on where it was saved last, to the same end bit for bit.
 
-    Raises: ValueError if `cfg`, `hypers` and `mesh` do not fit each other, or the checkpoint is of another run.
+    Raises: ValueError if a number of `hypers` cannot be, `cfg`, `hypers` and `mesh` do not fit each other, a row of
+    the source has numbers that cannot be computed with, the run needs more memory than there is, or the checkpoint is
+    of another run.
     """
+    check_key(key)
     check_hypers(hypers, cfg)
+    source = checked_source(source)
+    check_memory(source.d_in, cfg, n_devices=1 if mesh is None else mesh.size)
     if mesh is not None and checkpoint is not None:
         raise ValueError("checkpoint: a run over a mesh cannot be saved; train without one of the two")
     facts = None if checkpoint is None else run_facts(key, source, hypers, cfg)

@@ -19,7 +19,7 @@ import math
 from typing import Any
 
 from toy.checks import quoted
-from toy.json_nodes import Entry, children_of, entries, parse_json, type_name
+from toy.json_nodes import Entry, children_of, entries, parse_nodes, type_name
 from toy.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
 from toy.saelens_tree import forest_from_dict
 
@@ -46,7 +46,7 @@ def parse_tree(text: str) -> Node:
 
 def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
     """As `parse_tree`, and what a reader should know of how the text was read, a line each. Raises: `TreeError`."""
-    return _from_dict(parse_json(text))
+    return _from_dict(parse_nodes(text))
 
 
 def tree_from_dict(data: Any) -> Node:

@@ -14,6 +14,7 @@ from toy.source import Batches, Source, draw_batch
 from toy.state import TrainState, input_scale, ranks, step_keys
 
 MOST_RESTARTS = 32
+MIN_MEDIAN = 1e-6
 
 
 def next_upkeep(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
@@ -70,6 +71,8 @@ def reinit_weak(
 ) -> TrainState:
     """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
 
+    Where most latents are dead the median says nothing: `MIN_MEDIAN` of the batch's mean ‖x‖² takes its place.
+
     At most the weakest MOST_RESTARTS: each is to rebuild all of a residual, and many at once overshoot it. Samples are
     drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the second stay, so that
     Adam does not leap. Of padded latents the first `n_latents` are counted and started anew.
@@ -79,7 +82,8 @@ def reinit_weak(
     contribution = jnp.where(place < n, state.contribution, jnp.inf)
     ordered = jnp.sort(contribution)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    weak = contribution < below * median
+    least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1))
+    weak = contribution < below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
         weak &= ranks(state.contribution) >= n - MOST_RESTARTS
     residual = x - reconstruct(sae, x, cfg.activation, cfg.loss_form)
@@ -95,7 +99,9 @@ def reinit_weak(
         )
 
     aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent rebuilds its sample
-    restarted = SAE(aligned, jnp.zeros_like(sae.b_enc), d, sae.b_dec)
+    # Latents that never were on have no second moments yet, and a small encoder would not outlive Adam's first steps.
+    norms = jnp.where(median < least, jnp.linalg.norm(d, axis=1) + 1e-12, 1.0)
+    restarted = SAE(aligned * norms, jnp.zeros_like(sae.b_enc), d / norms[:, None], sae.b_dec)
     moments = optax.tree.get(state.opt_state, "mu")
     cleared = jax.tree.map(jnp.zeros_like, moments)
     return state._replace(

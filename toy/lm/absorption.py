@@ -19,7 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import minimize
 
 from toy.compare import ROUNDING
-from toy.lm.tokens import Rows, words
+from toy.compiled import compiled
+from toy.lm.pieces import words
+from toy.lm.tokens import Rows
 from toy.metrics import mean_known
 from toy.sae import RELU, SAE, Activation, encode
 
@@ -33,27 +35,32 @@ Members = Int[np.ndarray, " rows"]
 
 
 class WordPlaces(NamedTuple):
-    """Which of some words ends at a token of a story."""
+    """Which of some words ends at a token of a story; the stories one after another, as their lengths differ."""
 
     words: tuple[str, ...]
-    table: Int[np.ndarray, "n_stories n_positions"]  # index of the word, or NO_WORD
+    found: Int[np.ndarray, " n_tokens"]  # index of the word, or NO_WORD
+    begins: Int[np.ndarray, " n_stories"]  # where each story's tokens begin
 
     def of(self, document: Int[np.ndarray, " rows"], position: Int[np.ndarray, " rows"]) -> Members:
         """Of the rows of a store."""
-        return self.table[document, position]
+        return self.found[self.begins[document] + position]
 
 
 def find_words(rows: Rows, pieces: list[str], wanted: Sequence[str]) -> WordPlaces:
     """`pieces` are the tokenizer's. A word across two rows of a story is found where it ends, and none of its parts."""
     index = {word.lower(): i for i, word in enumerate(wanted)}
-    table = np.full((rows.document.max() + 1, (rows.start + rows.ids.shape[1]).max()), NO_WORD, np.int32)
-    stories = np.full(table.shape, len(pieces), np.int32)  # the place of no piece
+    lengths = np.zeros(rows.document.max() + 1, int)
+    np.maximum.at(lengths, rows.document, rows.start + rows.length)
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    stories = np.full(ends[-1], len(pieces), np.int32)  # the place of no piece
     for ids, length, document, start in zip(*rows, strict=True):
-        stories[document, start : start + length] = ids[:length]
-    for story, found in zip(stories, table, strict=True):
-        for place, word in words(story, [*pieces, ""]):
-            found[place] = index.get(word, NO_WORD)
-    return WordPlaces(tuple(wanted), table)
+        stories[begins[document] + start :][:length] = ids[:length]
+    found, texts = np.full(len(stories), NO_WORD, np.int32), [*pieces, ""]
+    for begin, end in zip(begins, ends, strict=True):
+        for place, word in words(stories[begin:end], texts):
+            found[begin + place] = index.get(word, NO_WORD)
+    return WordPlaces(tuple(wanted), found, begins)
 
 
 def fit_probe(
@@ -80,7 +87,7 @@ def fit_probe(
     return found.x[:-1] / np.linalg.norm(found.x[:-1])
 
 
-@jax.jit
+@compiled()
 @partial(jax.value_and_grad, argnums=0)
 def _probe_loss(flat: Array, x: Array, signs: Array, weights: Array, l2: Array) -> Array:
     logits = x @ flat[:-1] + flat[-1]
@@ -136,7 +143,7 @@ def best_latents(
     return latent, correlation[latent, np.arange(len(latent))]
 
 
-@partial(jax.jit, static_argnames="activation")
+@compiled(static_argnames="activation")
 def _products(
     sae: SAE, x: Float[Array, "rows d_in"], present: Float[Array, "rows n_concepts"], *, activation: Activation
 ) -> tuple[Array, ...]:
@@ -235,4 +242,4 @@ def _encoded(
     return np.concatenate(parts)[: len(x)]
 
 
-_encode = jax.jit(encode, static_argnums=2)
+_encode = compiled(static_argnums=2)(encode)

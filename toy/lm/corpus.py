@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from toy.checks import SEED, Whole, check_numbers
+
 T = TypeVar("T")
 
 
@@ -96,8 +98,7 @@ CONCEPTS = (
 
 def make_stories(n_stories: int, seed: int) -> list[str]:
     """Stories of about 100 words; the same for the same seed, and the first n whatever their number."""
-    if n_stories < 1:
-        raise ValueError(f"n_stories: must be at least 1, got {n_stories}")
+    check_numbers({"n_stories": n_stories, "seed": seed}, {"n_stories": Whole(), "seed": SEED})
     return [_Story(np.random.default_rng([seed, i])).tell() for i in range(n_stories)]
 
 

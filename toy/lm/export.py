@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from toy.compiled import compiled
 from toy.lm.model import LM, Site, acts_at
 from toy.lm.tokens import Rows
 from toy.lm.weights import model_digest
@@ -59,7 +59,7 @@ def export_activations(
     return write_store(folder, facts | made_of | how, len(parts), make_shard, progress=progress)
 
 
-@partial(jax.jit, static_argnames=("graph", "sites"))
+@compiled(static_argnames=("graph", "sites"))
 def _acts(
     params: PyTree, ids: Int[Array, "batch context"], *, graph: Any, sites: tuple[Site, ...]
 ) -> dict[str, Float[Array, "batch context d_model"]]:

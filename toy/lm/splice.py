@@ -3,12 +3,12 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from toy.compiled import compiled
 from toy.lm.model import LM, Site, parse_site
 from toy.lm.tokens import Rows
 from toy.lm.train_lm import row_batches, summed_loss
@@ -59,7 +59,7 @@ def spliced_loss(
     return float(total / n_tokens)
 
 
-@partial(jax.jit, static_argnames=("graph", "site", "activation"))
+@compiled(static_argnames=("graph", "site", "activation"))
 def _loss(
     params: PyTree,
     put: SAE | Array | None,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from unidecode import unidecode
 
+from toy.checks import quoted
 from toy.lm.hub import fetch_stories, is_hub_name
 
 END_OF_STORY = "<|endoftext|>"
@@ -121,7 +122,7 @@ def read_stories(name: str, most: int | None = None) -> Stories:
     Raises: ValueError naming the file if it cannot be read, does not mark where stories end, or holds none.
     """
     found = fetch_stories(name) if is_hub_name(name) else Path(name)
-    stories = clean_stories(_of_file(found) if isinstance(found, Path) else found, most)
+    stories = clean_stories(_of_file(found) if isinstance(found, Path) else _of_column(name, found), most)
     if not stories.texts:
         why = f": {', '.join(stories.notes())}" if stories.n_damaged else ""
         remedy = "save it as UTF-8" if why else f"expected text with a line {END_OF_STORY} after each story"
@@ -129,8 +130,17 @@ def read_stories(name: str, most: int | None = None) -> Stories:
     return stories
 
 
+def _of_column(name: str, column: Iterable[object]) -> Iterator[str]:
+    for text in column:
+        if not isinstance(text, str | None):
+            raise ValueError(f"{name}: its column of texts has something else in it: {quoted(text)}")
+        yield text or ""
+
+
 def _of_file(path: Path) -> Iterator[str]:
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise ValueError(f"{path}: not a file")
         with path.open(encoding="utf-8") as file:
             yield from split_stories(_marked(path, iter(file)))
     except UnicodeDecodeError:

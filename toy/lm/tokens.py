@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +10,17 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from toy.checks import quoted
+from toy.checks import Whole, check_numbers
 from toy.facts import digest_of
 from toy.io import writing
+from toy.lm.pieces import check_words, texts_of
 from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
-SMALLEST_VOCAB = len(SPECIAL) + 256
+VOCAB_SIZE = Whole(len(SPECIAL) + 256, MOST_IDS)  # of a tokenizer that is trained: every byte has an id
 TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
 ENCODED_AT_ONCE = 10_000  # stories
-PROBED, PROBED_AS_ONE = 1_024, 64  # pieces of a tokenizer from elsewhere
 TABLES = ("neo_tok_ids_to_ts.pt", "ts_tok_ids_to_neo.pt")  # of the package tinymodel
 
 
@@ -66,7 +64,7 @@ class Tokenizer(NamedTuple):
         ids = np.arange(self.vocab_size) if self.to_bpe is None else self.to_bpe
         known = {*self.bpe.get_vocab().values()}
         told = [own for own, i in enumerate(ids.tolist()) if own not in special and i in known]
-        found = dict(zip(told, _texts(self.bpe, ids[told].tolist()), strict=True))
+        found = dict(zip(told, texts_of(self.bpe, ids[told].tolist()), strict=True))
         return [found.get(own, "") for own in range(len(ids))]
 
     def digest(self) -> str:
@@ -78,8 +76,7 @@ class Tokenizer(NamedTuple):
 
 def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE: any text has ids, and a frequent word is one of them, with the space before it."""
-    if vocab_size < SMALLEST_VOCAB:
-        raise ValueError(f"vocab_size: must be at least {SMALLEST_VOCAB} (every byte has an id), got {vocab_size}")
+    check_numbers({"vocab_size": vocab_size}, {"vocab_size": VOCAB_SIZE})
     bpe = Bpe(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -103,49 +100,6 @@ def _with_special(bpe: Bpe) -> Tokenizer:
     raise ValueError(f"tokenizer: has neither the tokens {', '.join(SPECIAL)} nor <|endoftext|>")
 
 
-def _texts(bpe: Bpe, ids: list[int]) -> list[str]:
-    """The text that each id adds to a text before it: at a text's begin, some decoders leave out the space."""
-    letters = (bpe.encode(letter, add_special_tokens=False).ids for letter in "abcdefghijklmnopqrstuvwxyz")
-    before = next((found for found in letters if bpe.decode(found).strip().isalpha()), [])
-    start = bpe.decode(before)
-
-    def of(i: int) -> str:
-        text = bpe.decode([*before, i])
-        return text.removeprefix(start) if text.startswith(start) else bpe.decode([i])
-
-    return [of(i) for i in ids]
-
-
-def _check_words(bpe: Bpe) -> None:
-    """Encode words of the vocabulary, alone and two as one, and find them again.
-
-    Raises: ValueError if words cannot be told from pieces.
-    """
-    known = sorted(bpe.get_vocab().values())
-    texts = _texts(bpe, known[:: -(-len(known) // PROBED)])
-    of_letters = [text for text in texts if text.isascii() and text.strip().isalpha()]
-    probe = [text.strip() for text in of_letters if text[0] == " "] or [text.strip() for text in of_letters]
-    if (found := _words_of(bpe, " ".join(probe))) != [word.lower() for word in probe]:
-        pairs = zip(probe, [*found, ""], strict=False)
-        raise _unfound(next((word for word, other in pairs if word.lower() != other), probe[0]))
-    for compound in (a + b for a, b in pairwise(probe[:PROBED_AS_ONE])):
-        found = _words_of(bpe, compound)
-        if "".join(found) == compound.lower() and len(found) > 1:  # it may lack some letters, which is no fault
-            raise _unfound(compound)
-
-
-def _words_of(bpe: Bpe, text: str) -> list[str]:
-    ids = bpe.encode(f" {text}", add_special_tokens=False).ids
-    return [word for _, word in words(np.arange(len(ids)), _texts(bpe, ids))]
-
-
-def _unfound(word: str) -> ValueError:
-    return ValueError(
-        f"the words of a text cannot be told from its pieces ({quoted(word, 40)!r} is not found); expected a "
-        "byte-level tokenizer (GPT-2's), or one whose decoder gives back the spaces between words"
-    )
-
-
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """`tokenizer.json`, as the library `tokenizers` reads it. Raises: ValueError for one with id tables."""
     if tokenizer.to_own is not None:
@@ -162,7 +116,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     bpe = read_tokenizer_json(path, (*SPECIAL, "<|endoftext|>"))
     with naming(str(path)):
-        _check_words(bpe)
+        check_words(bpe)
     present = [name for name in TABLES if (folder / name).exists()]
     if not present:
         with naming(str(path)):
@@ -226,20 +180,3 @@ def make_rows(stories: list[str], tokenizer: Tokenizer, context: int) -> Rows:
             document.append(i)
             start.append(first)
     return Rows(*(np.array(column, np.int32) for column in (ids, length, document, start)))
-
-
-def words(ids: Int[np.ndarray, " n_tokens"], pieces: list[str]) -> Iterator[tuple[int, str]]:
-    """The words of a row, in lower case, each with the place of its last token."""
-    word, last = "", -1
-    for place, i in enumerate(ids):
-        for character in pieces[i]:
-            if character.isalpha():
-                word, last = word + character, place
-            elif word:
-                yield last, word.lower()
-                word = ""
-        if not pieces[i] and word:
-            yield last, word.lower()
-            word = ""
-    if word:
-        yield last, word.lower()

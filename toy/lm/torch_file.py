@@ -30,7 +30,7 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 _MOST_PICKLE = 4 * 2**20  # bytes
-_MOST_STEPS = 200_000  # instructions: about 8,000 tensors
+_MOST_STEPS = 100_000  # instructions: about 3,000 tensors
 _MOST_AXES = 32
 _MOST_SHARED = 16  # values of all tensors to one value of the storages
 

@@ -1,7 +1,6 @@
 """Training a language model on rows of tokens: a run is a pure function of a key, resumable, in compiled chunks."""
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from toy.compiled import compiled
 from toy.lm.model import LM, LMConfig, Tap, keep
 from toy.lm.tokens import Rows, Tokenizer
 from toy.loop import Checkpoint, Progress, run_chunks
@@ -129,7 +129,7 @@ def _is_matrix(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.ndim == 2, params)  # biases and norms do not decay
 
 
-@partial(jax.jit, static_argnames=("graph", "cfg"), donate_argnames="state")
+@compiled(static_argnames=("graph", "cfg"), donate_argnames="state")
 def _advance(
     state: LMState, batches: _TokenBatches, n_steps: Int[Array, ""] | int, *, graph: Any, cfg: LMTrainConfig
 ) -> tuple[LMState, LMMetrics]:
@@ -158,7 +158,7 @@ def summed_loss(
     return jnp.sum(losses * real[:, 1:]), jnp.sum(real[:, 1:]).astype(losses.dtype)
 
 
-@partial(jax.jit, static_argnames="graph")
+@compiled(static_argnames="graph")
 def _loss_of(params: PyTree, ids: Array, real: Array, *, graph: Any) -> tuple[Array, Array]:
     return summed_loss(nnx.merge(graph, params), ids, real)
 
@@ -209,7 +209,7 @@ def generate(
     return tokenizer.decode(story[1 : len(start) + ends[0]] if len(ends) else story[1:])
 
 
-@partial(jax.jit, static_argnames="graph")
+@compiled(static_argnames="graph")
 def _continue(
     key: Key[Array, ""], params: PyTree, ids: Array, first: Array, end: Array, temperature: Array, *, graph: Any
 ) -> Int[Array, "1 context"]:

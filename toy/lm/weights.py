@@ -139,9 +139,13 @@ def _config(values: dict[str, Any]) -> LMConfig:
     for name, value in values.items():
         if name in sizes and not (type(value) is int or (value is None and name == "d_mlp")):
             raise ValueError(f"config: {name}: must be an integer, got {quoted(value)}")
+    if type(values["norm_eps"]) not in (int, float):
+        raise ValueError(f"config: norm_eps: must be a number, got {quoted(values['norm_eps'])}")
     check_numbers(values, sizes | {"n_layers": Whole(1, _MOST_LAYERS), "norm_eps": POSITIVE})
+    if values["family"] not in ("tiny_model", "gpt_neo"):
+        raise ValueError(f"config: family: must be tiny_model or gpt_neo, got {quoted(values['family'])}")
     kinds = values["attention"]
-    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+    if kinds is not None and not (isinstance(kinds, list) and all(kind in ("global", "local") for kind in kinds)):
         raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
     attention: Any = None if kinds is None else tuple(kinds)
     return LMConfig(**(values | {"attention": attention}))

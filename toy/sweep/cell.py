@@ -80,7 +80,7 @@ _NUMBERS = {  # of a training, and what they may be
     "b2": Real(least=0, below=1),
     "clip_norm": Real(above=0, most=_MOST_FLOAT32),
     "sparsity_coef": _UP_TO_FLOAT32,
-    "control_rate": _UP_TO_FLOAT32,
+    "control_rate": Real(least=0, below=1),
     "reinit_below": _UP_TO_FLOAT32,
     "n_eval_rows": Whole(most=10**9),
     "seed": SEED,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from toy.advance import many_steps
+from toy.checks import quoted
+from toy.compiled import compiled
 from toy.config import Hypers
 from toy.dictionary import make_directions
 from toy.evaluate import Evaluation, evaluate
 from toy.grid import each_lane
 from toy.metrics import Mixing
 from toy.padding import pad_tree, pad_weighting
-from toy.provenance import code_digest, jax_flags
+from toy.provenance import code_digest, jax_flags, replaced
 from toy.sae import SAE, encode
 from toy.source import TreeSource
 from toy.state import init_state, trained_sae
@@ -63,7 +65,16 @@ class Outcome(NamedTuple):
 def code_version(platform: str | None = None) -> str:
     """All that a cell's numbers follow from beside the cell: this project's source, the libraries, the platform (cpu,
     gpu or tpu) that JAX computes on, of which None is this process' own, and JAX's settings where they are not at
-    their defaults (`toy.provenance.jax_flags`)."""
+    their defaults (`toy.provenance.jax_flags`).
+
+    Raises: ValueError if a function was replaced since it was imported: no version of the code tells that.
+    """
+    others = replaced("toy.sweep.lanes")
+    if others:
+        raise ValueError(
+            f"{quoted(', '.join(others))}: replaced while the program runs, so that rows would be taken for those of "
+            "the code: use run_cells, which keeps none, or change the source"
+        )
     flags = (f"{name}={value}" for name, value in jax_flags().items())
     return ", ".join((*_source_and_libraries(), platform or jax.default_backend(), *flags))
 
@@ -148,7 +159,7 @@ def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "l
     return W_feat
 
 
-@partial(jax.jit, static_argnames="flags")
+@compiled(static_argnames="flags")
 def _direction_keys(seeds: UInt32[Array, " lanes"], *, flags: Flags) -> Key[Array, " lanes"]:
     return jax.vmap(lambda seed: _keys(seed)[0])(seeds)
 
@@ -167,7 +178,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
-@partial(jax.jit, static_argnames=("program", "flags"))
+@compiled(static_argnames=("program", "flags"))
 def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
     """All of the training in one program: what is compiled for a sweep is this, once a program and settings."""
 
@@ -185,7 +196,7 @@ def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
 
 def n_compiled() -> int:
     """How often this process has compiled a program of a sweep: once a program and device."""
-    return _run._cache_size()  # type: ignore[attr-defined]
+    return _run.n_compiled
 
 
 def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:

@@ -1,0 +1,87 @@
+"""Compiled programs that see the functions they were made from.
+
+`jax.jit` knows a program again by the function it was given and the shapes of its arguments. A function further down,
+say a loss that a researcher has replaced (`toy.step.sae_loss = mine`), and the `sample` of a source class that was
+changed are no part of that, so the old program would go on running and give the old numbers without a word.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any, Generic, TypeVar
+
+import jax
+
+T = TypeVar("T")
+_OWN = "toy."
+
+
+class Compiled(Generic[T]):
+    """`jax.jit` of a function, with a program of its own for every state of the functions that it may call.
+
+    These are the functions of all modules of this library that the function's module builds on, and those of the
+    classes of its arguments and of the modules that define them. Putting the old function back brings back its program.
+    """
+
+    def __init__(self, function: Callable[..., T], **jit: Any) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._jit = function, jit
+        self._programs: dict[Hashable, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> T:
+        return self._program(*args, *kwargs.values())(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As the method of the same name of what `jax.jit` gives."""
+        return self._program(*args, *kwargs.values()).lower(*args, **kwargs)
+
+    @property
+    def n_compiled(self) -> int:
+        """How often a program has been compiled so far."""
+        return sum(program._cache_size() for program in self._programs.values())
+
+    def _program(self, *arguments: Any) -> Any:
+        key = tuple(_functions(self._modules)), tuple(_functions_of(arguments))
+        if key not in self._programs:
+
+            @functools.wraps(self._function)  # a function of its own, since programs of one function are shared
+            def function(*args: Any, **kwargs: Any) -> Any:
+                return self._function(*args, **kwargs)
+
+            self._programs[key] = jax.jit(function, **self._jit)
+        return self._programs[key]
+
+    @functools.cached_property
+    def _modules(self) -> list[ModuleType]:
+        """The function's module and all of this library that it imports names from, directly or not."""
+        found = {self._function.__module__: sys.modules[self._function.__module__]}
+        waiting = list(found.values())
+        while waiting:
+            for value in vars(waiting.pop()).values():
+                name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+                if isinstance(name, str) and name.startswith(_OWN) and name not in found and name in sys.modules:
+                    found[name] = sys.modules[name]
+                    waiting.append(found[name])
+        return [found[name] for name in sorted(found)]
+
+
+def compiled(**jit: Any) -> Callable[[Callable[..., T]], Compiled[T]]:
+    """A decorator that makes a function `Compiled`, with the arguments of `jax.jit`."""
+    return lambda function: Compiled(function, **jit)
+
+
+def _functions(modules: list[ModuleType]) -> Iterator[Any]:
+    """What stands in the modules and can be called, at this moment."""
+    for module in modules:
+        yield from [value for value in vars(module).values() if callable(value) and value.__hash__ is not None]
+
+
+def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """The functions of the arguments' classes, of which none is this library's, JAX's or Python's own."""
+    for kind in dict.fromkeys(parent for argument in arguments for parent in type(argument).__mro__):
+        if kind.__module__.partition(".")[0] in ("toy", "builtins", "jax", "jaxlib", "numpy", "typing", "types"):
+            continue
+        yield from [value for value in vars(kind).values() if callable(value)]
+        module = sys.modules.get(kind.__module__)
+        yield from [value for value in vars(module).values() if isinstance(value, FunctionType)] if module else ()
