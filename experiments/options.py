@@ -2,12 +2,14 @@
 
 import contextlib
 import difflib
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -17,13 +19,25 @@ from toy.trees import TREES
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 1_000
 MOST_DIGITS = 30  # of a whole number that is given with an exponent
+Options = TypeVar("Options")
 _constructors = ConstructorRegistry()
 
 
+@dataclass(frozen=True)
+class _Root(Generic[Options]):
+    """Around a command's options: tyro draws a box about errors of the outermost class that it makes."""
+
+    options: Annotated[Options, tyro.conf.arg(name="")]
+
+
 def parse(options: Any, **described: Any) -> Any:
-    """The options that a command was given. Other options end the command with exit code 2."""
+    """The options that a command was given; what it does not have ends it with exit code 2, as do words for numbers.
+
+    Raises: ValueError, as the options' class does when it is made.
+    """
+    described = {"description": inspect.getdoc(options)} | described
     with _readable_width(), _constructors:
-        return tyro.cli(options, config=(tyro.conf.FlagCreatePairsOff,), **described)
+        return tyro.cli(_Root[options], config=(tyro.conf.FlagCreatePairsOff,), **described).options
 
 
 @_constructors.primitive_rule

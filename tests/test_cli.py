@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def test_help_has_at_least_40_columns(
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("12", 12), ("-3", -3), ("1e3", 1_000), ("1E3", 1_000), ("1.5e3", 1_500), ("2e0", 2), ("1e+12", 10**12)],
+    [("12", 12), ("-3", -3), ("1e3", 1_000), ("1E3", 1_000), ("1.5e3", 1_500), ("2e0", 2), ("1e+6", 10**6)],
 )
 def test_whole_numbers_may_have_an_exponent(text: str, number: int) -> None:
     assert options.whole(text) == number
@@ -188,6 +189,18 @@ def test_other_numbers_are_no_whole_ones(
         options.whole(text)
     assert command(monkeypatch, f"--n-seeds={text}") == 2
     assert "--n-seeds" in capsys.readouterr().err
+
+
+def test_a_class_of_options_refuses_in_its_own_words() -> None:
+    @dataclass(frozen=True)
+    class Some:
+        n: int = 1
+
+        def __post_init__(self) -> None:
+            raise ValueError(f"n: {self.n} will not do")
+
+    with pytest.raises(ValueError, match=r"^n: 2000 will not do$"):
+        options.parse(Some, args=["--n", "2e3"])
 
 
 def test_an_optional_whole_number_may_be_left_out() -> None:

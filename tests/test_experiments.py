@@ -222,15 +222,14 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(monkeypatch, c
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (ValueError, 2)])
-@pytest.mark.parametrize("where", ["run", "plot"])
-def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code, where, figures, monkeypatch, tmp_path):
+def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code, figures, monkeypatch, tmp_path):
     for suffix in ("json", "png"):
         (tmp_path / f"ground_truth.{suffix}").write_bytes(b"old")
 
     def stopped(*_):
         raise stop("stopped here")
 
-    monkeypatch.setattr(cli.experiment_module("ground_truth"), where, stopped)
+    monkeypatch.setattr(cli.experiment_module("ground_truth"), "run", stopped)
     assert command(monkeypatch, "ground_truth", "--n-seeds", "1", "--out", str(tmp_path)) == code
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "ground_truth.json": b"old",
