@@ -4,7 +4,7 @@ Every configuration checks its numbers here, when it is made and so before any w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +76,14 @@ def _check(name: str, value: Any, kind: Whole | Real) -> None:
             raise ValueError(f"{name}: must {text}, got {quoted(value)}")
 
 
-def _bounds(numbers: np.ndarray, kind: Whole | Real) -> list[tuple[bool, str]]:
+def _bounds(numbers: np.ndarray, kind: Whole | Real) -> Iterator[tuple[bool, str]]:
+    """Whether all numbers are within each bound, and what is to be said if they are not."""
     low = "not be negative" if kind.least == 0 else f"be at least {kind.least:,}"
-    bounds = [
-        (bool((numbers >= kind.least).all()), low),
-        (bool((numbers <= kind.most).all()), f"be at most {kind.most:,}"),
-    ]
+    yield bool((numbers >= kind.least).all()), low
+    yield bool((numbers <= kind.most).all()), f"be at most {kind.most:,}"
     if isinstance(kind, Real):
-        bounds.append((bool((numbers > kind.above).all()), f"be above {kind.above:,}"))
-        bounds.append((bool((numbers < kind.below).all()), f"be below {kind.below:,}"))
-    return bounds
+        yield bool((numbers > kind.above).all()), f"be above {kind.above:,}"
+        yield bool((numbers < kind.below).all()), f"be below {kind.below:,}"
 
 
 def quoted(value: Any, most: int = MOST_QUOTED) -> str:

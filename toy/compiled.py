@@ -43,14 +43,14 @@ class Compiled(Generic[T]):
 
     def _program(self, *arguments: Any) -> Any:
         key = tuple(_functions(self._modules)), tuple(_functions_of(arguments))
-        if key not in self._programs:
+        if key in self._programs:
+            return self._programs[key]
 
-            @functools.wraps(self._function)  # a function of its own, since programs of one function are shared
-            def function(*args: Any, **kwargs: Any) -> Any:
-                return self._function(*args, **kwargs)
+        @functools.wraps(self._function)  # a function of its own, since programs of one function are shared
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return self._function(*args, **kwargs)
 
-            self._programs[key] = jax.jit(function, **self._jit)
-        return self._programs[key]
+        return self._programs.setdefault(key, jax.jit(function, **self._jit))  # another thread may have been first
 
     @functools.cached_property
     def _modules(self) -> list[ModuleType]:

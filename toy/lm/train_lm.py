@@ -10,7 +10,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.compiled import compiled
+from toy.config import MAX_STEPS
 from toy.lm.model import LM, LMConfig, Tap, keep
 from toy.lm.tokens import Rows, Tokenizer
 from toy.loop import Checkpoint, Progress, run_chunks
@@ -28,11 +30,15 @@ class LMTrainConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate: must be above 0, got {self.learning_rate}")
+        check_fields(
+            self,
+            n_steps=Whole(most=MAX_STEPS),
+            batch_size=Whole(most=MAX_STEPS),
+            learning_rate=POSITIVE,
+            n_warmup_steps=Whole(0),
+            weight_decay=NOT_NEGATIVE,
+            clip_norm=POSITIVE,
+        )
 
 
 class LMState(NamedTuple):
