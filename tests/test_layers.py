@@ -106,8 +106,8 @@ def test_a_layer_does_not_import_what_it_must_not_know(file: str) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in MAY_OPEN])
 def test_only_io_the_store_and_readers_of_models_and_texts_open_files(file: str) -> None:
-    of_a_checkpoint = {"load", "save"} if file == "toy/loop.py" else set()
-    assert not calls(parsed(file)) & OPENERS - of_a_checkpoint
+    of_no_file = {"toy/loop.py": {"load", "save"}, "toy/sweep/text.py": {"load"}}  # a checkpoint's, and a YAML text's
+    assert not calls(parsed(file)) & OPENERS - of_no_file.get(file, set())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -127,5 +127,8 @@ def test_the_library_neither_prints_nor_configures_jax(file: str) -> None:
     tree = parsed(file)
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "print" not in calls(tree)
-    assert not {name for name in attributes if name.startswith("jax.config")}
+    settings = {name for name in attributes if name.startswith("jax.config")}
+    assert settings <= (
+        {"jax.config", "jax.config.values"} if file == "toy/provenance.py" else set()
+    )  # which reads them
     assert not within(imports(tree), {"jax.config"})
