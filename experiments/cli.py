@@ -76,14 +76,15 @@ def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]
     record = plain(
         {
             "name": name,
-            "config": describe(config),
+            "config": {},
             "seeds": config.seeds,
             "versions": versions(),
             "seconds": time.monotonic() - start,
             "results": results,
         }
     )
-    save_json(out / f"{name}.json", record)
+    record["config"] = plain(describe(config), digits=None)  # exactly what was run, its tree included
+    save_json(out / f"{name}.json", record, digits=None)
     with figure_missing(name, out):
         for line in module.summary(record):
             print(f"{name}: {line}")

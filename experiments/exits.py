@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from experiments.signals import interruptible
-from experiments.start import show_any_text
+from experiments.start import exit_with, show_any_text
 from toy.checks import quoted
 
 MAX_CPU_DEVICES = 8
@@ -35,14 +35,14 @@ def clean_exit(kept: str = NOTHING_KEPT) -> Iterator[None]:
             finally:
                 _flush()
         except KeyboardInterrupt as stop:
-            sys.exit(_interrupted(received, str(stop) or kept))
+            exit_with(_interrupted(received, str(stop) or kept))
         except Exception as error:
             if received and "KeyboardInterrupt" in str(error):  # JAX makes its own error of one in a callback
-                sys.exit(_interrupted(received, kept))
+                exit_with(_interrupted(received, kept))
             code = report(error)
             if code is None:
                 raise
-            sys.exit(code)
+            exit_with(code)
 
 
 def use_all_cores() -> None:

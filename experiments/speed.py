@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import TOY_SET
-from experiments.bench import Job, has_peers, run_job
+from experiments.bench import MOST_ROUNDS, Job, has_peers, run_job
 from experiments.cli import main
 from experiments.speed_report import plot, summary
 from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
+from toy.checks import Whole, check_fields
 from toy.node import Node
 from toy.sae import RELU, Activation, BatchTopK, TopK
 from toy.source import TreeSource
@@ -70,8 +71,7 @@ class Config(PairConfig):
         super().__post_init__()
         if self.n_steps < 3 * CHUNK:
             raise ValueError(f"n_steps: needs at least {3 * CHUNK} to time chunks of {CHUNK}, got {self.n_steps}")
-        if self.n_rounds < 1:
-            raise ValueError(f"n_rounds: must be at least 1, got {self.n_rounds}")
+        check_fields(self, n_rounds=Whole(most=MOST_ROUNDS))
 
 
 check = check_study

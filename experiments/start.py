@@ -1,16 +1,18 @@
 """What `python -m experiments.NAME` sets before it imports anything large: importing takes seconds and may fail."""
 
+import atexit
 import contextlib
 import io
 import os
 import signal
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.signals import SIGNALS
 
 MOST_TOLD = 400  # characters of an error
+_codes: list[int] = []  # with which the command ends early
 
 
 def start() -> None:
@@ -18,9 +20,25 @@ def start() -> None:
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whichever display a notebook's environment asks for
     show_any_text()
     sys.excepthook = _told
+    atexit.register(_skip_teardown)  # before all others, so it is called last
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _leave)
+
+
+def exit_with(code: int) -> NoReturn:
+    """End a command before its work is done. Raises: SystemExit."""
+    _codes.append(code)
+    sys.exit(code)
+
+
+def _skip_teardown() -> None:
+    """Leave without taking Python's parts down: what JAX still computes of unfinished work crashes on them."""
+    if _codes:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, full, or nobody reads it
+                stream.flush()
+        os._exit(_codes[-1])
 
 
 def show_any_text() -> None:

@@ -8,6 +8,7 @@ not from the disk. Its numbers are random ones, on which a step takes as long as
 In the post: nothing; the activations of a large model do not fit in memory.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import plots
+from experiments.bench import MOST_ROUNDS
 from experiments.cli import main
+from experiments.memory import check_fits
 from experiments.study import Progress
+from toy.checks import SEED, Whole, check_fields
+from toy.config import check_memory
 from toy.source import ArraySource, Source, Stream
 from toy.store import Store, open_store, write_store
 from toy.stream import ShardSource
@@ -34,6 +39,7 @@ DTYPES = ("float32", "bfloat16")
 CHUNK = 20  # steps
 N_CHUNKS = 3  # of a training in each round, the first of which is not counted
 N_SHARDS = 8
+DRAWN, FLOAT, LABELS = 8, 4, 12  # bytes: of a number as it is drawn and as it is used, and of a row's three labels
 SITE = "resid_pre.0"
 NEEDED_TOKENS = 15_000  # a second
 NEEDED_RATIO = 10  # of rows read to tokens trained on
@@ -59,13 +65,8 @@ class Config:
     """Of the rows, their order and the SAEs."""
 
     def __post_init__(self) -> None:
-        for name in ("d_in", "n_latents", "n_prefixes", "batch_size", "n_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.n_rows < N_SHARDS:
-            raise ValueError(f"n_rows: must be at least {N_SHARDS}, got {self.n_rows}")
-        if self.seed < 0:
-            raise ValueError(f"seed: must not be negative, got {self.seed}")
+        check_fields(self, n_rows=Whole(N_SHARDS), d_in=Whole(), n_latents=Whole(), n_prefixes=Whole())
+        check_fields(self, batch_size=Whole(), n_rounds=Whole(most=MOST_ROUNDS), seed=SEED)
 
     @property
     def seeds(self) -> list[int]:
@@ -73,7 +74,18 @@ class Config:
 
 
 def check(cfg: Config) -> None:
-    train_config(cfg)
+    """Raises: ValueError if the store needs more disk, or the work more memory, than there is."""
+    check_memory(cfg.d_in, train_config(cfg))
+    shard = (DRAWN + FLOAT) * cfg.d_in * cfg.n_rows // N_SHARDS
+    check_fits({"n_rows and d_in": shard, "batch_size and d_in": FLOAT * CHUNK * cfg.batch_size * cfg.d_in})
+    n_bytes = cfg.n_rows * sum(cfg.d_in * jnp.dtype(dtype).itemsize + LABELS for dtype in DTYPES)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ValueError(
+            f"n_rows and d_in: the stores take {n_bytes / 2**30:,.0f} GiB of {folder}, of which {free / 2**30:,.0f} GiB "
+            "are free; lower one of them, or set TMPDIR to another folder"
+        )
 
 
 def train_config(cfg: Config) -> TrainConfig:

@@ -248,6 +248,14 @@ def test_a_tree_is_read_once_so_it_may_come_from_a_pipe(
     assert [root.children[0].name for root in seen] == ["piped", "piped"]
 
 
+def test_the_record_holds_the_tree_with_all_its_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    child = {"active_prob": 1 / 3, "id": "c", "magnitude_mean": 1.23456789012}
+    tree = {"active_prob": 0.123456789012, "id": "p", "children": [child]}
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    assert command(monkeypatch, *SMALL, "--n-rows", 9, "--tree", tmp_path / "tree.json", "--out", tmp_path) == 0
+    assert json.loads((tmp_path / f"{NAME}.json").read_text())["config"]["tree"] == tree
+
+
 def test_the_record_is_written_before_the_figure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

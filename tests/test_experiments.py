@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,13 @@ def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, 
         ("ground_truth", ("--n-rows", "0"), "n_rows: must be at least 1"),
         ("ground_truth", ("--n-rows", "1000000000000"), "n_rows: need at least"),
         ("ground_truth", ("--d-in", "1000000000"), "n_seeds and d_in: need at least"),
+        ("store_speed", ("--n-rows", "1000000000000"), "n_rows and d_in: need at least"),
+        ("store_speed", ("--d-in", "1000000000"), "d_in = 1,000,000,000"),
+        ("store_speed", ("--batch-size", "1000000000"), "batch_size = 1,000,000,000"),
+        ("store_speed", ("--n-latents", "1000000000"), "n_latents: must be at most"),
+        ("store_speed", ("--n-rounds", "1000000000000"), "n_rounds: must be at most 10,000"),
+        ("store_speed", ("--seed", "4294967296"), "seed: must be at most"),
+        ("speed", ("--n-rounds", "1000000000000"), "n_rounds: must be at most 10,000"),
     ],
 )
 def test_a_bad_option_of_another_experiment_is_named_before_any_work(
@@ -298,6 +306,18 @@ def test_store_speed_times_reading_and_training_in_turn(monkeypatch, tmp_path, c
     assert f"{expected:.0f} times as fast as training" in capsys.readouterr().out
     assert command(monkeypatch, "store_speed", "--n-rows", "1", "--out", str(tmp_path)) == 2
     assert "n_rows" in capsys.readouterr().err
+
+
+def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(monkeypatch, capsys, tmp_path):
+    module = cli.experiment_module("store_speed")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a disk that is too small"))
+    assert module.check(module.Config(n_rows=1_000_000)) is None  # 792 bytes a row
+    assert command(monkeypatch, "store_speed", "--n-rows", "2e6", "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "n_rows and d_in: the stores take 1 GiB of" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
