@@ -233,7 +233,7 @@ def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
         for j, key in enumerate(("parent_alone", "parent_with_child"))
     ]
     if not any(drawn):
-        plots.nothing(ax, "no parent is on in the held-out rows, or there is none")
+        plots.nothing(ax, "no parent is on,\nor there is none")
     ax.axhline(1, color="#999999", linewidth=0.7, linestyle=":")
     ax.set_xticks([0, 1, 2.5, 3.5], ["alone", "with\nchild"] * 2)
     ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))

@@ -36,7 +36,7 @@ from experiments.study import (
 )
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
 from toy.evaluate import Evaluation
-from toy.node import MAX_NODES, Node
+from toy.node import MAX_NODES, Node, TreeError
 from toy.source import TreeSource
 from toy.sweep.cell import make_weighting
 from toy.train import train_grid, trained_saes
@@ -94,10 +94,17 @@ class Config(StudyConfig):
 def check(cfg: Config) -> None:
     for root in cfg.trees().values():
         tree = check_study(cfg, root, n_lanes_per_seed=len(cfg.ratios))
-        for ratio in cfg.ratios:
-            build_tree(scale_children(root, ratio))
+        _check_ratios(cfg, root)
         if not edges(tree):
             raise ValueError(f"--tree {cfg.tree}: no feature has a parent feature, so there is no order to get wrong")
+
+
+def _check_ratios(cfg: Config, root: Node) -> None:
+    for ratio in cfg.ratios:
+        try:
+            build_tree(scale_children(root, ratio))
+        except TreeError as error:
+            raise ValueError(f"ratios: {ratio:g} makes a tree that cannot be: {error}") from None
 
 
 def n_steps(cfg: Config) -> int:

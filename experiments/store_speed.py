@@ -83,8 +83,8 @@ def check(cfg: Config) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise ValueError(
-            f"n_rows and d_in: the stores take {n_bytes / 2**30:,.0f} GiB of {folder}, of which {free / 2**30:,.0f} GiB "
-            "are free; lower one of them, or set TMPDIR to another folder"
+            f"n_rows and d_in: the stores take {n_bytes / 2**30:,.0f} GiB in {folder}, where {free / 2**30:,.0f} GiB "
+            "are free; lower one, or set TMPDIR to another folder"
         )
 
 

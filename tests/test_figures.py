@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from matplotlib.text import Text
 
 from experiments import absorption, all_prefixes, cli, cosines, fonts, given, ground_truth, measured, ordering, plots
 from experiments import study as st
+from toy.evaluate import inference_gap
 from toy.io import plain, save_tree
 from toy.node import Node
+from toy.sae import SAE, BatchTopK, TopK
 from toy.sweep.cell import make_weighting
 from toy.trees import forest
 
@@ -81,6 +84,13 @@ def test_a_gap_without_any_feature_on_is_null_and_left_out_of_the_summary():
         record["results"]["batchtopk_2_matryoshka"] = record["results"]["matryoshka"]
         lines = [line for line in absorption.summary(record) if "threshold" in line]
         assert len(lines) == sum(value is not None for value in values)
+
+
+def test_the_gap_of_an_sae_that_is_never_on_is_unknown():
+    zeros = (jnp.zeros((2, 3)), jnp.zeros(3), jnp.ones((3, 2)), jnp.zeros(2), jnp.zeros(3))
+    gap = inference_gap(SAE(*zeros), np.zeros((4, 2), "f4"), BatchTopK(1.0), 2)
+    assert np.isnan(gap.l0)
+    assert np.isnan(gap.fvu)
 
 
 def test_a_tree_on_which_nothing_is_ever_on_is_refused():
@@ -164,7 +174,7 @@ def test_seeds_off_target_are_counted_where_there_is_a_target():
     assert st.aimed_l0(st.StudyConfig(target_l0=0.5), tree) == 0.5
     assert st.aimed_l0(st.StudyConfig(control_rate=0.0), tree) is None
     assert st.aimed_l0(st.StudyConfig(), tree) == pytest.approx(0.8)
-    hypers = st.make_hypers(st.StudyConfig(), tree, make_weighting("all", 2), absorption.TopK(1))
+    hypers = st.make_hypers(st.StudyConfig(), tree, make_weighting("all", 2), TopK(1))
     assert hypers.target_l0 is None
 
 
