@@ -96,17 +96,17 @@ def test_a_device_that_is_not_there_is_named_whatever_jax_made_of_it(
 @pytest.mark.parametrize(
     ("environment", "code", "told"),
     [
-        ({"MPLBACKEND": "module://no_such.backend_inline"}, 0, b"usage: python -m experiments.ground_truth"),
-        ({"PYTHONIOENCODING": "cp1252"}, 0, b"usage: python -m experiments.ground_truth"),
-        ({"PYTHONIOENCODING": "ascii"}, 0, b"usage: python -m experiments.ground_truth"),
-        ({"XDG_CACHE_HOME": "", "HOME": None}, 0, b"usage: python -m experiments.ground_truth"),
-        ({"COLUMNS": "1"}, 0, b"usage: python -m experiments.ground_truth"),
-        ({"COLUMNS": "5"}, 0, b"usage: python -m experiments.ground_truth"),
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, 0, b"usage: python -m experiments.cosines"),
+        ({"PYTHONIOENCODING": "cp1252"}, 0, b"usage: python -m experiments.cosines"),
+        ({"PYTHONIOENCODING": "ascii"}, 0, b"usage: python -m experiments.cosines"),
+        ({"XDG_CACHE_HOME": "", "HOME": None}, 0, b"usage: python -m experiments.cosines"),
+        ({"COLUMNS": "1"}, 0, b"usage: python -m experiments.cosines"),
+        ({"COLUMNS": "5"}, 0, b"usage: python -m experiments.cosines"),
         ({"JAX_ENABLE_X64": "perhaps"}, 2, b"error: cannot start: ValueError: invalid truth value 'perhaps'"),
     ],
 )
 def test_help_is_shown_in_any_environment(environment: dict[str, str | None], code: int, told: bytes) -> None:
-    done = started("experiments.ground_truth", "--help", **environment)
+    done = started("experiments.cosines", "--help", **environment)
     assert done.returncode == code, done.stderr
     assert told in (done.stderr if code else done.stdout)
     assert b"Traceback" not in done.stderr

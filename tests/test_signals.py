@@ -164,3 +164,17 @@ def test_a_process_ends_soon_with_its_code_and_one_line(number: int, code: int, 
     assert error.splitlines()[-1].startswith(word)
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("end", "code", "told"), [("exit_with(143)", 143, ""), ("", 0, "torn down\n")])
+def test_an_early_end_does_not_take_python_down_below_the_work_of_jax(end: str, code: int, told: str) -> None:
+    """What JAX still computes then crashes: one in ten interrupts in the first second of a run did."""
+    text = (
+        "import sys; sys.argv = ['-m']; import experiments\n"
+        "from experiments.start import exit_with\n"
+        "class Part:\n"
+        "    def __del__(self): print('torn down')\n"
+        f"part = Part()\n{end}"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, told), done.stderr
