@@ -120,7 +120,7 @@ def time_toy(cfg: Config, key: jax.Array, source: TreeSource, root: Node | None)
 
     def run_of(weighting: str, activation: Activation) -> Callable[[], None]:
         train_cfg = TrainConfig(n_latents, n_steps=n_steps, batch_size=cfg.batch_size, activation=activation)
-        hypers = Hypers(make_weighting(weighting, n_latents), target_l0=1.0)
+        hypers = Hypers(make_weighting(weighting, n_latents), target_l0=1.0 if activation == RELU else None)
         return lambda: train(key, source, hypers, cfg=train_cfg, chunk=n_steps) and None
 
     sampled = f"sampled_{cfg.n_prefixes}"

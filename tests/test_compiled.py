@@ -55,3 +55,11 @@ def test_a_source_whose_sample_is_changed_is_sampled_as_it_is_now(monkeypatch: p
     before = advance.n_compiled
     assert loss(Mine(ROWS)) == ours
     assert advance.n_compiled == before
+
+
+def test_a_method_of_the_librarys_own_source_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = loss(ArraySource(ROWS))
+    monkeypatch.setattr(ArraySource, "sample", lambda self, key, batch_size: 2 + self.x[:batch_size])
+    assert loss(ArraySource(ROWS)) != ours
+    monkeypatch.undo()
+    assert loss(ArraySource(ROWS)) == ours

@@ -29,6 +29,8 @@ SOURCE = ArraySource(jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), 
         ("learning_rate", -0.1, "learning_rate: must not be negative, got -0.1"),
         ("learning_rate", float("nan"), "learning_rate: must be finite, got nan"),
         ("target_l0", 0.0, "target_l0: must be above 0, got 0.0"),
+        ("learning_rate", 1e39, "learning_rate: must be at most 3.40282e+38, got 1e+39"),
+        ("n_latents", 2.5, "n_latents: must be a whole number, got 2.5"),
         ("b1", 1.0, "b1: must be below 1, got 1.0"),
         ("clip_norm", 0, "clip_norm: must be above 0, got 0"),
         ("control_rate", 1.0, "control_rate: must be below 1, got 1.0"),
@@ -62,6 +64,7 @@ def test_a_target_l0_is_refused_where_k_says_how_many_are_on(activation: TopK | 
         ({"n_latents": 10**9}, "n_latents: must be at most 16,777,216, got 1000000000"),
         ({"n_steps": 10**12}, "n_steps: must be at most 2,147,483,647, got 1000000000000"),
         ({"batch_size": True}, "batch_size: must be a whole number, got True"),
+        ({"reinit_every": 10**10}, "reinit_every: must be at most 2,147,483,647, got 10000000000"),
         ({"lr_cooldown_share": float("nan")}, "lr_cooldown_share: must be finite, got nan"),
         ({"reinit_window": (0.2, 1.5)}, "reinit_window: must be at most 1, got 1.5"),
     ],
@@ -78,6 +81,8 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_allocated()
         check_memory(100_000, TrainConfig(4_000_000))
     with pytest.raises(ValueError, match="100,000,000 runs at once take"):
         check_memory(30, TrainConfig(20), n_lanes=100_000_000)
+    with pytest.raises(ValueError, match=r"batch_size = 10,000,000 and 100 runs at once take"):
+        check_memory(30, TrainConfig(20, batch_size=10**7), n_lanes=100)
 
 
 @pytest.mark.parametrize("key", [0, jax.random.PRNGKey(0)])
@@ -114,3 +119,10 @@ def test_numbers_of_a_wrong_type_are_refused_where_no_test_checks_types() -> Non
         "n_latents: must be a whole number, got 4.0",
         "reinit_window: must be a number, got a",
     ]
+
+
+def test_a_run_takes_one_key_and_a_grid_one_per_run() -> None:
+    with pytest.raises(ValueError, match=r"^key: expected one key: train_grid takes several; got shape \(2,\)"):
+        check_key(jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match=r"^key: expected a vector of keys, one per run; got shape \(\)"):
+        check_key(jax.random.key(0), n_axes=1)

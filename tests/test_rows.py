@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from toy.metrics import fvu, shrinkage
 from toy.prefixes import full
 from toy.rows import checked_rows
 from toy.sae import SAE
@@ -95,3 +96,10 @@ def test_a_source_that_gives_half_precision_is_trained_in_float32() -> None:
 def test_an_array_in_place_of_a_source_is_told_what_to_write() -> None:
     with pytest.raises(ValueError, match=r"^source: ndarray is no source .* toy\.source\.ArraySource\(x\)"):
         checked_source(ROWS)
+
+
+def test_the_fvu_and_shrinkage_of_half_precision_rows_are_those_of_float32() -> None:
+    x = (2_000 * ROWS).astype(np.float16)
+    recon = (x + 100).astype(np.float16)
+    assert fvu(x, recon) == pytest.approx(fvu(x.astype(float), recon.astype(float)), rel=1e-3)
+    assert shrinkage(x, recon) == pytest.approx(shrinkage(x.astype(float), recon.astype(float)), rel=1e-3)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones would repeat the streams of smaller ones
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MOST_QUOTED = 300  # characters of a file or an option that a message repeats
 
 
@@ -26,10 +27,10 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """A finite number; `above` and `below` exclude their bound, `least` and `most` include it."""
+    """A number that is finite in float32; `above` and `below` exclude their bound, `least` and `most` include it."""
 
-    least: float = -math.inf
-    most: float = math.inf
+    least: float = -MAX_FLOAT32
+    most: float = MAX_FLOAT32
     above: float = -math.inf
     below: float = math.inf
 
@@ -78,12 +79,16 @@ def _check(name: str, value: Any, kind: Whole | Real) -> None:
 
 def _bounds(numbers: np.ndarray, kind: Whole | Real) -> Iterator[tuple[bool, str]]:
     """Whether all numbers are within each bound, and what is to be said if they are not."""
-    low = "not be negative" if kind.least == 0 else f"be at least {kind.least:,}"
+    low = "not be negative" if kind.least == 0 else f"be at least {_told(kind.least)}"
     yield bool((numbers >= kind.least).all()), low
-    yield bool((numbers <= kind.most).all()), f"be at most {kind.most:,}"
+    yield bool((numbers <= kind.most).all()), f"be at most {_told(kind.most)}"
     if isinstance(kind, Real):
         yield bool((numbers > kind.above).all()), f"be above {kind.above:,}"
         yield bool((numbers < kind.below).all()), f"be below {kind.below:,}"
+
+
+def _told(bound: float) -> str:
+    return f"{bound:g}" if abs(bound) > 1e15 else f"{bound:,}"
 
 
 def quoted(value: Any, most: int = MOST_QUOTED) -> str:

@@ -72,16 +72,30 @@ def compiled(**jit: Any) -> Callable[[Callable[..., T]], Compiled[T]]:
 
 
 def _functions(modules: list[ModuleType]) -> Iterator[Any]:
-    """What stands in the modules and can be called, at this moment."""
+    """What stands in the modules and can be called, at this moment, and the methods of their classes."""
     for module in modules:
-        yield from [value for value in vars(module).values() if callable(value) and value.__hash__ is not None]
+        for value in list(vars(module).values()):
+            if callable(value) and value.__hash__ is not None:
+                yield value
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                yield from [method for method in vars(value).values() if isinstance(method, FunctionType)]
 
 
 def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
     """The functions of the arguments' classes, of which none is this library's, JAX's or Python's own."""
-    for kind in dict.fromkeys(parent for argument in arguments for parent in type(argument).__mro__):
+    for kind in dict.fromkeys(parent for argument in arguments for parent in _classes(argument)):
         if kind.__module__.partition(".")[0] in ("toy", "builtins", "jax", "jaxlib", "numpy", "typing", "types"):
             continue
         yield from [value for value in vars(kind).values() if callable(value)]
         module = sys.modules.get(kind.__module__)
         yield from [value for value in vars(module).values() if isinstance(value, FunctionType)] if module else ()
+
+
+def _classes(value: Any) -> Iterator[type]:
+    """Those of a value and of what it holds: a source may be wrapped in another."""
+    yield from type(value).__mro__
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    if hasattr(value, "__dataclass_fields__"):
+        inside = vars(value).values()
+    for part in inside:
+        yield from _classes(part)

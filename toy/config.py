@@ -46,15 +46,15 @@ class TrainConfig:
             n_latents=Whole(most=MAX_LATENTS),
             n_steps=Whole(most=MAX_STEPS),
             batch_size=Whole(most=MAX_STEPS),
-            n_lr_warmup_steps=Whole(),
+            n_lr_warmup_steps=Whole(most=MAX_STEPS),
             lr_cooldown_share=SHARE,
             final_lr_share=SHARE,
             sparsity_warmup_share=SHARE,
-            reinit_every=Whole(),
+            reinit_every=Whole(most=MAX_STEPS),
             reinit_window=SHARE,
-            dead_after=Whole(),
-            aux_k=Whole(0),
-            reorder_every=Whole(),
+            dead_after=Whole(most=MAX_STEPS),
+            aux_k=Whole(0, MAX_LATENTS),
+            reorder_every=Whole(most=MAX_STEPS),
             n_microbatches=Whole(),
         )
         if self.batch_size % self.n_microbatches:
@@ -110,6 +110,7 @@ HYPERS = {
     "control_rate": Real(least=0, below=1),
     "reinit_below": NOT_NEGATIVE,
     "aux_coef": NOT_NEGATIVE,
+    "n_latents": Whole(),
 }  # what the numbers of `Hypers` may be, those of every lane
 
 
@@ -133,12 +134,14 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
 def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int = 1) -> None:
     """Raises: ValueError if the least that the training must hold at once is more than the machine's memory.
 
-    That is parameters, gradients and both moments of every lane, and a batch with its activations of one.
+    That is parameters, gradients and both moments of every lane, and a batch with its activations: of every lane where
+    they are computed side by side, else of one. CPU devices share the machine's memory.
     """
     n, batch = cfg.n_latents, cfg.batch_size // cfg.n_microbatches
-    n_values = n_lanes * 4 * (2 * d_in * n + n + d_in) + batch * (d_in + n)
-    n_values += n * n if cfg.loss_form == "gram" else 0
-    n_bytes, there = 4 * n_values / n_devices, memory()
+    n_batches = n_lanes if cfg.loss_form == "gram" else 1
+    n_values = n_lanes * 4 * (2 * d_in * n + n + d_in) + n_batches * batch * (d_in + n)
+    shares = 1 if jax.default_backend() == "cpu" else n_devices
+    n_bytes, there = 4 * n_values / shares, memory()
     if there is not None and n_bytes > there:
         raise ValueError(
             f"n_latents = {n:,}, d_in = {d_in:,}, batch_size = {cfg.batch_size:,} and {n_lanes:,} runs at once take at "

@@ -118,7 +118,7 @@ def inference_gap(
     n_batches = len(x) // batch_size
     if n_batches == 0:
         raise ValueError(f"x: needs at least batch_size = {batch_size} rows, got {len(x)}")
-    rows = np.asarray(x)[: n_batches * batch_size]
+    rows = metrics.at_least_float32(x)[: n_batches * batch_size]
     batches = jnp.asarray(rows.reshape(n_batches, batch_size, -1))
     (l0_inference, fvu_inference), (l0_training, fvu_training) = (
         (metrics.l0(acts), metrics.fvu(rows, acts @ np.asarray(sae.W_dec, float) + np.asarray(sae.b_dec, float)))

@@ -41,7 +41,7 @@ def train_grid(
 
     Raises: ValueError if a lane axis and the number of keys disagree, and as `train`.
     """
-    check_key(keys)
+    check_key(keys, n_axes=1)
     check_hypers(hypers, cfg)
     source = checked_source(source)
     if isinstance(source, Stream) and in_axes[0] is not None:

@@ -5,7 +5,7 @@ Latents are matched one to one to features first; every metric says which rows, 
 where a noisy feature is on with less than its mean, 0.2 of that: otherwise a latent that follows it would have holes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -151,6 +151,7 @@ def fvu(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]
 
     The variance is about the mean of each input dimension. 1 − fvu is the explained variance. NaN if x is constant.
     """
+    x = at_least_float32(x)
     total = np.sum((x - x.mean(axis=0)) ** 2)
     return float(np.sum((x - recon) ** 2) / total) if total > 0 else float("nan")
 
@@ -185,6 +186,7 @@ def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
 
 def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
     """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
+    x, recon = at_least_float32(x), at_least_float32(recon)
     norms = np.linalg.norm(x, axis=1)
     return mean_known(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
 
@@ -200,3 +202,9 @@ def mean_known(values: np.ndarray | list) -> float:
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def at_least_float32(x: Any) -> np.ndarray:
+    """The values in a type in which sums of their squares do not overflow, as they do in float16."""
+    found = np.asarray(x)
+    return found.astype(np.promote_types(found.dtype, np.float32), copy=False)

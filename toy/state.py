@@ -54,10 +54,13 @@ def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConf
     )
 
 
-def check_key(key: Any) -> None:
-    """Raises: ValueError if it is no key, or one of the old kind, whose implementation it does not say."""
+def check_key(key: Any, n_axes: int = 0) -> None:
+    """Raises: ValueError if it is no key, one that does not say its implementation, or not as many as runs."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"key: expected a key, such as jax.random.key(0), got {type(key).__name__}")
+    if key.ndim != n_axes:
+        expected = "one key: train_grid takes several" if n_axes == 0 else "a vector of keys, one per run"
+        raise ValueError(f"key: expected {expected}; got shape {key.shape}")
 
 
 def n_aux(cfg: TrainConfig, d_in: int) -> int:

@@ -71,7 +71,8 @@ def reinit_weak(
 ) -> TrainState:
     """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
 
-    Where most latents are dead the median says nothing: `MIN_MEDIAN` of the batch's mean ‖x‖² takes its place.
+    Where most latents are dead the median says nothing: `MIN_MEDIAN` of a latent's share of the batch's mean ‖x‖² takes
+    its place.
 
     At most the weakest MOST_RESTARTS: each is to rebuild all of a residual, and many at once overshoot it. Samples are
     drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the second stay, so that
@@ -82,7 +83,7 @@ def reinit_weak(
     contribution = jnp.where(place < n, state.contribution, jnp.inf)
     ordered = jnp.sort(contribution)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1))
+    least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1)) / n
     weak = contribution < below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
         weak &= ranks(state.contribution) >= n - MOST_RESTARTS

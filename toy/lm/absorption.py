@@ -22,7 +22,7 @@ from toy.compare import ROUNDING
 from toy.compiled import compiled
 from toy.lm.pieces import words
 from toy.lm.tokens import Rows
-from toy.metrics import mean_known
+from toy.metrics import at_least_float32, mean_known
 from toy.sae import RELU, SAE, Activation, encode
 
 ON_THRESHOLD = 0.2  # of the latent's mean activation on the concept's rows where it is positive, as in `toy.metrics`
@@ -75,6 +75,7 @@ def fit_probe(
     """
     if present.all() or not present.any():
         raise ValueError("present: a probe needs rows with the concept and rows without it")
+    x = at_least_float32(x)
     scale = np.sqrt(x.var(axis=0).mean()) + 1e-6
     inputs, signs = jnp.asarray((x - x.mean(axis=0)) / scale), jnp.asarray(np.where(present, 1.0, -1.0))
     weights = jnp.asarray(np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum()))
