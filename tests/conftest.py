@@ -1,6 +1,7 @@
 """Before anything imports the library: shapes and types are checked, and there are two devices for lanes."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -24,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     fuzzing.times, fuzzing.first_seed = config.getoption("--fuzz"), config.getoption("--fuzz-seed")
 
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a job in the background starts, and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # as for pyright, an int is a float, too
 install_import_hook("toy", f"{__name__}.typechecker")

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from toy.lm.model import LM, Site
 from toy.lm.weights import tiny_model_from
 from toy.loss import Form, sae_loss
-from toy.prefixes import draw, expected, fixed, inclusion, sampled
+from toy.prefixes import FixedPrefixes, draw, expected, fixed, inclusion, sampled
 from toy.sae import SAE
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -45,11 +45,19 @@ class Kind(NamedTuple):
     bound: float  # the largest error that is agreement
 
 
+def prefixes_of(n_latents: int, lengths: list[int]) -> FixedPrefixes:
+    """Those of a file with equal weights, the full one at no weight where the file has it not."""
+    if not 0 < max(lengths, default=0) < n_latents:
+        return fixed(n_latents, lengths)
+    found = fixed(max(lengths), lengths)
+    return FixedPrefixes(np.append(found.lengths, n_latents), np.append(found.weights, 0.0))
+
+
 def loss_errors(data: Arrays) -> Errors:
     """Relative errors of loss and gradients, the weights of the prefixes being equal; the worst of all forms."""
     sae = SAE(**{name: jnp.asarray(data[name]) for name in PARAMETERS})
     n_latents, x, kind = data["W_enc"].shape[1], jnp.asarray(data["x"]), str(data["sparsity_type"])
-    prefixes = jax.tree.map(jnp.asarray, fixed(n_latents, data["prefix_lengths"].tolist()))
+    prefixes = jax.tree.map(jnp.asarray, prefixes_of(n_latents, data["prefix_lengths"].tolist()))
     errors: Errors = {}
     for form in get_args(Form):
         of_sae = partial(sae_loss, sparsity=kind, form=form)  # type: ignore[arg-type]

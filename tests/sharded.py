@@ -60,7 +60,8 @@ def main(out: str) -> None:
     rows = ((rng.random((500, 40)) < 0.1) * rng.gamma(4, 0.5, (500, 40))) @ rng.normal(size=(40, D_IN))
     arrays = {}
     for run, (weighting, cfg) in RUNS.items():
-        hypers = Hypers(weighting, target_l0=4.0, learning_rate=1e-3)
+        target_l0 = 4.0 if cfg.activation == RELU else None  # of the TopK family k says it
+        hypers = Hypers(weighting, target_l0=target_l0, learning_rate=1e-3)
         for mesh, axes in MESHES.items():
             if mesh in ("batch", "latents") and run not in ON_EVERY_MESH:
                 continue

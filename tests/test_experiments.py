@@ -120,7 +120,7 @@ BAD_TREES = {
     "type": ('{"active_prob": "high"}', "root.active_prob: expected a number"),
     "nan": ('{"active_prob": NaN}', "root.active_prob: nan"),
     "no json": ("a tree", "not JSON"),
-    "endless": ('{"active_prob": 1, "children": [' * 50_000, "nests deeper"),
+    "endless": ('{"active_prob": 1, "children": [' * 50_000, "nested too deeply"),
 }
 
 

@@ -75,7 +75,7 @@ def test_a_shape_that_does_not_hold_the_tree_is_refused(change: dict[str, Any]) 
 
 WEIGHTINGS = {
     "vanilla": lambda n: prefixes.full(n),
-    "fixed": lambda n: prefixes.fixed(n, (2, 2, n - 1)),
+    "fixed": lambda n: prefixes.fixed(n, (2, 2, n - 1, n)),
     "all": prefixes.all_prefixes,
     "expected": prefixes.expected,
     "balanced": prefixes.balanced,

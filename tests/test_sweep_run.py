@@ -207,7 +207,8 @@ def test_every_cell_has_one_row_and_impossible_ones_say_why(undisturbed: list[An
     errors = [error for *_, metrics, error in undisturbed if metrics is None]
     assert len(errors) == 8
     assert set(errors) == {
-        "root.children[0].children: probabilities of mutually exclusive children sum to 1.2 > 1",
+        "root.children[0].children: probabilities of mutually exclusive children sum to 1.2 > 1; "
+        "lower them, or divide each by the sum",
     }
 
 
