@@ -212,13 +212,15 @@ def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
         ({"latents_per_feature": [3000]}, "GB are given to a cell: lower one of them"),
         ({"batch_size": [10**8]}, "GB are given to a cell"),
         ({"n_eval_rows": [10**8]}, "GB are given to a cell"),
-        ({"d_in": [60_000]}, "a matrix of 60,000 × 60,000 numbers is needed"),
         ({"n_roots": [10_000], "depth": [0], "d_in": [300], "max_cosine": [0.9]}, "GB are given to a cell"),
         ({"latents_per_feature": [400], "objective": ["expected_4000"], "n_eval_rows": [9]}, "of the two multiplied"),
     ):
         (cell,) = parse(axes).cells()
         with pytest.raises(ValueError, match=rf"at most [\d,]+ .*{told}"):
             program_of(cell)
+    (cell,) = parse({"d_in": [60_000]}).cells()
+    with pytest.raises(ValueError, match=r"^d_in: a matrix of 60,000 × 60,000 numbers is needed, more than"):
+        program_of(cell)
 
 
 def test_planning_wide_cells_computes_no_weighting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ HYPERS = {
     "control_rate": Real(least=0, below=1),
     "reinit_below": NOT_NEGATIVE,
     "aux_coef": NOT_NEGATIVE,
-    "n_latents": Whole(),
+    "n_latents": Whole(0),
 }  # what the numbers of `Hypers` may be, those of every lane
 
 
