@@ -212,7 +212,7 @@ def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
         ({"latents_per_feature": [3000]}, "GB are given to a cell: lower one of them"),
         ({"batch_size": [10**8]}, "GB are given to a cell"),
         ({"n_eval_rows": [10**8]}, "GB are given to a cell"),
-        ({"n_roots": [10_000], "depth": [0], "d_in": [300], "max_cosine": [0.9]}, "GB are given to a cell"),
+        ({"n_roots": [9_000], "depth": [0], "d_in": [300], "max_cosine": [0.9]}, "GB are given to a cell"),
         ({"latents_per_feature": [400], "objective": ["expected_4000"], "n_eval_rows": [9]}, "of the two multiplied"),
     ):
         (cell,) = parse(axes).cells()
