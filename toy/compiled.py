@@ -15,6 +15,7 @@ import jax
 
 T = TypeVar("T")
 _OWN = "toy."
+_KNOWN = ("toy", "builtins", "jax", "jaxlib", "flax", "optax", "numpy", "typing", "types")  # whose classes stay
 
 
 class Compiled(Generic[T]):
@@ -84,7 +85,7 @@ def _functions(modules: list[ModuleType]) -> Iterator[Any]:
 def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
     """The functions of the arguments' classes, of which none is this library's, JAX's or Python's own."""
     for kind in dict.fromkeys(parent for argument in arguments for parent in _classes(argument)):
-        if kind.__module__.partition(".")[0] in ("toy", "builtins", "jax", "jaxlib", "numpy", "typing", "types"):
+        if kind.__module__.partition(".")[0] in _KNOWN:
             continue
         yield from [value for value in vars(kind).values() if callable(value)]
         module = sys.modules.get(kind.__module__)
@@ -95,7 +96,7 @@ def _classes(value: Any) -> Iterator[type]:
     """Those of a value and of what it holds: a source may be wrapped in another."""
     yield from type(value).__mro__
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    if hasattr(value, "__dataclass_fields__"):
-        inside = vars(value).values()
+    if hasattr(value, "__dataclass_fields__") and type(value).__module__.partition(".")[0] not in _KNOWN:
+        inside = [getattr(value, name, None) for name in value.__dataclass_fields__]
     for part in inside:
         yield from _classes(part)
