@@ -7,7 +7,8 @@ changed are no part of that, so the old program would go on running and give the
 
 import functools
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -95,8 +96,10 @@ def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
 def _classes(value: Any) -> Iterator[type]:
     """Those of a value and of what it holds: a source may be wrapped in another."""
     yield from type(value).__mro__
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    if hasattr(value, "__dataclass_fields__") and type(value).__module__.partition(".")[0] not in _KNOWN:
-        inside = [getattr(value, name, None) for name in value.__dataclass_fields__]
+    inside: Iterable[Any] = ()
+    if isinstance(value, dict | tuple | list):
+        inside = value.values() if isinstance(value, dict) else value
+    if is_dataclass(value) and type(value).__module__.partition(".")[0] not in _KNOWN:
+        inside = [getattr(value, field.name, None) for field in fields(value)]
     for part in inside:
         yield from _classes(part)
