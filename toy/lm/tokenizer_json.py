@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Bpe
 
 from toy.checks import quoted
+from toy.json_files import parse_json
 
 MOST_BYTES = 48 * 2**20  # of a file; those of the largest vocabularies have about 35 MB
 MOST_IDS = 2**20  # the largest vocabularies have about a million
@@ -69,19 +70,10 @@ def _parsed(path: Path) -> dict[str, Any]:
     if len(text) > MOST_BYTES:
         raise ValueError(f"{path}: has more than {MOST_BYTES:,} bytes, more than any tokenizer's")
     with naming(f"{path}: not a tokenizer"):
-        data = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+        data = parse_json(text.decode())
         if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
             raise ValueError("expected an object with a model")
         return data
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"{quoted(repeated)} is given twice")
-    return found
 
 
 def _checked(data: dict[str, Any]) -> list[dict[str, Any]]:
