@@ -7,6 +7,6 @@ BENCHMARKS = ("speed", "sweep_speed", "store_speed")
 LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`
 
 if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command
-    from experiments.start import start
+    from experiments.common.start import start
 
     start()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET
-from experiments.cli import DEFAULT_OUT, clean_exit, experiment_module, parse, read_once, run_experiment
-from experiments.study import TreeConfig
+from experiments.common.cli import DEFAULT_OUT, experiment_module, read_once, run_experiment
+from experiments.common.exits import clean_exit
+from experiments.common.options import parse
+from experiments.common.study import TreeConfig
 
 
 @dataclass(frozen=True)

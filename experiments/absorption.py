@@ -17,11 +17,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.cli import main
-from experiments.ground_truth import MOST_SHOWN, shown_batch
-from experiments.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
-from experiments.study import (
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
+from experiments.common.study import (
     PairConfig,
     Progress,
     Study,
@@ -34,13 +33,14 @@ from experiments.study import (
     study_options,
     train_seeds,
 )
+from experiments.ground_truth import MOST_SHOWN, shown_batch
 from toy.checks import NOT_NEGATIVE, Whole, check_fields
-from toy.evaluate import feature_sizes, inference_gap
-from toy.metrics import match_features, matched_acts, mean_known
-from toy.node import Node, feature_names
+from toy.eval.against_tree import feature_sizes, inference_gap
+from toy.eval.metrics import match_features, matched_acts, mean_known
+from toy.features.node import Node, feature_names
+from toy.features.tree import Tree, build_tree, edges, mean_l0
+from toy.features.tree_json import tree_from_dict
 from toy.sae import RELU, SAE, BatchTopK, TopK, encode
-from toy.tree import Tree, build_tree, edges, mean_l0
-from toy.tree_json import tree_from_dict
 
 SAES = ("vanilla", "matryoshka")
 LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}

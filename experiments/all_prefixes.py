@@ -16,13 +16,21 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.cli import main
-from experiments.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
-from experiments.study import Progress, StudyConfig, aimed_l0, check_study, held_out_features, make_study, train_seeds
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
+from experiments.common.study import (
+    Progress,
+    StudyConfig,
+    aimed_l0,
+    check_study,
+    held_out_features,
+    make_study,
+    train_seeds,
+)
 from toy.checks import Whole, check_fields
-from toy.tree import build_tree
-from toy.tree_json import tree_from_dict
+from toy.features.tree import build_tree
+from toy.features.tree_json import tree_from_dict
 
 MIXINGS = {
     "parent_to_child": "parent → child",

@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import plots
 from experiments.absorption import LABELS, SAES
-from experiments.cli import main
-from experiments.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
-from experiments.study import PairConfig, Progress, aimed_l0, check_study, held_out_features, make_study, train_seeds
-from toy.metrics import match_features, matched_cosines, mixing
-from toy.tree_json import tree_from_dict
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
+from experiments.common.study import (
+    PairConfig,
+    Progress,
+    aimed_l0,
+    check_study,
+    held_out_features,
+    make_study,
+    train_seeds,
+)
+from toy.eval.metrics import match_features, matched_cosines, mixing
+from toy.features.tree_json import tree_from_dict
 
 KINDS = {
     "parent_to_child": "parent's latent,\nchild's direction",

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.cli import main
-from experiments.memory import check_fits
-from experiments.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.memory import check_fits
+from experiments.common.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
 from toy.checks import Whole, check_fields
-from toy.dictionary import check_directions, cosine_matrix
-from toy.tree import build_tree, marginals, mean_l0, sample_features
-from toy.tree_json import tree_from_dict
+from toy.features.directions import check_directions, cosine_matrix
+from toy.features.tree import build_tree, marginals, mean_l0, sample_features
+from toy.features.tree_json import tree_from_dict
 
 MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 

@@ -19,10 +19,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.cli import main
-from experiments.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
-from experiments.study import (
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
+from experiments.common.study import (
     Progress,
     StudyConfig,
     aimed_l0,
@@ -34,15 +34,15 @@ from experiments.study import (
     make_study,
     train_config,
 )
+from experiments.sweeps.cell import make_weighting
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
-from toy.evaluate import Evaluation
-from toy.node import MAX_NODES, Node, TreeError
-from toy.source import TreeSource
-from toy.sweep.cell import make_weighting
-from toy.train import train_grid, trained_saes
-from toy.tree import Tree, build_tree, edges, marginals
-from toy.tree_json import tree_to_dict
-from toy.trees import forest, ordering_tree, scale_children
+from toy.data.source import TreeSource
+from toy.eval.against_tree import Evaluation
+from toy.features.named import forest, ordering_tree, scale_children
+from toy.features.node import MAX_NODES, Node, TreeError
+from toy.features.tree import Tree, build_tree, edges, marginals
+from toy.features.tree_json import tree_to_dict
+from toy.training.grid import train_grid, trained_saes
 
 FIELDS = ("hole_rate", "recovered", "child_first", "min_cosine")
 

@@ -27,18 +27,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import TOY_SET
-from experiments.bench import MOST_ROUNDS, Job, has_peers, run_job
-from experiments.cli import main
-from experiments.speed_report import plot, summary
-from experiments.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
+from experiments.bench.jobs import MOST_ROUNDS, Job, has_peers, run_job
+from experiments.bench.speed_report import plot, summary
+from experiments.common.cli import main
+from experiments.common.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
+from experiments.sweeps.cell import make_weighting
 from toy.checks import Whole, check_fields
-from toy.node import Node
+from toy.data.source import TreeSource
+from toy.features.named import forest
+from toy.features.node import Node
+from toy.features.tree import build_tree, sample_features
 from toy.sae import RELU, Activation, BatchTopK, TopK
-from toy.source import TreeSource
-from toy.sweep.cell import make_weighting
-from toy.train import Hypers, TrainConfig, train, train_grid
-from toy.tree import build_tree, sample_features
-from toy.trees import forest
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid
+from toy.training.run import train
 
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
@@ -144,7 +146,7 @@ def time_toy(cfg: Config, key: jax.Array, source: TreeSource, root: Node | None)
 
 def peer_toy_runs(cfg: Config, root: Node) -> dict[str, Callable[[], float]]:
     """Seconds a step of SAELens' `train_toy_sae` on the same tree, by architecture."""
-    from experiments import peers  # an optional extra, slow to import
+    from experiments.bench import peers  # an optional extra, slow to import
 
     n_steps, shape = 100, {"d_in": cfg.d_in, "batch_size": cfg.batch_size}
     return {

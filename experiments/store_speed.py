@@ -22,18 +22,18 @@ import jax.random
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.bench import MOST_ROUNDS
-from experiments.cli import main
-from experiments.memory import check_fits
-from experiments.study import Progress
+from experiments.bench.jobs import MOST_ROUNDS
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.memory import check_fits
+from experiments.common.study import Progress
+from experiments.sweeps.cell import make_weighting
 from toy.checks import SEED, Whole, check_fields
-from toy.config import check_memory
-from toy.source import ArraySource, Source, Stream
-from toy.store import Store, open_store, write_store
-from toy.stream import ShardSource
-from toy.sweep.cell import make_weighting
-from toy.train import Hypers, TrainConfig, train
+from toy.data.source import ArraySource, Source, Stream
+from toy.data.store import Store, open_store, write_store
+from toy.data.stream import ShardSource
+from toy.training.config import Hypers, TrainConfig, check_memory
+from toy.training.run import train
 
 DTYPES = ("float32", "bfloat16")
 CHUNK = 20  # steps

@@ -16,20 +16,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.cache import user_cache
-from experiments.cli import clean_exit, parse
-from experiments.progress import progress_bar
-from experiments.signals import interruptible
-from toy.checks import quoted
-from toy.extras import optional
+from experiments.common.cache import user_cache
+from experiments.common.exits import clean_exit
+from experiments.common.options import parse
+from experiments.common.progress import progress_bar
+from experiments.common.signals import interruptible
+from experiments.sweeps.cell import as_data, cell_digest, cell_key
+from experiments.sweeps.drive import Done, Plan, make_plan, open_store, read_store, run_plan, stub_cells
+from experiments.sweeps.engines import Engine, LocalEngine, RayEngine, SlurmEngine
+from experiments.sweeps.lanes import code_version, run_cells
+from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import SweepStore
+from experiments.sweeps.text import MOST_JSON, sweep_data
+from toy.checks import optional, quoted
 from toy.io import load_tree
-from toy.sweep.cell import as_data, cell_digest, cell_key
-from toy.sweep.drive import Done, Plan, make_plan, open_store, read_store, run_plan, stub_cells
-from toy.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
-from toy.sweep.lanes import code_version, run_cells
-from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore
-from toy.sweep.text import MOST_JSON, sweep_data
 
 KEPT = "finished cells are kept: the same command goes on with those that are missing"
 STOPPING = "stopping after the groups under way; interrupt again to drop them"

@@ -15,20 +15,22 @@ import matplotlib
 import numpy as np
 import tyro
 
-from experiments import sweep_plots
-from experiments.cli import DEFAULT_OUT, as_png, check_writable, clean_exit, parse, versions, write_figure
+from experiments.common.cli import DEFAULT_OUT, as_png, check_writable, versions, write_figure
+from experiments.common.exits import clean_exit
+from experiments.common.options import parse
 from experiments.sweep import tell_damaged
-from experiments.sweep_page import SHOWN, page, summary
-from experiments.sweep_record import load_sweep_record
-from experiments.sweep_table import Table, default_axes, table_of
+from experiments.sweeps import plots as sweep_plots
+from experiments.sweeps.cell import Cell, cell_digest, cell_key
+from experiments.sweeps.columns import Table, default_axes, table_of
+from experiments.sweeps.drive import read_store, sweep_of
+from experiments.sweeps.lanes import code_version
+from experiments.sweeps.page import SHOWN, page, summary
+from experiments.sweeps.record import load_sweep_record
+from experiments.sweeps.spec import Sweep
+from experiments.sweeps.store import SweepStore
+from experiments.sweeps.table import Stored
 from toy.io import plain, save_json, writing
-from toy.sparsity import off_target
-from toy.sweep.cell import Cell, cell_digest, cell_key
-from toy.sweep.drive import read_store, sweep_of
-from toy.sweep.lanes import code_version
-from toy.sweep.spec import Sweep
-from toy.sweep.store import SweepStore
-from toy.sweep.table import Stored
+from toy.training.controllers import off_target
 
 N_DIGITS = 12  # of a cell's digest
 

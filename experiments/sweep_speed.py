@@ -21,16 +21,16 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import plots
-from experiments.bench import has_peers
-from experiments.cli import main
-from experiments.study import Progress
+from experiments.bench.jobs import has_peers
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.study import Progress
 from experiments.sweep import read_sweep
-from toy.sweep.cell import Cell, built, d_in, root_of
-from toy.sweep.drive import make_plan, open_store, run_plan
-from toy.sweep.engines import LocalEngine
-from toy.sweep.lanes import n_compiled
-from toy.sweep.spec import Sweep
+from experiments.sweeps.cell import Cell, built, d_in, root_of
+from experiments.sweeps.drive import make_plan, open_store, run_plan
+from experiments.sweeps.engines import LocalEngine
+from experiments.sweeps.lanes import n_compiled
+from experiments.sweeps.spec import Sweep
 
 KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
 
@@ -102,7 +102,7 @@ def time_sweep(sweep: Sweep, progress: Progress) -> dict[str, Any]:
 
 def time_peers(cfg: Config, sweep: Sweep) -> dict[str, list[float]]:
     """Seconds of SAELens' runs, kinds in turn."""
-    from experiments import peers  # an optional extra, slow to import
+    from experiments.bench import peers  # an optional extra, slow to import
 
     cells = list(sweep.cells())
     of_kind: dict[str, Callable[[Cell], bool]] = {

@@ -14,14 +14,24 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import LANGUAGE_SET
-from experiments.cli import DEFAULT_OUT, check_writable, clean_exit, experiment_module, parse, run_experiment
-from experiments.language import activations_stage, check, load_chain, load_lm, load_tokens, model_stage, tokens_stage
-from experiments.language_concepts import check_words
-from experiments.language_config import LanguageConfig
-from experiments.language_saes import n_steps, train_site
-from experiments.progress import progress_bar
-from experiments.stages import notes
-from experiments.study import Progress
+from experiments.common.cli import DEFAULT_OUT, check_writable, experiment_module, run_experiment
+from experiments.common.exits import clean_exit
+from experiments.common.options import parse
+from experiments.common.progress import progress_bar
+from experiments.common.study import Progress
+from experiments.language.chain import (
+    activations_stage,
+    check,
+    load_chain,
+    load_lm,
+    load_tokens,
+    model_stage,
+    tokens_stage,
+)
+from experiments.language.concepts import check_words
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import n_steps, train_site
+from experiments.language.stages import notes
 
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 

@@ -17,18 +17,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import language_plots as lp
-from experiments import plots
-from experiments.cli import main
-from experiments.language import Chain, load_tokens
-from experiments.language import check as check_chain
-from experiments.language_concepts import check_words, members_of, of_site
-from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, SiteSAEs, measure_sites, n_steps
-from experiments.study import Progress
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.study import Progress
+from experiments.language import plots as lp
+from experiments.language.chain import Chain, load_tokens
+from experiments.language.chain import check as check_chain
+from experiments.language.concepts import check_words, members_of, of_site
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import KINDS, SiteSAEs, measure_sites, n_steps
+from toy.eval.metrics import mean_known
 from toy.lm.absorption import MIN_ROWS
 from toy.lm.model import Site
-from toy.metrics import mean_known
 
 Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise

@@ -14,14 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import language_plots as lp
-from experiments import plots
-from experiments.cli import main
-from experiments.language import Chain, check
-from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
-from experiments.study import Progress
-from toy.compare import Fit, equivalent_width, measure_fit
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.study import Progress
+from experiments.language import plots as lp
+from experiments.language.chain import Chain, check
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
+from toy.eval.streaming import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows

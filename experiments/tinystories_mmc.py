@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import language_plots as lp
-from experiments import plots
-from experiments.cli import main
-from experiments.language import Chain, check
-from experiments.language_config import LanguageConfig
-from experiments.language_saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
-from experiments.study import Progress
-from toy.compare import concatenate, max_correlation
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.study import Progress
+from experiments.language import plots as lp
+from experiments.language.chain import Chain, check
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
+from toy.eval.metrics import mean_known
+from toy.eval.streaming import concatenate, max_correlation
 from toy.lm.model import Site
-from toy.metrics import mean_known
 
 Config = LanguageConfig
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]

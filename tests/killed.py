@@ -13,20 +13,21 @@ import jax
 import numpy as np
 import ray
 
-from toy.checkpoint import FileCheckpoint
-from toy.matrix import Activations
-from toy.node import Node
+from experiments.sweeps import program
+from experiments.sweeps.cell import Cell
+from experiments.sweeps.drive import Done, make_plan, open_store, run_plan
+from experiments.sweeps.engines import LocalEngine, RayEngine
+from experiments.sweeps.lanes import Row, run_cells
+from experiments.sweeps.spec import Sweep, parse_sweep
+from toy.data.activations import Activations
+from toy.data.store import StoreError, write_store
+from toy.data.store import open_store as reopen
+from toy.data.stream import ShardSource
+from toy.features.node import Node
 from toy.prefixes import sampled
-from toy.store import StoreError, write_store
-from toy.store import open_store as reopen
-from toy.stream import ShardSource
-from toy.sweep import program
-from toy.sweep.cell import Cell
-from toy.sweep.drive import Done, make_plan, open_store, run_plan
-from toy.sweep.engines import LocalEngine, RayEngine
-from toy.sweep.lanes import Row, run_cells
-from toy.sweep.spec import Sweep, parse_sweep
-from toy.train import Hypers, TrainConfig, train
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
 
 CFG = TrainConfig(20, n_steps=60, batch_size=24, n_lr_warmup_steps=10, reinit_every=10)
 KEY, HYPERS, CHUNK = jax.random.key(0), Hypers(sampled(20), target_l0=2.0), 7

@@ -15,9 +15,11 @@ if N_PROCESSES > 1:
     jax.distributed.initialize(ADDRESS, N_PROCESSES, PROCESS_ID)
 
 from toy import prefixes  # noqa: E402  (JAX must know of the other processes before anything uses it)
+from toy.data.source import ArraySource  # noqa: E402
 from toy.sae import BatchTopK  # noqa: E402
-from toy.source import ArraySource  # noqa: E402
-from toy.train import Hypers, TrainConfig, train, trained_sae  # noqa: E402
+from toy.training.config import Hypers, TrainConfig  # noqa: E402
+from toy.training.run import train  # noqa: E402
+from toy.training.state import trained_sae  # noqa: E402
 
 cfg = TrainConfig(256, n_steps=40, batch_size=32, activation=BatchTopK(4), reinit_every=1_000)
 rows = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)

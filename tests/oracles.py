@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from toy.features.node import Node, features
 from toy.prefixes import FixedWeights, HybridWeights, Prefixes
 from toy.sae import SAE, Activation, BatchTopK, ReLU
-from toy.tree import Node, features
 
 QUICK = {"xla_backend_optimization_level": 0}  # of what runs for milliseconds, most time is in compiling
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -17,11 +17,12 @@ from jax.sharding import AxisType, Mesh  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from toy.data.source import ArraySource  # noqa: E402
 from toy.prefixes import all_prefixes, hybrid, sampled  # noqa: E402
 from toy.sae import RELU, BatchTopK, TopK  # noqa: E402
-from toy.source import ArraySource  # noqa: E402
-from toy.state import TrainState  # noqa: E402
-from toy.train import Hypers, TrainConfig, train, trained_sae  # noqa: E402
+from toy.training.config import Hypers, TrainConfig  # noqa: E402
+from toy.training.run import train  # noqa: E402
+from toy.training.state import TrainState, trained_sae  # noqa: E402
 
 N, D_IN = 160, 16
 MESHES = {"one": None, "batch": {"batch": 8}, "latents": {"latents": 8}, "both": {"batch": 4, "latents": 2}}

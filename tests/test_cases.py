@@ -15,22 +15,23 @@ import pytest
 from fuzzing import accepted, watched
 
 from experiments import absorption, ground_truth
-from experiments.cli import as_png, describe, load_record
-from experiments.study import PairConfig, with_tree
+from experiments.common.cli import as_png, describe, load_record
+from experiments.common.study import PairConfig, with_tree
 from experiments.sweep import read_sweep
-from experiments.sweep_record import load_sweep_record
-from toy.checkpoint import FileCheckpoint
+from experiments.sweeps.record import load_sweep_record
+from toy.data.activations import open_matrix
+from toy.data.source import ArraySource
+from toy.features.tree import build_tree, marginals, sample_features
 from toy.io import load_sae, plain, read_tree
 from toy.lm.text import read_stories
 from toy.lm.tokens import load_tokenizer
 from toy.lm.torch_file import read_torch_file
-from toy.loop import Run
-from toy.matrix import open_matrix
 from toy.prefixes import full
 from toy.sae import decode, encode
-from toy.source import ArraySource
-from toy.train import Hypers, TrainConfig, train
-from toy.tree import build_tree, marginals, sample_features
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.config import Hypers, TrainConfig
+from toy.training.loop import Run
+from toy.training.run import train
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 SAELENS = ("standard_default", "standard_nobdec", "jumprelu_default", "batchtopk_default")

@@ -15,14 +15,15 @@ from killed import CFG, CHUNK, HYPERS, KEY, LONG, SHORT_CHUNK, stream
 from test_shard import mesh_of_two, start
 from test_train import SHARED, equal, tree_source
 
-from toy.checkpoint import FileCheckpoint
-from toy.facts import digest_of
+from toy.data.activations import Activations
+from toy.data.source import ArraySource
+from toy.digest import digest_of
 from toy.io import load_arrays, prepare, save_arrays, writing
-from toy.loop import Run
-from toy.matrix import Activations
 from toy.prefixes import sampled
-from toy.source import ArraySource
-from toy.train import train, train_grid
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.grid import train_grid
+from toy.training.loop import Run
+from toy.training.run import train
 
 Train = Callable[..., Any]
 
@@ -109,7 +110,7 @@ def test_a_path_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toy.train.advance", None)
+        patch.setattr("toy.training.run.advance", None)
         for path in ("file/run", "folder"):
             with pytest.raises(OSError, match=str(tmp_path / path)):
                 one(tree_source(), checkpoint=FileCheckpoint(tmp_path / path))
@@ -199,7 +200,7 @@ def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
     kept, told = FileCheckpoint(tmp_path / "run"), []
     whole = one(tree_source(), checkpoint=kept)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toy.train.advance", None)
+        patch.setattr("toy.training.run.advance", None)
         assert equal(one(tree_source(), checkpoint=kept, progress=told.append), whole)
     assert told == [60]
     assert whole[1].mse.shape == (9,)

@@ -15,8 +15,9 @@ import jax
 import pytest
 from commands import exit_code
 
-from experiments import __main__, cli, exits, options, progress, study
-from toy.trees import TREES
+from experiments import __main__
+from experiments.common import cli, exits, options, progress, study
+from toy.features.named import TREES
 
 NAME = "ground_truth"
 SMALL = ("--n-seeds", "1")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toy import metrics
-from toy.compare import concatenate, equivalent_width, max_correlation, measure_fit
+from toy.eval import metrics
+from toy.eval.streaming import concatenate, equivalent_width, max_correlation, measure_fit
 from toy.sae import RELU, SAE, TopK, decode, encode
 
 D_IN = 6

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import toy.step
-from toy.advance import advance
+import toy.training.step
+from toy.data.source import ArraySource
 from toy.prefixes import full
-from toy.source import ArraySource
-from toy.train import Hypers, TrainConfig, train
+from toy.training.advance import advance
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
 
 CFG = TrainConfig(4, n_steps=12, batch_size=8)
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
@@ -24,14 +25,14 @@ def loss(source: Any) -> float:
 def test_a_loss_that_is_replaced_is_trained_and_the_old_one_again_once_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours, original = loss(ArraySource(ROWS)), toy.step.sae_loss
+    ours, original = loss(ArraySource(ROWS)), toy.training.step.sae_loss
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
         value, parts = original(*args, **kwargs)
         return 2 * value, parts
 
     with monkeypatch.context() as patch:
-        patch.setattr(toy.step, "sae_loss", doubled)
+        patch.setattr(toy.training.step, "sae_loss", doubled)
         assert loss(ArraySource(ROWS)) != ours
     before = advance.n_compiled
     assert loss(ArraySource(ROWS)) == ours

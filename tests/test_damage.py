@@ -17,14 +17,14 @@ import pytest
 from test_lm_model import a_model
 from test_torch_file import GOOD, archive
 
-from toy.checkpoint import FileCheckpoint
+from toy.data.activations import open_matrix
+from toy.data.store import open_store, signed, write_store
 from toy.io import load_arrays, load_json, load_sae, save_arrays, save_json, save_sae
 from toy.lm.torch_file import read_torch_file
 from toy.lm.weights import load_model, save_model
-from toy.loop import Run
-from toy.matrix import open_matrix
 from toy.sae import RELU, SAE, BatchTopK, TopK
-from toy.store import open_store, signed, write_store
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.loop import Run
 
 N_EACH, MOST_TOLD = 150, 1_200
 X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.dictionary import cosine_matrix, make_directions, welch_bound
+from toy.features.directions import cosine_matrix, make_directions, welch_bound
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from commands import exit_code
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, bench_cases, cli, study
+from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__
+from experiments.bench import cases as bench_cases
+from experiments.common import cli, study
 from toy.io import plain
 
 TINY = {"n_seeds": 2, "n_steps": 60}

@@ -11,14 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments import absorption, all_prefixes, cli, cosines, fonts, given, ground_truth, measured, ordering, plots
-from experiments import study as st
-from toy.evaluate import inference_gap
+from experiments import absorption, all_prefixes, cosines, ground_truth, ordering
+from experiments.common import cli, fonts, given, measured, plots
+from experiments.common import study as st
+from experiments.sweeps.cell import make_weighting
+from toy.eval.against_tree import inference_gap
+from toy.features.named import forest
+from toy.features.node import Node
 from toy.io import plain, save_tree
-from toy.node import Node
 from toy.sae import SAE, BatchTopK, TopK
-from toy.sweep.cell import make_weighting
-from toy.trees import forest
 
 SMALL: dict[str, Any] = {"n_seeds": 2, "n_steps": 5, "n_eval_rows": 60, "batch_size": 20, "n_latents": 3}
 ODD_NAMES = ["$x^$", "a_b^{c", "$", "100%\\frac{", "two\nlines", "tab\there", "_hidden", "x" * 1000]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from test_shard import HERE
 
+from toy.data.store import open_store, write_store
 from toy.io import load_arrays, load_json, save_arrays, save_json, save_sae, writing
 from toy.sae import SAE
-from toy.store import open_store, write_store
 
 LIMIT = 20_000  # bytes of a file, in a process of its own
 

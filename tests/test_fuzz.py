@@ -24,21 +24,22 @@ from hypothesis import strategies as st
 from killed import FACTS, N_SHARDS, make_shard
 from safetensors.numpy import save
 
-from experiments.cli import Command, experiment_module, parse
+from experiments.common.cli import Command, experiment_module
+from experiments.common.options import parse
 from experiments.sweep import read_sweep
-from toy.checkpoint import FileCheckpoint
+from experiments.sweeps.program import program_of
+from experiments.sweeps.spec import parse_sweep
+from toy.data.activations import open_matrix
+from toy.data.store import open_store, signed, write_store
+from toy.features.node import Node
+from toy.features.tree import build_tree, marginals
+from toy.features.tree_json import format_tree, tree_from_dict, tree_to_dict
 from toy.io import load_arrays, load_sae, load_tree, save_arrays, save_sae
 from toy.lm.tokens import load_tokenizer, save_tokenizer, train_tokenizer
 from toy.lm.torch_file import read_torch_file
-from toy.loop import Run
-from toy.matrix import open_matrix
-from toy.node import Node
 from toy.sae import SAE, ReLU, TopK, encode
-from toy.store import open_store, signed, write_store
-from toy.sweep.program import program_of
-from toy.sweep.spec import parse_sweep
-from toy.tree import build_tree, marginals
-from toy.tree_json import format_tree, tree_from_dict, tree_to_dict
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.loop import Run
 
 # --- Trees
 

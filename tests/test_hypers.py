@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.config import check_hypers, check_memory
+from toy.data.source import ArraySource
 from toy.prefixes import FixedWeights, full
 from toy.sae import BatchTopK, TopK
-from toy.source import ArraySource
-from toy.state import check_key
-from toy.train import Hypers, TrainConfig, train, train_grid
+from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
+from toy.training.grid import train_grid
+from toy.training.run import train
+from toy.training.state import check_key
 
 ROOT = Path(__file__).parent.parent
 GOOD = Hypers(full(4), target_l0=1.0)
@@ -94,7 +95,7 @@ def test_a_key_of_the_old_kind_is_refused(key: Any) -> None:
 UNCHECKED = """
 from toy.prefixes import fixed
 from toy.sae import BatchTopK, TopK
-from toy.train import TrainConfig
+from toy.training.run import TrainConfig
 for make in (
     lambda: TopK(1.5), lambda: TopK("2"), lambda: BatchTopK("2"), lambda: fixed(4, (2.5, 4)),
     lambda: TrainConfig(4, n_steps=1.5), lambda: TrainConfig(4.0), lambda: TrainConfig(4, reinit_window=("a", 1)),

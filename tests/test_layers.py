@@ -11,41 +11,97 @@ FILES = {str(path.relative_to(TOY.parent)): path for path in sorted(TOY.rglob("*
 FOREIGN = {"experiments", "tests", "matplotlib", "tyro", "tqdm"}
 LOSS = {file for file in FILES if file.startswith("toy/loss/")}
 LM = {file for file in FILES if file.startswith("toy/lm/")}
-WORLD = {"toy.tree", "toy.trees", "toy.tree_json", "toy.metrics", "toy.dictionary", "toy.io", "toy.lm"}
-WORLD |= {"toy.store", "toy.shards", "toy.manifest", "toy.matrix", "toy.stream", "toy.checkpoint"}
-WORLD |= {"toy.files", "toy.json_files", "toy.arrays", "toy.archive", "toy.saelens"}
-TRAINER = {"toy.train", "toy.step", "toy.upkeep", "toy.state", "toy.config", "toy.source", "toy.loss"}
-TRAINER |= {"toy.grid", "toy.advance", "toy.feed"}
-MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
-    **dict.fromkeys(("toy/train.py", "toy/grid.py", "toy/advance.py", "toy/feed.py"), WORLD),
-    **dict.fromkeys(("toy/loop.py", "toy/facts.py"), WORLD | TRAINER),
-    "toy/checkpoint.py": (WORLD | TRAINER) - {"toy.io", "toy.checkpoint"},
-    "toy/stream.py": (WORLD | TRAINER) - {"toy.matrix", "toy.stream", "toy.source"},
-    **dict.fromkeys(
-        ("toy/store.py", "toy/shards.py", "toy/manifest.py"),
-        (WORLD | TRAINER) - {"toy.io", "toy.matrix", "toy.shards", "toy.manifest"},
-    ),
-    "toy/matrix.py": (WORLD | TRAINER) - {"toy.io", "toy.matrix", "toy.archive"},
-    **dict.fromkeys(("toy/config.py", "toy/state.py"), WORLD | {"toy.train", "toy.step", "toy.upkeep"}),
-    **dict.fromkeys(("toy/step.py", "toy/upkeep.py"), WORLD | {"toy.train"}),
-    **dict.fromkeys(sorted(LOSS), WORLD | {"toy.train", "toy.step", "toy.source", "toy.sparsity"}),
-    **{f"toy/{name}.py": WORLD | TRAINER for name in ("prefixes", "sae", "sparsity")},
-    "toy/source.py": {"toy.train", "toy.step", "toy.loss", "toy.metrics", "toy.io", "toy.lm", "toy.matrix", "toy.feed"},
-    "toy/tree.py": {"toy.train", "toy.step", "toy.loss", "toy.sae", "toy.metrics", "toy.io", "toy.lm"},
-    "toy/compare.py": WORLD | TRAINER,
-    **{file: {"toy.train", "toy.grid", "toy.step", "toy.upkeep", "toy.loss"} for file in sorted(LM)},
-    "toy/metrics.py": (WORLD | TRAINER | {"toy.sae"}) - {"toy.tree", "toy.dictionary"},
-    "toy/evaluate.py": {"toy.train", "toy.step", "toy.loss", "toy.io", "toy.lm"},
+WORLD = {
+    "toy.features.tree",
+    "toy.features.named",
+    "toy.features.tree_json",
+    "toy.eval.metrics",
+    "toy.features.directions",
+    "toy.io",
+    "toy.lm",
 }
-MAY_OPEN = {"toy/io.py", "toy/provenance.py", "toy/store.py", "toy/shards.py", "toy/matrix.py"}
-MAY_OPEN |= {"toy/files.py", "toy/json_files.py", "toy/arrays.py"}
+WORLD |= {
+    "toy.data.store",
+    "toy.data.shards",
+    "toy.data.manifest",
+    "toy.data.activations",
+    "toy.data.stream",
+    "toy.training.checkpoint",
+}
+WORLD |= {"toy.files.atomic", "toy.files.json_files", "toy.files.arrays", "toy.files.archive", "toy.interop.saelens"}
+TRAINER = {
+    "toy.training.run",
+    "toy.training.step",
+    "toy.training.maintenance",
+    "toy.training.state",
+    "toy.training.config",
+    "toy.data.source",
+    "toy.loss",
+}
+TRAINER |= {"toy.training.grid", "toy.training.advance", "toy.training.feed"}
+MAY_NOT_IMPORT = {  # the trainer and its parts know no tree, no metric, no disk and no language model
+    **dict.fromkeys(
+        ("toy/training/run.py", "toy/training/grid.py", "toy/training/advance.py", "toy/training/feed.py"), WORLD
+    ),
+    **dict.fromkeys(("toy/training/loop.py", "toy/digest.py"), WORLD | TRAINER),
+    "toy/training/checkpoint.py": (WORLD | TRAINER) - {"toy.io", "toy.training.checkpoint"},
+    "toy/data/stream.py": (WORLD | TRAINER) - {"toy.data.activations", "toy.data.stream", "toy.data.source"},
+    **dict.fromkeys(
+        ("toy/data/store.py", "toy/data/shards.py", "toy/data/manifest.py"),
+        (WORLD | TRAINER) - {"toy.io", "toy.data.activations", "toy.data.shards", "toy.data.manifest"},
+    ),
+    "toy/data/activations.py": (WORLD | TRAINER) - {"toy.io", "toy.data.activations", "toy.files.archive"},
+    **dict.fromkeys(
+        ("toy/training/config.py", "toy/training/state.py"),
+        WORLD | {"toy.training.run", "toy.training.step", "toy.training.maintenance"},
+    ),
+    **dict.fromkeys(("toy/training/step.py", "toy/training/maintenance.py"), WORLD | {"toy.training.run"}),
+    **dict.fromkeys(
+        sorted(LOSS), WORLD | {"toy.training.run", "toy.training.step", "toy.data.source", "toy.training.controllers"}
+    ),
+    **{f"toy/{name}.py": WORLD | TRAINER for name in ("prefixes", "sae", "sparsity")},
+    "toy/data/source.py": {
+        "toy.training.run",
+        "toy.training.step",
+        "toy.loss",
+        "toy.eval.metrics",
+        "toy.io",
+        "toy.lm",
+        "toy.data.activations",
+        "toy.training.feed",
+    },
+    "toy/features/tree.py": {
+        "toy.training.run",
+        "toy.training.step",
+        "toy.loss",
+        "toy.sae",
+        "toy.eval.metrics",
+        "toy.io",
+        "toy.lm",
+    },
+    "toy/eval/streaming.py": WORLD | TRAINER,
+    **{
+        file: {"toy.training.run", "toy.training.grid", "toy.training.step", "toy.training.maintenance", "toy.loss"}
+        for file in sorted(LM)
+    },
+    "toy/eval/metrics.py": (WORLD | TRAINER | {"toy.sae"}) - {"toy.features.tree", "toy.features.directions"},
+    "toy/eval/against_tree.py": {"toy.training.run", "toy.training.step", "toy.loss", "toy.io", "toy.lm"},
+}
+MAY_OPEN = {
+    "toy/io.py",
+    "experiments/common/provenance.py",
+    "toy/data/store.py",
+    "toy/data/shards.py",
+    "toy/data/activations.py",
+}
+MAY_OPEN |= {"toy/files/atomic.py", "toy/files/json_files.py", "toy/files/arrays.py"}
 MAY_OPEN |= {f"toy/lm/{name}.py" for name in ("text", "tokenizer_json", "tokens", "torch_file", "weights")}
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"save", "load", "loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Every imported name: `from toy import tree` is toy and toy.tree, `from toy.tree import Node` toy.tree, too."""
+    """Every imported name: `from toy import sae` is toy and toy.sae, `from toy.sae import SAE` toy.sae, too."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -87,11 +143,11 @@ def test_every_folder_of_the_library_is_installed_and_under_the_rules() -> None:
 
 
 def test_the_rules_see_what_a_file_of_a_subfolder_does() -> None:
-    tree = ast.parse("import toy.train\nfrom toy import step\nfrom toy.loss import gram\nopen('a')")
-    assert within(imports(tree), MAY_NOT_IMPORT["toy/loss/tiled.py"]) == {"toy.train", "toy.step"}
+    tree = ast.parse("import toy.training.run\nfrom toy import step\nfrom toy.loss import gram\nopen('a')")
+    assert within(imports(tree), MAY_NOT_IMPORT["toy/loss/tiled.py"]) == {"toy.training.run", "toy.training.step"}
     assert calls(tree) & OPENERS == {"open"}
     assert "toy.loss.gram" in imports(parsed("toy/loss/objective.py"))
-    assert within(imports(parsed("toy/step.py")), {"toy.loss"})
+    assert within(imports(parsed("toy/training/step.py")), {"toy.loss"})
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -106,7 +162,10 @@ def test_a_layer_does_not_import_what_it_must_not_know(file: str) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in MAY_OPEN])
 def test_only_io_the_store_and_readers_of_models_and_texts_open_files(file: str) -> None:
-    of_no_file = {"toy/loop.py": {"load", "save"}, "toy/sweep/text.py": {"load"}}  # a checkpoint's, and a YAML text's
+    of_no_file = {
+        "toy/training/loop.py": {"load", "save"},
+        "experiments/sweeps/text.py": {"load"},
+    }  # a checkpoint's, and a YAML text's
     assert not calls(parsed(file)) & OPENERS - of_no_file.get(file, set())
 
 
@@ -128,5 +187,5 @@ def test_the_library_neither_prints_nor_configures_jax(file: str) -> None:
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "print" not in calls(tree)
     settings = {name for name in attributes if name.startswith("jax.config")}
-    assert settings <= ({"jax.config", "jax.config.values"} if file == "toy/provenance.py" else set())
+    assert settings <= ({"jax.config", "jax.config.values"} if file == "toy/jax_settings.py" else set())
     assert not within(imports(tree), {"jax.config"})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from toy.checkpoint import FileCheckpoint
+from toy.data.store import Store, StoreError, open_store
 from toy.lm import export, train_lm
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
@@ -21,7 +21,7 @@ from toy.lm.tokens import Rows, make_rows, train_tokenizer
 from toy.lm.train_lm import LMState, LMTrainConfig, generate, mean_loss, row_batches, summed_loss, unigram_entropy
 from toy.lm.weights import model_digest
 from toy.sae import SAE, TopK
-from toy.store import Store, StoreError, open_store
+from toy.training.checkpoint import FileCheckpoint
 
 STORIES = make_stories(60, seed=0)
 TOKENIZER = train_tokenizer(STORIES, 300)

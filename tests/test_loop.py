@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.loop import Facts, Run, run_chunks
+from toy.training.loop import Facts, Run, run_chunks
 
 
 class Kept:

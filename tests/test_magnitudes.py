@@ -9,22 +9,13 @@ import pytest
 from hypothesis import given, settings
 from oracles import nodes, within_binomial_bounds
 
-from toy.evaluate import evaluate, feature_sizes
-from toy.magnitudes import MIN_MAGNITUDE, folded_mean, log_factor, share_below_zero
-from toy.padding import pad_tree, tree_shape
+from experiments.sweeps.padding import pad_tree, tree_shape
+from toy.eval.against_tree import evaluate, feature_sizes
+from toy.features.magnitudes import MIN_MAGNITUDE, folded_mean, log_factor, share_below_zero
+from toy.features.named import forest
+from toy.features.node import Node, TreeError
+from toy.features.tree import build_tree, coactivation, edges, marginals, mean_l0, mean_magnitudes, sample_features
 from toy.sae import SAE
-from toy.tree import (
-    Node,
-    TreeError,
-    build_tree,
-    coactivation,
-    edges,
-    marginals,
-    mean_l0,
-    mean_magnitudes,
-    sample_features,
-)
-from toy.trees import forest
 
 KEY = jax.random.key(5)
 N_ROWS = 200_000

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from toy.matrix import Activations, open_matrix
-from toy.store import write_store
-from toy.stream import ShardSource
+from toy.data.activations import Activations, open_matrix
+from toy.data.store import write_store
+from toy.data.stream import ShardSource
 
 X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 ROWS = np.array([29, 0, 7, 7])

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toy import metrics
-from toy.evaluate import Evaluation, evaluate, feature_sizes, inference_gap
+from toy.eval import metrics
+from toy.eval.against_tree import Evaluation, evaluate, feature_sizes, inference_gap
+from toy.features.named import forest
+from toy.features.node import Node
+from toy.features.tree import build_tree
 from toy.sae import SAE, BatchTopK, TopK
-from toy.tree import Node, build_tree
-from toy.trees import forest
 
 # A parent with two exclusive children, and a lone feature; the directions are the axes, so d_in = 4.
 TREE = build_tree(forest(Node(0.5, (Node(0.4), Node(0.4)), exclusive=True), Node(0.2)))

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.sweeps.padding import TreeShape, pad_tree, pad_weighting, tree_shape
 from toy import prefixes
-from toy.dictionary import make_directions
-from toy.node import Node
-from toy.padding import TreeShape, pad_tree, pad_weighting, tree_shape
+from toy.data.source import TreeSource
+from toy.features.directions import make_directions
+from toy.features.named import RandomTree, RegularTree, forest, random_tree, reference_tree, regular_tree
+from toy.features.node import Node
+from toy.features.tree import Tree, build_tree, sample_features
 from toy.prefixes import Weighting, inclusion
-from toy.source import TreeSource
-from toy.train import Hypers, TrainConfig, train, trained_sae
-from toy.tree import Tree, build_tree, sample_features
-from toy.trees import RandomTree, RegularTree, forest, random_tree, reference_tree, regular_tree
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
+from toy.training.state import trained_sae
 
 KEY = jax.random.key(3)
 NAMED = {

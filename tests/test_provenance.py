@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import stages
-from experiments.stages import stage
-from toy import provenance
-from toy.checkpoint import FileCheckpoint
+from experiments.common import provenance
+from experiments.common.provenance import code_digest
+from experiments.language import stages
+from experiments.language.stages import stage
+from toy import jax_settings
+from toy.data.source import ArraySource
+from toy.jax_settings import jax_flags
 from toy.prefixes import full
-from toy.provenance import code_digest, jax_flags
-from toy.source import ArraySource
-from toy.train import Hypers, TrainConfig, train
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
 
 FILES = {
     "toy/a.py": "import numpy\nfrom toy.b import thing\n",
@@ -68,8 +71,8 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_at_their_defaults_are_not_told(unset: None) -> None:
     assert jax_flags() == {}
-    known = provenance._JAX_DEFAULTS
-    assert {name: provenance._shown(jax.config.values[name]) for name in known} == known  # no name is misspelt
+    known = jax_settings._JAX_DEFAULTS
+    assert {name: jax_settings._shown(jax.config.values[name]) for name in known} == known  # no name is misspelt
 
 
 def test_settings_that_change_numbers_are_told_as_they_are_now(unset: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,15 +125,22 @@ def test_a_checkpoint_of_other_settings_is_refused_and_a_stage_has_another_folde
 
 
 def test_what_is_replaced_while_a_program_runs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert provenance.replaced("toy.sweep.lanes", "experiments.sweep_report") == []
+    assert provenance.replaced("experiments.sweeps.lanes", "experiments.sweep_report") == []
     with monkeypatch.context() as patch:
         patch.setattr("toy.loss.objective.gram_mse", lambda *_: 0)
-        patch.setattr("toy.step.auxk_mse", abs)
-        patch.setattr("toy.sparsity.control", lambda *_: 0)  # where it is defined, and so no more what others import
-        patch.setattr("toy.state.TrainState", dict)
-        assert set(provenance.replaced("toy.step")) >= {
-            *("toy.loss.objective.gram_mse", "toy.step.auxk_mse", "toy.sparsity.control", "toy.step.control"),
-            *("toy.state.TrainState", "toy.step.TrainState"),
+        patch.setattr("toy.training.step.auxk_mse", abs)
+        patch.setattr(
+            "toy.training.controllers.control", lambda *_: 0
+        )  # where it is defined, and so no more what others import
+        patch.setattr("toy.training.state.TrainState", dict)
+        assert set(provenance.replaced("toy.training.step")) >= {
+            *(
+                "toy.loss.objective.gram_mse",
+                "toy.training.step.auxk_mse",
+                "toy.training.controllers.control",
+                "toy.training.step.control",
+            ),
+            *("toy.training.state.TrainState", "toy.training.step.TrainState"),
         }
-        assert provenance.replaced("toy.node") == []
-    assert provenance.replaced("toy.step") == []
+        assert provenance.replaced("toy.features.node") == []
+    assert provenance.replaced("toy.training.step") == []

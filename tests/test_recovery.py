@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from toy.dictionary import make_directions
-from toy.evaluate import Evaluation, evaluate
+from toy.data.source import TreeSource
+from toy.eval.against_tree import Evaluation, evaluate
+from toy.features.directions import make_directions
+from toy.features.named import forest, reference_tree
+from toy.features.node import Node
+from toy.features.tree import build_tree, mean_l0, sample_features
 from toy.prefixes import Weighting, full, sampled
-from toy.source import TreeSource
-from toy.train import Hypers, TrainConfig, train_grid, trained_saes
-from toy.tree import Node, build_tree, mean_l0, sample_features
-from toy.trees import forest, reference_tree
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid, trained_saes
 
 N_SEEDS = 6
 CFG = TrainConfig(n_latents=20, n_steps=4_000)

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.metrics import fvu, shrinkage
+from toy.data.rows import checked_rows
+from toy.data.source import ArraySource, checked_source
+from toy.eval.metrics import fvu, shrinkage
 from toy.prefixes import full
-from toy.rows import checked_rows
 from toy.sae import SAE
-from toy.source import ArraySource, checked_source
-from toy.train import Hypers, TrainConfig, train, train_grid, trained_sae
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid
+from toy.training.run import train
+from toy.training.state import trained_sae
 
 CFG = TrainConfig(4, n_steps=20, batch_size=16)
 HYPERS = Hypers(full(4), target_l0=2.0)

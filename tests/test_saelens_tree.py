@@ -11,10 +11,11 @@ import pytest
 from oracles import within_binomial_bounds
 from safetensors.numpy import save_file
 
+from toy.features.node import TreeError, features
+from toy.features.tree import build_tree, coactivation, marginals, mean_magnitudes, sample_features
+from toy.features.tree_json import parse_tree, tree_from_dict, tree_to_dict
+from toy.interop.saelens_tree import Firing, forest, kept_one
 from toy.io import load_tree, read_tree
-from toy.saelens_tree import Firing, forest, kept_one
-from toy.tree import TreeError, build_tree, coactivation, features, marginals, mean_magnitudes, sample_features
-from toy.tree_json import parse_tree, tree_from_dict, tree_to_dict
 
 N_ROWS = 200_000
 MODEL = Path("../shared/cases/saelens/synthetic_model")

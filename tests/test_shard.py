@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from toy.data.source import ArraySource
 from toy.prefixes import sampled
 from toy.sae import TopK
-from toy.source import ArraySource
-from toy.train import Hypers, TrainConfig, train
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
 
 HERE = Path(__file__).parent
 RUNS = ["relu sampled", "relu all", "relu hybrid", "topk", "batchtopk auxk restarts", "relu microbatches"]

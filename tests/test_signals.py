@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cli, progress, signals
+from experiments.common import cli, progress, signals
 
 BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
@@ -171,7 +171,7 @@ def test_an_early_end_does_not_take_python_down_below_the_work_of_jax(end: str, 
     """What JAX still computes then crashes: one in ten interrupts in the first second of a run did."""
     text = (
         "import sys; sys.argv = ['-m']; import experiments\n"
-        "from experiments.start import exit_with\n"
+        "from experiments.common.start import exit_with\n"
         "class Part:\n"
         "    def __del__(self): print('torn down')\n"
         f"part = Part()\n{end}"

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from oracles import within_binomial_bounds
 
-from toy.source import ArraySource, TreeSource
-from toy.tree import build_tree, sample_features
-from toy.trees import reference_tree
+from toy.data.source import ArraySource, TreeSource
+from toy.features.named import reference_tree
+from toy.features.tree import build_tree, sample_features
 
 KEY = jax.random.key(0)
 

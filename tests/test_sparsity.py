@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from toy.sparsity import control, control_threshold, ramped
+from toy.training.controllers import control, control_threshold, ramped
 
 
 @pytest.mark.parametrize(

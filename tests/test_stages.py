@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import stages
+from experiments.language import stages
 from toy.io import load_arrays, load_json, save_arrays, save_json
 
 
@@ -18,7 +18,7 @@ def make(folder: Path) -> dict[str, Any]:
     return {"l0_of_training": [1.23456789, 2.0]}
 
 
-make.__module__ = "experiments.language"
+make.__module__ = "experiments.language.chain"
 
 
 def made(cache: Path) -> Path:

@@ -13,8 +13,8 @@ import pytest
 from killed import FACTS, N_SHARDS, make_shard
 from test_shard import start
 
+from toy.data.store import Store, StoreError, open_store, signed, write_store
 from toy.io import load_json, locked, save_arrays, save_json
-from toy.store import Store, StoreError, open_store, signed, write_store
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]
 COLUMNS = ("token", "document", "position")

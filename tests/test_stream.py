@@ -12,12 +12,13 @@ import pytest
 from killed import CFG, HYPERS, KEY, stream
 from test_train import SHARED, assert_close, equal, lane
 
-from toy import feed
-from toy.loop import reading_ahead
-from toy.matrix import Activations
-from toy.source import Batches, Stream, draw_batch
-from toy.stream import ShardSource
-from toy.train import train, train_grid
+from toy.data.activations import Activations
+from toy.data.source import Batches, Stream, draw_batch
+from toy.data.stream import ShardSource
+from toy.training import feed
+from toy.training.grid import train_grid
+from toy.training.loop import reading_ahead
+from toy.training.run import train
 
 
 def numbered(n_rows: int, n_parts: int = 1, dtype: Any = np.float32) -> Activations:

@@ -14,12 +14,15 @@ import pytest
 import yaml
 from commands import exit_code
 
-from experiments import cli, signals, sweep, sweep_page, sweep_plots, sweep_report, sweep_speed
-from experiments.sweep_table import table_of
-from toy.sweep.drive import make_plan, open_store, read_store, run_plan, stub_cells
-from toy.sweep.engines import LocalEngine
-from toy.sweep.lanes import code_version
-from toy.sweep.program import program_of
+from experiments import sweep, sweep_report, sweep_speed
+from experiments.common import cli, signals
+from experiments.sweeps import page as sweep_page
+from experiments.sweeps import plots as sweep_plots
+from experiments.sweeps.columns import table_of
+from experiments.sweeps.drive import make_plan, open_store, read_store, run_plan, stub_cells
+from experiments.sweeps.engines import LocalEngine
+from experiments.sweeps.lanes import code_version
+from experiments.sweeps.program import program_of
 
 SWEEP: dict[str, Any] = {
     "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": [0, 4]},

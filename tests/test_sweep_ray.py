@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from toy.sweep.engines import _check_own_cluster
+from experiments.sweeps.engines import _check_own_cluster
 
 PROGRAM = """
 import json, os, re
 from pathlib import Path
-from toy.sweep.engines import RayEngine
+from experiments.sweeps.engines import RayEngine
 
 def owners():  # of sockets, among processes that know this cluster's token
     token, found = os.environ["RAY_AUTH_TOKEN"].encode(), set()

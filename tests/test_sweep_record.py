@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 from commands import exit_code
 
-from experiments import sweep_page, sweep_plots, sweep_report
-from experiments.cli import as_png
-from experiments.sweep_record import checked_record
-from experiments.sweep_table import table_of
+from experiments import sweep_report
+from experiments.common.cli import as_png
+from experiments.sweeps import page as sweep_page
+from experiments.sweeps import plots as sweep_plots
+from experiments.sweeps.cell import cell_key
+from experiments.sweeps.columns import table_of
+from experiments.sweeps.drive import open_store
+from experiments.sweeps.lanes import FACTS, METRICS, Row, code_version
+from experiments.sweeps.record import checked_record
+from experiments.sweeps.spec import parse_sweep
+from toy.features.node import Node
 from toy.io import plain, save_json
-from toy.node import Node
-from toy.sweep.cell import cell_key
-from toy.sweep.drive import open_store
-from toy.sweep.lanes import FACTS, METRICS, Row, code_version
-from toy.sweep.spec import parse_sweep
 
 SHIPPED = sorted((Path(__file__).parents[1] / "figures").glob("sweep_*.json"))
 AXES = {"tree": ["reference", "_b.json"], "objective": ["vanilla", "all"], "control_rate": [0.0, 3e-4], "seed": [0, 1]}

@@ -17,22 +17,33 @@ import submitit
 from killed import few_lanes, run_and_die_once, small_sweep
 from test_shard import start
 
-from toy import prefixes, step
-from toy.dictionary import _superposed, make_directions
-from toy.evaluate import evaluate
-from toy.node import Node
-from toy.source import TreeSource
-from toy.sweep import drive, engines, lanes, program
-from toy.sweep.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
-from toy.sweep.drive import Done, make_plan, open_store, run_plan, stub_cells
-from toy.sweep.engines import MOST_ATTEMPTS, Failure, LocalEngine, RayEngine, SlurmEngine, WorkerFault, answer_of
-from toy.sweep.lanes import METRICS, Row, code_version, n_compiled, run_cells
-from toy.sweep.program import program_of
-from toy.sweep.spec import Sweep, parse_sweep
-from toy.sweep.store import SweepStore
-from toy.train import Hypers, TrainConfig, train, trained_sae
-from toy.tree import held_out_key, sample_features
-from toy.trees import RegularTree
+from experiments.sweeps import drive, engines, lanes, program
+from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
+from experiments.sweeps.drive import Done, make_plan, open_store, run_plan, stub_cells
+from experiments.sweeps.engines import (
+    MOST_ATTEMPTS,
+    Failure,
+    LocalEngine,
+    RayEngine,
+    SlurmEngine,
+    WorkerFault,
+    answer_of,
+)
+from experiments.sweeps.lanes import METRICS, Row, code_version, n_compiled, run_cells
+from experiments.sweeps.program import program_of
+from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import SweepStore
+from toy import prefixes
+from toy.data.source import TreeSource
+from toy.eval.against_tree import evaluate
+from toy.features.directions import _superposed, make_directions
+from toy.features.named import RegularTree
+from toy.features.node import Node
+from toy.features.tree import held_out_key, sample_features
+from toy.training import step
+from toy.training.config import Hypers, TrainConfig
+from toy.training.run import train
+from toy.training.state import trained_sae
 
 RBG = "jax_default_prng_impl=rbg"
 SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}

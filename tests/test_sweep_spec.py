@@ -5,12 +5,23 @@ from typing import Any
 
 import pytest
 
+from experiments.sweeps.cell import (
+    Cell,
+    GivenTree,
+    Training,
+    as_data,
+    built,
+    cell_key,
+    d_in,
+    n_latents,
+    root_of,
+    target_l0,
+)
+from experiments.sweeps.program import program_of
+from experiments.sweeps.spec import Sweep, parse_sweep
 from toy import prefixes
-from toy.node import Node
-from toy.sweep.cell import Cell, GivenTree, Training, as_data, built, cell_key, d_in, n_latents, root_of, target_l0
-from toy.sweep.program import program_of
-from toy.sweep.spec import Sweep, parse_sweep
-from toy.trees import RandomTree, RegularTree, reference_tree
+from toy.features.named import RandomTree, RegularTree, reference_tree
+from toy.features.node import Node
 
 AXES = {"branching": [2, 3], "objective": ["vanilla", "expected_10"], "seed": {"range": [0, 3]}}
 UNFIT = ("a/b", "..", "a\\b", "", " ", 5, None, "a\0", "-a", "a\nb", "a\u202eb", "\ud800", "é" * 101)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from toy.sweep import table
-from toy.sweep.lanes import Row
-from toy.sweep.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
+from experiments.sweeps import table
+from experiments.sweeps.lanes import Row
+from experiments.sweeps.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
 
 ABOUT = {"sweep": {"name": "a", "axes": {"seed": [0, 1]}}}
 GOOD, BAD = Row({"fvu": 0.1, "hole_rate": None}, None, 0.5), Row(None, "it broke", 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from experiments.sweep import read_sweep
-from toy.sweep.text import SweepTextError, sweep_data
+from experiments.sweeps.text import SweepTextError, sweep_data
 
 BOMB = "metrics: [&a [1, 1], *a, *a]"
 

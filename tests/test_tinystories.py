@@ -15,27 +15,22 @@ import pytest
 from commands import exit_code
 from flax import nnx
 
-from experiments import (
-    LANGUAGE_SET,
-    cli,
-    language,
-    language_concepts,
-    language_memory,
-    language_saes,
-    memory,
-    stages,
-    tinystories,
-    tinystories_absorption,
-)
-from experiments.language_config import LanguageConfig
-from toy import sparsity
+from experiments import LANGUAGE_SET, tinystories, tinystories_absorption
+from experiments.common import cli, memory
+from experiments.language import chain as language
+from experiments.language import concepts as language_concepts
+from experiments.language import memory as language_memory
+from experiments.language import saes as language_saes
+from experiments.language import stages
+from experiments.language.config import LanguageConfig
+from toy.data.store import open_store
 from toy.lm import export
 from toy.lm.corpus import make_stories
 from toy.lm.model import LM, LMConfig, Site
 from toy.lm.text import END_OF_STORY, clean
 from toy.lm.weights import save_model
 from toy.sae import SAE
-from toy.store import open_store
+from toy.training import controllers as sparsity
 
 TINY = (
     *("--n-stories", "500", "--context", "48", "--vocab-size", "330", "--n-layers", "1", "--d-model", "16"),
@@ -129,7 +124,7 @@ def test_a_stage_is_named_by_the_libraries_and_the_module_that_make_it(what, mon
         told.append(folder.name)
 
     told = []
-    make.__module__ = "experiments.language"
+    make.__module__ = "experiments.language.chain"
     for _ in range(2):
         stages.stage(tmp_path, "s", {}, ["toy.lm.text"], make)
     monkeypatch.setattr(stages, what, lambda *_: "another")
@@ -145,7 +140,7 @@ def test_two_runs_at_once_make_a_stage_once(tmp_path):
         time.sleep(0.3)
         return {"made": len(told)}
 
-    make.__module__ = "experiments.language"
+    make.__module__ = "experiments.language.chain"
     with ThreadPoolExecutor(4) as threads:
         runs = [threads.submit(stages.stage, tmp_path, "s", {}, ["toy.lm.text"], make) for _ in range(4)]
         folders = {run.result() for run in runs}

@@ -9,17 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from toy import state as state_module
-from toy.dictionary import make_directions
+from toy.data.source import ArraySource, TreeSource
+from toy.features.directions import make_directions
+from toy.features.named import reference_tree
+from toy.features.tree import Tree, build_tree
 from toy.prefixes import FixedWeights, Weighting, all_prefixes, full, sampled
 from toy.sae import BatchTopK, TopK, decode, encode, reorder
-from toy.source import ArraySource, TreeSource
-from toy.state import TrainState, init_state, input_scale, ranks, trained_sae
-from toy.step import train_step
-from toy.train import Hypers, Metrics, TrainConfig, advance, train, train_grid, trained_saes
-from toy.tree import Tree, build_tree
-from toy.trees import reference_tree
-from toy.upkeep import moved, reinit_weak, upkeep
+from toy.training import state as state_module
+from toy.training.advance import advance
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid, trained_saes
+from toy.training.maintenance import moved, reinit_weak, upkeep
+from toy.training.run import train
+from toy.training.state import Metrics, TrainState, init_state, input_scale, ranks, trained_sae
+from toy.training.step import train_step
 
 KEY, KEY_W = jax.random.key(0), jax.random.key(100)  # the same key would tie the first encoder to the directions
 TREE = build_tree(reference_tree())

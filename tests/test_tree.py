@@ -12,22 +12,17 @@ import pytest
 from hypothesis import given, settings
 from oracles import nodes, tree_states, within_binomial_bounds
 
-from toy import trees
-from toy.tree import (
-    MAX_DEPTH,
-    Node,
+from toy.features import named as trees
+from toy.features.node import MAX_DEPTH, Node, TreeError, feature_names, features, walk
+from toy.features.tree import (
     Tree,
-    TreeError,
     build_tree,
     coactivation,
     edges,
-    feature_names,
     feature_parents,
-    features,
     marginals,
     mean_l0,
     sample_features,
-    walk,
 )
 
 KEY = jax.random.key(0)

@@ -13,12 +13,20 @@ import pytest
 from hypothesis import given, settings
 from oracles import nodes
 
-from toy import node as node_module
+from toy.features import node as node_module
+from toy.features.named import (
+    RandomTree,
+    RegularTree,
+    forest,
+    random_tree,
+    reference_tree,
+    regular_tree,
+    scale_children,
+)
+from toy.features.node import MAX_DEPTH, MAX_NAME, Node, TreeError, feature_names, walk
+from toy.features.tree import build_tree, marginals
+from toy.features.tree_json import format_tree, parse_tree, parse_with_notes, tree_from_dict, tree_to_dict
 from toy.io import load_tree, read_tree, save_json, save_tree
-from toy.node import MAX_DEPTH, MAX_NAME, Node, TreeError, walk
-from toy.tree import build_tree, feature_names, marginals
-from toy.tree_json import format_tree, parse_tree, parse_with_notes, tree_from_dict, tree_to_dict
-from toy.trees import RandomTree, RegularTree, forest, random_tree, reference_tree, regular_tree, scale_children
 
 
 def exclusive(*probs: float, **root: Any) -> dict[str, Any]:

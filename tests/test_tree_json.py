@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from oracles import nodes
 
+from toy.features.named import reference_tree
+from toy.features.node import MAX_DEPTH, Node, TreeError, feature_names
+from toy.features.tree import build_tree, coactivation, marginals
+from toy.features.tree_json import format_tree, parse_tree, tree_from_dict, tree_to_dict
 from toy.io import load_tree, save_tree
-from toy.tree import MAX_DEPTH, Node, TreeError, build_tree, coactivation, feature_names, marginals
-from toy.tree_json import format_tree, parse_tree, tree_from_dict, tree_to_dict
-from toy.trees import reference_tree
 
 REFERENCE = {
     "active_prob": 1,

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toy import trees
-from toy.node import Node, TreeError
-from toy.tree import build_tree, coactivation, edges, feature_names, marginals, mean_l0, walk
-from toy.trees import (
+from toy.features import named as trees
+from toy.features.named import (
     TREES,
     RandomTree,
     RegularTree,
@@ -22,6 +20,8 @@ from toy.trees import (
     scale_children,
     three_level_tree,
 )
+from toy.features.node import Node, TreeError, feature_names, walk
+from toy.features.tree import build_tree, coactivation, edges, marginals, mean_l0
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -11,15 +11,18 @@ import optax
 import pytest
 from test_train import KEY, SHARED, assert_close, copied, equal, keep_up, lane, leaves, one_step, permuted
 
-from toy.evaluate import inference_gap
+from toy.data.source import ArraySource
+from toy.eval.against_tree import inference_gap
 from toy.loss import sae_loss
 from toy.prefixes import Weighting, all_prefixes, draw, expected, hybrid, sampled
 from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode, init_sae
-from toy.source import ArraySource
-from toy.state import TrainState, init_state, input_scale, n_aux, trained_sae
-from toy.step import THRESHOLD_RATE
-from toy.train import Hypers, TrainConfig, advance, train, train_grid
-from toy.upkeep import moved
+from toy.training.advance import advance
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid
+from toy.training.maintenance import moved
+from toy.training.run import train
+from toy.training.state import TrainState, init_state, input_scale, n_aux, trained_sae
+from toy.training.step import THRESHOLD_RATE
 
 N, D_IN = 160, 16  # more latents than are compared by pairs; a few tiles, the last one short
 BATCH = 32

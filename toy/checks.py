@@ -3,9 +3,11 @@
 Every configuration checks its numbers here, when it is made and so before any work.
 """
 
+import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -104,3 +106,14 @@ def quoted(value: Any, most: int = MOST_QUOTED) -> str:
 def shortened(text: str, most: int = MOST_QUOTED) -> str:
     """The text itself, or its beginning and an ellipsis where it has more than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def optional(module: str, extra: str, wanted_for: str) -> ModuleType:
+    """An optional package. Raises: ValueError naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise ValueError(
+            f"{wanted_for}: needs the package {package}; install the extra: pip install -e '.[{extra}]'"
+        ) from None

@@ -1,8 +1,8 @@
 """Compiled programs that see the functions they were made from.
 
 `jax.jit` knows a program again by the function it was given and the shapes of its arguments. A function further down,
-say a loss that a researcher has replaced (`toy.step.sae_loss = mine`), and the `sample` of a source class that was
-changed are no part of that, so the old program would go on running and give the old numbers without a word.
+say a loss that a researcher has replaced (`toy.training.step.sae_loss = mine`), and the `sample` of a source class that
+was changed are no part of that, so the old program would go on running and give the old numbers without a word.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import jax
 
 T = TypeVar("T")
-_OWN = "toy."
+_OWN = ("toy.", "experiments.")
 _KNOWN = ("toy", "builtins", "jax", "jaxlib", "flax", "optax", "numpy", "typing", "types")  # whose classes stay
 
 

@@ -1,20 +1,20 @@
 """The library's files by one name: trees, SAEs, records and arrays. Writes are whole or not at all.
 
-Activations, which are too many for this, have `toy.store` and `toy.matrix`.
+Activations, which are too many for this, have `toy.data.store` and `toy.data.activations`.
 """
 
 import os
 from pathlib import Path
 
-from toy.arrays import load_arrays, map_arrays, save_arrays
 from toy.checks import quoted
-from toy.files import claim, is_part, locked, prepare, remove_parts, writing
-from toy.json_files import content_digest, is_signed, load_json, parse_json, plain, save_json, signed
-from toy.json_nodes import parse_nodes
-from toy.node import Node, TreeError
-from toy.saelens import load_sae, save_sae
-from toy.saelens_model import synthetic_model
-from toy.tree_json import name_notes, parse_with_notes, tree_to_dict
+from toy.features.json_nodes import parse_nodes
+from toy.features.node import Node, TreeError
+from toy.features.tree_json import name_notes, parse_with_notes, tree_to_dict
+from toy.files.arrays import load_arrays, map_arrays, save_arrays
+from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
+from toy.files.json_files import content_digest, is_signed, load_json, parse_json, plain, save_json, signed
+from toy.interop.saelens import load_sae, save_sae
+from toy.interop.saelens_model import synthetic_model
 
 _MOST_TREE_BYTES = 32 * 2**20
 
@@ -51,8 +51,8 @@ def load_tree(path: Path) -> Node:
 def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
     """A tree, and what its reader should know of how it was read, one line each.
 
-    From a JSON file or pipe (read once) in any dialect of `toy.tree_json`, or from the folder of a synthetic model that
-    SAELens saved (`toy.saelens_model`). Raises: `TreeError` naming the file.
+    From a JSON file or pipe (read once) in any dialect of `toy.features.tree_json`, or from the folder of a synthetic
+    model that SAELens saved (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
     """
     try:
         return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))

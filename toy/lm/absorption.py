@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import minimize
 
-from toy.compare import ROUNDING
 from toy.compiled import compiled
+from toy.eval.metrics import at_least_float32, mean_known
+from toy.eval.streaming import ROUNDING
 from toy.lm.pieces import words
 from toy.lm.tokens import Rows
-from toy.metrics import at_least_float32, mean_known
 from toy.sae import RELU, SAE, Activation, encode
 
-ON_THRESHOLD = 0.2  # of the latent's mean activation on the concept's rows where it is positive, as in `toy.metrics`
+ON_THRESHOLD = 0.2  # of the latent's mean activation on the concept's rows where it is positive (`toy.eval.metrics`)
 ABSORBER_COSINE = 0.1  # an absorbing latent's decoder has with the probe, at least …
 ABSORBER_SHARE = 0.4  # … and it adds so much along the probe, of what the concept's latent adds where it is on
 MIN_ROWS = 20  # a member on fewer rows says nothing

@@ -10,12 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from toy.compiled import compiled
+from toy.data.shards import DTYPES
+from toy.data.store import Store, write_store
 from toy.lm.model import LM, Site, acts_at
 from toy.lm.tokens import Rows
 from toy.lm.weights import model_digest
-from toy.loop import Progress
-from toy.shards import DTYPES
-from toy.store import Store, write_store
+from toy.training.loop import Progress
 
 BATCH = 32  # rows in memory at once, beside one shard
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from toy.checks import quoted
-from toy.extras import optional
+from toy.checks import optional, quoted
 
 PREFIX = "hub:"
 

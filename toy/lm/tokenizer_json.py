@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Bpe
 
 from toy.checks import quoted
-from toy.json_files import parse_json
+from toy.files.json_files import parse_json
 
 MOST_BYTES = 48 * 2**20  # of a file; those of the largest vocabularies have about 35 MB
 MOST_IDS = 2**20  # the largest vocabularies have about a million

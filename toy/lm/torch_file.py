@@ -14,8 +14,8 @@ from zipfile import BadZipFile, ZipFile
 import ml_dtypes
 import numpy as np
 
-from toy.archive import open_archive
 from toy.checks import MOST_QUOTED, quoted
+from toy.files.archive import open_archive
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),

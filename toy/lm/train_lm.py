@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.compiled import compiled
-from toy.config import MAX_STEPS
 from toy.lm.model import LM, LMConfig, Tap, keep
 from toy.lm.tokens import Rows, Tokenizer
-from toy.loop import Checkpoint, Progress, run_chunks
+from toy.training.config import MAX_STEPS
+from toy.training.loop import Checkpoint, Progress, run_chunks
 
 
 @dataclass(frozen=True)

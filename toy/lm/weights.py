@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from toy.checks import POSITIVE, Real, Whole, check_numbers, quoted
-from toy.io import load_arrays, load_json, plain, save_arrays, save_json
+from toy.files.arrays import load_arrays, save_arrays
+from toy.files.json_files import load_json, plain, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig
 from toy.lm.torch_file import read_torch_file
@@ -35,7 +36,7 @@ _GPT_NEO = {
 _MOST_CONFIG = 2**20  # bytes
 _MOST_SIZE = 2**24  # of any dimension; the tensors are compared with the sizes before anything is allocated
 _MOST_LAYERS = 512
-_SAVED_WITH = "toy.config"  # among the metadata of our own tensors: the configuration that they belong to
+_SAVED_WITH = "toy.training.config"  # among the metadata of our own tensors: the configuration that they belong to
 _SIZES = ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window")
 _MOST_TOLD = 1_000  # characters of the names of tensors that a message repeats
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")

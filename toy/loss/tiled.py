@@ -10,9 +10,9 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from toy.loss.every import every_mse, hybrid_mse
-from toy.loss.few import few_mse
 from toy.loss.products import dot, scalar_loss
+from toy.loss.relu_all_prefixes import every_mse, hybrid_mse
+from toy.loss.relu_few_prefixes import few_mse
 from toy.loss.tiles import Acts, Decoder, Loss, Residual
 from toy.prefixes import FixedPrefixes, FixedWeights, HybridWeights, Prefixes
 

@@ -1,0 +1,1 @@
+"""Timed work: jobs in processes of their own, their cases, and the same work in SAELens."""

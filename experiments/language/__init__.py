@@ -1,0 +1,1 @@
+"""The chain from text to SAEs that the TinyStories figures share."""

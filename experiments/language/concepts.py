@@ -1,0 +1,96 @@
+"""Concepts in SAEs of a language model: where their words are, and how each SAE does on them."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.language.chain import Chain, Tokens
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import KINDS, SiteSAEs
+from toy.checks import quoted
+from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption, unknown
+from toy.lm.model import Site
+from toy.sae import SAE
+
+MOST_ROWS = 100_000  # of the held-out ones
+
+
+def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
+    """For each concept which of its words ends at each held-out row, of those that the text has often enough.
+
+    Such a concept has rows to fit its probe on, with it and without it, and a member with rows to be measured on.
+    """
+    store, concepts = chain.acts.valid, cfg.concept_words
+    wanted = wanted_words(cfg)
+    places = store.document[:MOST_ROWS], store.position[:MOST_ROWS]
+    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(*places)
+    found = {}
+    for name, words in concepts.items():
+        place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
+        place[[wanted.index(word) for word in words]] = np.arange(len(words))
+        members = place[index]
+        present = members[::2] >= 0
+        if present.any() and not present.all() and max(_counts(members[1::2], len(words))) >= MIN_ROWS:
+            found[name] = members
+    return found
+
+
+def wanted_words(cfg: LanguageConfig) -> list[str]:
+    """Of all concepts, each once."""
+    return sorted({word for words in cfg.concept_words.values() for word in words})
+
+
+def check_words(cfg: LanguageConfig, tokens: Tokens) -> None:
+    """Before anything is trained. Raises: ValueError if the held-out text has no word of a concept often enough."""
+    wanted = wanted_words(cfg)
+    found = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).found
+    if max(_counts(found, len(wanted))) < MIN_ROWS:
+        named = quoted(", ".join(wanted[:5]))
+        raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
+
+
+def _counts(members: np.ndarray, n_members: int) -> list[int]:
+    """Rows of each member."""
+    return np.bincount(members[members >= 0], minlength=n_members).tolist()
+
+
+def of_site(
+    cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs, members: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """For each kind lists [seed, L0, concept], and of the middle L0 every member's numbers [seed, concept, member].
+
+    NaN of concepts that the text has not often enough; `n_rows` are those measured on, [model, concept, member].
+    """
+    acts = chain.acts.valid.activations(str(site))
+    x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
+    probes = {name: fit_probe(x[::2], of[::2] >= 0) for name, of in members.items()}
+    middle = cfg.sizes.target_l0.index(cfg.reference_l0)
+    sizes = {name: len(words) for name, words in cfg.concept_words.items()}
+    n_rows = [_counts(members[name][1::2], n) if name in members else [0] * n for name, n in sizes.items()]
+    found: dict[str, Any] = {"n_rows": [n_rows]}
+    for kind in KINDS:
+        measured = [[measure(sizes, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]
+        names = ("hole_rate", "absorbed_rate", "precision", "average_precision", "correlation", "parent_cosine")
+        found[kind] = {name: [[[m[name] for m in sae] for sae in seed] for seed in measured] for name in names} | {
+            f"members_{name}": [[m[name] for m in seed[middle]] for seed in measured]
+            for name in ("hole_rates", "absorbed_rates", "cosines", "latent", "absorbers")
+        }
+    return found
+
+
+def measure(
+    sizes: dict[str, int], sae: SAE, x: np.ndarray, members: dict[str, np.ndarray], probes: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """One SAE, every concept; `sizes` are numbers of members."""
+    best = {}
+    if members:
+        present = np.stack([of >= 0 for of in members.values()], axis=1)
+        best = dict(zip(members, zip(*best_latents(sae, x[::2], present[::2]), strict=True), strict=True))
+    measured = []
+    for name, n_members in sizes.items():
+        found, correlation = unknown(n_members), float("nan")
+        if name in members:
+            latent, correlation = int(best[name][0]), float(best[name][1])
+            found = measure_absorption(sae, x[1::2], members[name][1::2], n_members, latent, probes[name])
+        measured.append(found._asdict() | {"correlation": correlation})
+    return measured

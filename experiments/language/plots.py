@@ -1,0 +1,121 @@
+"""What the TinyStories figures share: a panel a site, the two kinds of SAE, the line under the figure."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.language.saes import KINDS, OffTarget
+from toy.training.controllers import MAX_L0_ERROR
+
+LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
+LINES = ("-", "--", ":", "-.")
+BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
+MOST_NAMED = 5  # SAEs off target, in a summary
+PLACES = {
+    "resid_pre": "residual before attention",
+    "resid_mid": "residual before MLP",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+}
+
+
+def title(site: str) -> str:
+    """`mlp_out.0` as a person says it."""
+    location, _, layer = site.partition(".")
+    return f"{PLACES[location]}, layer {layer}"
+
+
+def middle_l0(config: dict[str, Any]) -> float:
+    """Of a record's target L0s that of the reference SAEs (`LanguageConfig.reference_l0`)."""
+    return sorted(config["target_l0"])[len(config["target_l0"]) // 2]
+
+
+def grid_shape(n_sites: int) -> tuple[int, int]:
+    """Rows and columns of panels."""
+    columns = min(n_sites, 3 if n_sites <= 6 else 4)
+    return -(-n_sites // columns), columns
+
+
+def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str = "") -> list[Axes]:
+    """One panel a site, with the same x axis; those that are left over are taken away. The first has the letter."""
+    rows, columns = grid_shape(len(sites))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).ravel()
+    for ax in panels[len(sites) :]:
+        ax.remove()
+    for i, (ax, site) in enumerate(zip(panels, sites, strict=False)):
+        told = f"{letter}  {title(site)}" if letter and i == 0 else title(site)
+        ax.set_title(told, fontsize=7.5 if columns <= 3 else 5.8)
+    return list(panels[: len(sites)])
+
+
+def x_label(panels: list[Axes], text: str) -> None:
+    """Under every panel that has none below it."""
+    columns = grid_shape(len(panels))[1]
+    for ax in panels[-columns:]:
+        ax.set_xlabel(text, fontsize=7)
+
+
+def line(ax: Axes, x: Any, values: np.ndarray, kind: str, style: str = "-", marker: str = "o") -> None:
+    """Mean over seeds (rows of `values`) as a line, every seed a dot."""
+    colour = plots.COLOURS[kind]
+    ax.plot(x, values.mean(axis=0), style, color=colour, linewidth=1.1)
+    for row in values:
+        ax.plot(x, row, marker, color=colour, markersize=2, alpha=0.5, linestyle="none")
+
+
+def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | None = None) -> None:
+    for kind in kinds:
+        ax.plot([], [], color=plots.COLOURS[kind], label=LABELS[kind])
+    for label, style in (styles or {}).items():
+        ax.plot([], [], style, color="#555555", label=label)
+    ax.legend(loc="best", fontsize=5.5)
+
+
+def off_target(record: dict[str, Any]) -> list[str]:
+    """A line that says how many SAEs miss their target L0; none where all meet it, or where a record does not say."""
+    missed, config = record["results"].get("off_target"), record["config"]
+    if not missed:
+        return []
+    n_each = len(config["reference_widths"]) + len(KINDS) * len(config["target_l0"])
+    n_saes = len(record["results"]["sites"]) * len(record["seeds"]) * n_each
+    return [f"{len(missed)} of {n_saes} SAEs end more than {MAX_L0_ERROR:.0%} off their target L0"]
+
+
+def off_target_named(record: dict[str, Any]) -> list[str]:
+    """The same line with the first of these SAEs named, for a summary."""
+    missed = [OffTarget(*one) for one in record["results"].get("off_target", [])]
+    named = [
+        f"{one.site} {one.group}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
+        f"{one.target_l0:g}"
+        for one in missed[:MOST_NAMED]
+    ]
+    return [f"{text}: {'; '.join(named)}{'; …' * (len(missed) > MOST_NAMED)}" for text in off_target(record)]
+
+
+def _last_part(name: str) -> str:
+    return plots.shown_name(name.rpartition("/")[2], 60)
+
+
+def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
+    """Under the figure: what is shown, and of what."""
+    config, seeds = record["config"], record["seeds"]
+    models = [facts["model"] for facts in record["results"]["models"]]
+    model = models[0] | {name: sum(m[name] for m in models) / len(models) for name in ("loss", "unigram_entropy")}
+    own = f"{model['n_layers']}-layer model trained {'for each seed' if len(models) > 1 else 'here'}"
+    own += f", d_model {model['d_model']}"
+    parts = [
+        text,
+        f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
+        f"corpus: {_last_part(config['corpus'])}",
+        own if config["model"] is None else f"model: {_last_part(config['model'])}",
+        f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
+        f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
+        f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",
+        f"{ {'log': 'log', 'l1': 'L1'}[config['sparsity']] } sparsity",
+        *off_target(record),
+    ]
+    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6, color="#555555")

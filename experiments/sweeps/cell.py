@@ -1,0 +1,191 @@
+"""One cell of a sweep: a feature tree, how an SAE is trained on it, and what follows from the two."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from toy import prefixes
+from toy.checks import SEED, Real, Whole, check_numbers, quoted
+from toy.features.named import RandomTree, RegularTree, random_tree, regular_tree
+from toy.features.node import Node
+from toy.features.tree import Tree, build_tree, mean_l0
+from toy.features.tree_json import parse_tree
+from toy.loss import Sparsity
+from toy.prefixes import Weighting
+from toy.training.config import Hypers, TrainConfig
+
+D_IN = 32  # the least; doubled until it holds the features
+OBJECTIVES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
+MOST_NAME = 40  # characters of an objective's name
+_HYPERS = Hypers._field_defaults
+_MOST_FLOAT32 = float(np.finfo(np.float32).max)  # as which they are trained with
+_UP_TO_FLOAT32 = Real(least=0, most=_MOST_FLOAT32)
+
+
+@dataclass(frozen=True)
+class GivenTree:
+    """A tree of a file, or a named one."""
+
+    name: str
+    text: str  # as JSON
+
+
+TreeSpec = RegularTree | RandomTree | GivenTree
+
+
+@dataclass(frozen=True)
+class Training:
+    """All of a cell that is not its tree."""
+
+    objective: str = "expected_10"
+    latents_per_feature: float = 1.0
+    l0_ratio: float = 1.0  # the L0 that is aimed at, over the tree's exact mean L0
+    d_in: int | None = None  # None: the least of 32, 64, 128, … that holds the features
+    max_cosine: float | None = None  # None: orthogonal directions
+    norm_std: float = 0.05
+    n_steps: int = 5_000
+    batch_size: int = 200
+    sparsity: Sparsity = "l1"
+    learning_rate: float = _HYPERS["learning_rate"]
+    b1: float = _HYPERS["b1"]
+    b2: float = _HYPERS["b2"]
+    clip_norm: float = _HYPERS["clip_norm"]
+    sparsity_coef: float = _HYPERS["sparsity_coef"]
+    control_rate: float = _HYPERS["control_rate"]
+    reinit_below: float = _HYPERS["reinit_below"]
+    n_eval_rows: int = 5_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        make_weighting(self.objective, 2)
+        train_config(1, self.n_steps, self.batch_size, self.sparsity)
+
+
+_NUMBERS = {  # of a training, and what they may be
+    "latents_per_feature": Real(above=0, most=1e9),
+    "l0_ratio": Real(above=0, most=1e9),
+    "d_in": Whole(),
+    "max_cosine": Real(above=0, most=1),
+    "norm_std": _UP_TO_FLOAT32,
+    "n_steps": Whole(most=10**9),
+    "batch_size": Whole(most=10**9),
+    "learning_rate": Real(above=0, most=_MOST_FLOAT32),
+    "b1": Real(least=0, below=1),
+    "b2": Real(least=0, below=1),
+    "clip_norm": Real(above=0, most=_MOST_FLOAT32),
+    "sparsity_coef": _UP_TO_FLOAT32,
+    "control_rate": Real(least=0, below=1),
+    "reinit_below": _UP_TO_FLOAT32,
+    "n_eval_rows": Whole(most=10**9),
+    "seed": SEED,
+}
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, int | float | None):  # a sweep has few different ones, and many cells
+        _check_number_once(name, value)
+    else:
+        check_numbers({name: value}, {name: _NUMBERS[name]})
+
+
+@lru_cache(4_096, typed=True)
+def _check_number_once(name: str, value: float | None) -> None:
+    check_numbers({name: value}, {name: _NUMBERS[name]})
+
+
+@lru_cache(1_024, typed=True)
+def train_config(n_latents: int, n_steps: int, batch_size: int, sparsity: Sparsity) -> TrainConfig:
+    """Made once for all cells that share it. Raises: ValueError."""
+    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, sparsity=sparsity)
+
+
+class Cell(NamedTuple):
+    tree: TreeSpec
+    training: Training
+
+
+@lru_cache(1_024)
+def make_weighting(objective: str, n_latents: int) -> Weighting:
+    """Arrays of the host. Raises: ValueError if there is no such objective."""
+    kind, _, number = objective.partition("_")
+    try:
+        if len(objective) > MOST_NAME:
+            raise ValueError
+        if objective == "vanilla":
+            return prefixes.full(n_latents)
+        if objective == "all":
+            return prefixes.all_prefixes(n_latents)
+        if kind in ("sampled", "expected"):
+            return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(number))
+        if kind == "balanced":
+            return prefixes.balanced(n_latents, float(number))
+    except ValueError:
+        pass  # no number, or one that cannot be
+    raise ValueError(f"objective: expected {OBJECTIVES}, got {quoted(repr(objective))}")
+
+
+def root_of(spec: TreeSpec) -> Node:
+    if isinstance(spec, RegularTree):
+        return regular_tree(spec)
+    return random_tree(spec) if isinstance(spec, RandomTree) else parse_tree(spec.text)
+
+
+class Built(NamedTuple):
+    """What follows from a cell's tree."""
+
+    tree: Tree
+    mean_l0: float
+
+
+@lru_cache(4_096)
+def built(spec: TreeSpec) -> Built:
+    """Raises: TreeError if the tree is impossible."""
+    tree = build_tree(root_of(spec))
+    return Built(tree, mean_l0(tree))
+
+
+def n_latents(cell: Cell) -> int:
+    return max(1, round(cell.training.latents_per_feature * built(cell.tree).tree.n_features))
+
+
+def target_l0(cell: Cell) -> float:
+    return cell.training.l0_ratio * built(cell.tree).mean_l0
+
+
+def d_in(cell: Cell) -> int:
+    if cell.training.d_in is not None:
+        return cell.training.d_in
+    n_features, d = built(cell.tree).tree.n_features, D_IN
+    while d < n_features:
+        d *= 2
+    return d
+
+
+def as_data(cell: Cell) -> dict:
+    """A cell as JSON knows it; defaults stand in it, too."""
+    spec = cell.tree
+    if isinstance(spec, GivenTree):
+        tree = {"tree": spec.name, "json": json.loads(spec.text)}
+    else:
+        tree = {"tree": "regular" if isinstance(spec, RegularTree) else "random", **vars(spec)}
+    return {"tree": tree, "training": vars(cell.training)}
+
+
+def cell_digest(cell: Cell) -> str:
+    """32 hexadecimal digits that say which cell it is, to any version of the code."""
+    return _digest(json.dumps(as_data(cell), sort_keys=True))
+
+
+def cell_key(cell: Cell, code: str) -> str:
+    """A digest of all that determines a cell's numbers: the cell, and the version of the code (`code_version`)."""
+    return _digest(f"{cell_digest(cell)} {code}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

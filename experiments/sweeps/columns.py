@@ -1,0 +1,119 @@
+"""A sweep's record as columns, and intervals over its seeds."""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import norm, t
+
+from toy.training.controllers import MAX_L0_ERROR
+
+SHARES = ("recovered",)  # of seeds: 0 or 1 a cell
+SIGNED = ("parent_to_child", "child_to_sibling", "child_to_parent")
+
+
+class Table(NamedTuple):
+    """Different cells as columns; metrics are NaN where a cell failed, is missing, or the metric is not known."""
+
+    axes: dict[str, list[Any]]  # different values, in their order; without seeds, unless there is nothing else
+    places: np.ndarray  # [n_cells n_axes] which value each cell has
+    seeds: np.ndarray  # [n_cells]
+    failed: np.ndarray  # [n_cells] bool
+    metrics: dict[str, np.ndarray]
+    digests: np.ndarray  # [n_cells]
+    off_target: np.ndarray | None  # [n_cells] bool: whose L0 ends far off the target; None: the record does not tell
+
+    def having(self, **values: int) -> np.ndarray:
+        """[n_cells] bool: the cells with these places on the axes of these names."""
+        names, found = list(self.axes), np.ones(len(self.seeds), bool)
+        for name, place in values.items():
+            found &= self.places[:, names.index(name)] == place
+        return found
+
+    def of_objectives(self) -> list[tuple[str, np.ndarray]]:
+        """Each objective and its cells; all cells as one where objectives are no axis."""
+        if "objective" not in self.axes:
+            return [("all cells", self.having())]
+        return [(objective, self.having(objective=i)) for i, objective in enumerate(self.axes["objective"])]
+
+
+def table_of(record: dict[str, Any]) -> Table:
+    config, results = record["config"], record["results"]
+    given: dict[str, list[Any]] = config["axes"]
+    lengths = [len(values) for values in given.values()]
+    if config["combine"] == "product":
+        cells = np.array(list(itertools.product(*map(range, lengths))), int).reshape(-1, len(lengths))
+    else:
+        cells = np.tile(np.arange(lengths[0])[:, None], (1, len(lengths)))
+    different = {}
+    for i, (name, values) in enumerate(given.items()):
+        keys = [tuple(value) if isinstance(value, list) else value for value in values]
+        place = {key: j for j, key in enumerate(dict.fromkeys(keys))}
+        different[name] = [list(key) if isinstance(key, tuple) else key for key in place]
+        cells[:, i] = np.array([place[key] for key in keys])[cells[:, i]]
+    _, first = np.unique(cells, axis=0, return_index=True)
+    kept = np.sort(first)
+    names = list(given)
+    own = [i for i, name in enumerate(names) if name != "seed" or len(names) == 1]
+    is_seeded = "seed" in names and len(names) > 1
+
+    def at(places: list[int]) -> np.ndarray:
+        return np.isin(np.arange(len(cells)), places)[kept]
+
+    return Table(
+        {names[i]: different[names[i]] for i in own},
+        cells[kept][:, own],
+        cells[kept, names.index("seed")] if is_seeded else np.zeros(len(kept), int),
+        at(results["failed"]),
+        {name: np.array(column, float)[kept] for name, column in results["columns"].items()},
+        np.array(results["cells"])[kept],
+        at(results["off_target"]) if "off_target" in results else None,
+    )
+
+
+def off_target(table: Table, own: np.ndarray) -> str:
+    """How many of these cells end far off their target L0; empty if none is known to."""
+    n_off = 0 if table.off_target is None else int(table.off_target[own].sum())
+    trained = own & ~table.failed
+    return f"L0 more than {MAX_L0_ERROR:.0%} off target {n_off:,}/{int(trained.sum()):,}" if n_off else ""
+
+
+def default_axes(table: Table) -> tuple[str, str | None]:
+    """Those with numbers and most values; then any. None: there is only one."""
+    counts = {name: len(values) for name, values in table.axes.items() if name != "objective"}
+    numeric = [name for name in counts if all(isinstance(v, int | float) for v in table.axes[name])]
+    ranked = sorted(counts, key=lambda name: (name not in numeric, -counts[name]))
+    ranked += [name for name in table.axes if name not in ranked]
+    return ranked[0], ranked[1] if len(ranked) > 1 else None
+
+
+def matched(table: Table, metric: str, axis: str) -> np.ndarray | None:
+    """[n_cells] bool: those whose values on the other axes have a number at every value of this one, so that like is
+    compared with like. None if there are no such."""
+    if len(table.axes) == 1:
+        return table.having()
+    i, known = list(table.axes).index(axis), ~np.isnan(table.metrics[metric])
+    others = np.delete(table.places, i, axis=1)
+    _, group = np.unique(others, axis=0, return_inverse=True)
+    found = np.zeros((group.max() + 1, len(table.axes[axis])), bool)
+    found[group.ravel()[known], table.places[known, i]] = True
+    whole = np.asarray(found.all(axis=1))[group.ravel()]
+    return whole if whole.any() else None
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half of the 95% interval of the mean, by Student's t."""
+    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def interval(metric: str, values: np.ndarray) -> tuple[float, float]:
+    """95% interval of the mean over seeds; of a share Wilson's, every seed counting once."""
+    n, mean = len(values), float(values.mean())
+    if metric not in SHARES:
+        half = half_interval(values) if n > 1 else 0.0
+        return mean - half, mean + half
+    z = float(norm.ppf(0.975))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    return min(mean, centre - half), max(mean, centre + half)

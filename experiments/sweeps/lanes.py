@@ -1,0 +1,220 @@
+"""Training and measuring cells of one program, each in a lane of it."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
+
+from experiments.common.provenance import code_digest, replaced
+from experiments.sweeps.cell import Cell, built, make_weighting, n_latents, target_l0
+from experiments.sweeps.padding import pad_tree, pad_weighting
+from experiments.sweeps.program import Program, program_of
+from toy.checks import quoted
+from toy.compiled import compiled
+from toy.data.source import TreeSource
+from toy.eval.against_tree import Evaluation, evaluate
+from toy.eval.metrics import Mixing
+from toy.features.directions import make_directions
+from toy.features.tree import held_out_key, sample_features
+from toy.jax_settings import jax_flags
+from toy.sae import SAE, encode
+from toy.training.advance import many_steps
+from toy.training.config import Hypers
+from toy.training.grid import each_lane
+from toy.training.state import init_state, trained_sae
+
+OF_EVALUATION = (
+    *("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "fvu", "l0", "dead_latents", "shrinkage"),
+    *("firing_accuracy", "firing_precision", "firing_recall"),
+)
+FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
+METRICS = (*OF_EVALUATION, *Mixing._fields)  # which it has unless it failed
+LIBRARIES = ("jax", "jaxlib", "optax", "numpy", "scipy")
+
+
+Flags = tuple[tuple[str, str], ...]
+
+
+class Row(NamedTuple):
+    """What became of a cell."""
+
+    metrics: dict[str, float | None] | None  # None: it failed
+    error: str | None
+    seconds: float  # its share of its group's
+
+
+class Lanes(NamedTuple):
+    """A cell each, padded to the program's shapes."""
+
+    seed: UInt32[Array, "*lanes"]
+    source: TreeSource
+    hypers: Hypers
+
+
+class Outcome(NamedTuple):
+    sae: SAE
+    features: Float[Array, "lanes rows n_features"]  # held out
+    acts: Float[Array, "lanes rows n_latents"]
+
+
+def code_version(platform: str | None = None) -> str:
+    """All that a cell's numbers follow from beside the cell: this project's source, the libraries, the platform (cpu,
+    gpu or tpu) that JAX computes on, of which None is this process' own, and JAX's settings where they are not at
+    their defaults (`experiments.common.provenance.jax_flags`).
+
+    Raises: ValueError if a function was replaced since it was imported: no version of the code tells that.
+    """
+    others = replaced("experiments.sweeps.lanes")
+    if others:
+        raise ValueError(
+            f"{quoted(', '.join(others))}: replaced while the program runs, so that rows would be taken for those of "
+            "the code: use run_cells, which keeps none, or change the source"
+        )
+    flags = (f"{name}={value}" for name, value in jax_flags().items())
+    return ", ".join((*_source_and_libraries(), platform or jax.default_backend(), *flags))
+
+
+def _flags() -> Flags:
+    """For programs that make keys of seeds: JAX's own cache does not see which kind of keys is the default."""
+    return tuple(jax_flags().items())
+
+
+@cache
+def _source_and_libraries() -> tuple[str, ...]:
+    """Which cannot change while a process runs."""
+    return (
+        f"source {code_digest('experiments.sweeps.lanes')[:16]}",
+        *(f"{name} {version(name)}" for name in LIBRARIES),
+    )
+
+
+def run_cells(cells: Sequence[Cell]) -> list[Row]:
+    """Train and measure cells of one program, `n_lanes` at the most, on the default device, all at the same time.
+
+    A cell whose numbers are not finite has a row with an error; what goes wrong otherwise is raised.
+    """
+    start = time.monotonic()
+    program = program_of(cells[0])
+    if len(cells) > program.n_lanes:
+        raise ValueError(f"cells: {len(cells)} do not fit into {program.n_lanes} lanes")
+    for cell in cells:
+        if program_of(cell) != program:
+            raise ValueError(f"cells: of different programs: {program_of(cell)} and {program}")
+    filled = [*cells, *[cells[-1]] * (program.n_lanes - len(cells))]
+    lanes = make_lanes(filled, program)
+    outcome = jax.device_get(_run(lanes, program=program, flags=_flags()))
+    measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
+    share = (time.monotonic() - start) / len(cells)
+    return [Row(None, found, share) if isinstance(found, str) else Row(found, None, share) for found in measured]
+
+
+def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
+
+    def column(name: str) -> Float[Array, " lanes"]:
+        return jnp.asarray([getattr(cell.training, name) for cell in cells], jnp.float32)
+
+    hypers = Hypers(
+        prefixes=_stacked([_weighting(cell, program) for cell in cells]),
+        target_l0=jnp.asarray([target_l0(cell) for cell in cells], jnp.float32),
+        learning_rate=column("learning_rate"),
+        b1=column("b1"),
+        b2=column("b2"),
+        clip_norm=column("clip_norm"),
+        sparsity_coef=column("sparsity_coef"),
+        control_rate=column("control_rate"),
+        reinit_below=column("reinit_below"),
+        aux_coef=jnp.asarray(np.zeros(len(cells), np.float32)),
+        n_latents=jnp.asarray([n_latents(cell) for cell in cells], jnp.int32),
+    )
+    trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
+    return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
+
+
+def _weighting(cell: Cell, program: Program) -> Any:
+    weighting = make_weighting(cell.training.objective, n_latents(cell))
+    padded = pad_weighting(weighting, program.cfg.n_latents, program.n_prefixes)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), padded)
+
+
+def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "lanes n_features d_in"]:
+    """0 for features that are padding. Orthogonal ones do not depend on how many there are, superposed ones do."""
+    keys = _direction_keys(_seeds(cells), flags=_flags())
+    n_features, d_in = min(program.shape.n_features, program.d_in), program.d_in
+    norm_stds = {cell.training.norm_std for cell in cells if cell.training.max_cosine is None}
+    orthogonal = {std: np.asarray(make_directions(keys, n_features, d_in, norm_std=std)) for std in norm_stds}
+    superposed: dict[tuple, np.ndarray] = {}
+    W_feat = np.zeros((len(cells), program.shape.n_features, d_in), np.float32)
+    for i, cell in enumerate(cells):
+        n, training = built(cell.tree).tree.n_features, cell.training
+        if training.max_cosine is None:
+            W_feat[i, :n] = orthogonal[training.norm_std][i, :n]
+            continue
+        of = (training.seed, n, training.max_cosine, training.norm_std)
+        if of not in superposed:
+            given = {"max_cosine": training.max_cosine, "norm_std": training.norm_std}
+            superposed[of] = np.asarray(make_directions(keys[i : i + 1], n, d_in, **given))[0]
+        W_feat[i, :n] = superposed[of]
+    return W_feat
+
+
+@compiled(static_argnames="flags")
+def _direction_keys(seeds: UInt32[Array, " lanes"], *, flags: Flags) -> Key[Array, " lanes"]:
+    return jax.vmap(lambda seed: _keys(seed)[0])(seeds)
+
+
+def _keys(seed: UInt32[Array, ""]) -> tuple[Key[Array, ""], ...]:
+    """Of the directions, the training and the held-out rows."""
+    key = jax.random.key(seed)
+    return (*jax.random.split(key), held_out_key(key))
+
+
+def _seeds(cells: Sequence[Cell]) -> UInt32[Array, " lanes"]:
+    return jnp.asarray([cell.training.seed for cell in cells], jnp.uint32)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
+@compiled(static_argnames=("program", "flags"))
+def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
+    """All of the training in one program: what is compiled for a sweep is this, once a program and settings."""
+
+    def one(lane: Lanes) -> Outcome:
+        cfg, (tree, W_feat) = program.cfg, lane.source
+        _, key_training, key_held_out = _keys(lane.seed)
+        state = init_state(key_training, lane.hypers, d_in=program.d_in, cfg=cfg)
+        state, _ = many_steps(state, lane.source, lane.hypers, cfg.n_steps, cfg=cfg)
+        sae = trained_sae(state)
+        features = sample_features(key_held_out, tree, program.n_eval_rows)
+        return Outcome(sae, features, encode(sae, features @ W_feat))
+
+    return each_lane(one, program.cfg, (0,), 0)(lanes)
+
+
+def n_compiled() -> int:
+    """How often this process has compiled a program of a sweep: once a program and device."""
+    return _run.n_compiled
+
+
+def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None] | str:
+    """FACTS and METRICS; what is wrong where a number is not finite."""
+    (_, source, _), (sae, features, acts) = lane
+    tree, n, m = built(cell.tree).tree, built(cell.tree).tree.n_features, n_latents(cell)
+    sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec)
+    if not all(np.isfinite(leaf).all() for leaf in sae if leaf is not None):
+        return "the SAE's parameters are not finite: its training diverged; lower learning_rate"
+    found = evaluate(sae, source.W_feat[:n], tree, features[:, :n], acts=acts[:, :m])
+    return {"n_features": n, "n_latents": m, "target_l0": target_l0(cell), **_flat(found)}
+
+
+def _flat(found: Evaluation) -> dict[str, float | None]:
+    """Numbers alone; None for what is not known, such as the holes of a tree without edges."""
+    values = {name: float(getattr(found, name)) for name in OF_EVALUATION} | found.mixing._asdict()
+    return {name: None if np.isnan(value) else value for name, value in values.items()}

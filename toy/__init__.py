@@ -1,0 +1,24 @@
+"""Matryoshka SAEs on features that form trees: the names that most programs need. The rest of the package is
+
+features/   the ground truth: trees, their JSON, their exact statistics, directions
+sae.py      the SAE and its activations          prefixes.py  which prefixes are trained, and their weights
+loss/       the Matryoshka objective             training/    the trainer of one run and of many
+data/       sources and streams of activations   eval/        metrics, with and without a ground truth
+lm/         language models of TinyStories       interop/     SAELens' files
+files/, io.py, digest.py, checks.py              what is read and written, and what is refused
+"""
+
+from toy import prefixes
+from toy.data.source import ArraySource, TreeSource
+from toy.data.stream import ShardSource
+from toy.eval.against_tree import evaluate
+from toy.features.directions import make_directions
+from toy.features.named import forest, reference_tree
+from toy.features.node import Node
+from toy.features.tree import build_tree, mean_l0, sample_features
+from toy.io import load_sae, load_tree, save_sae, save_tree
+from toy.sae import SAE, BatchTopK, TopK
+from toy.training.config import Hypers, TrainConfig
+from toy.training.grid import train_grid, trained_saes
+from toy.training.run import train
+from toy.training.state import trained_sae

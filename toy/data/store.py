@@ -1,0 +1,211 @@
+"""The activation store: a folder of safetensors shards and a manifest, written last.
+
+A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `position` of the rows. An export that
+was killed goes on: `unfinished.json` stands in its folder until the manifest does.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from toy.checks import quoted
+from toy.data.activations import Activations
+from toy.data.manifest import MANIFEST, REMEDY, VERSION, damaged, read_manifest, read_object
+from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
+from toy.digest import digest_of
+from toy.files.arrays import map_arrays, save_arrays
+from toy.files.atomic import is_part, locked, remove_parts
+from toy.files.json_files import content_digest, save_json, signed
+
+__all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
+
+UNFINISHED = "unfinished.json"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a store says of one site."""
+
+    d_in: int
+    dtype: str
+    mean: tuple[float, ...]
+    mean_norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """An opened store; arrays are memory maps."""
+
+    folder: Path
+    facts: dict[str, Any]
+    sites: dict[str, Site]
+    digest: str  # SHA-256 of the manifest, and so of all
+    _shards: tuple[Shard, ...]
+
+    def activations(self, site: str) -> Activations:
+        """Raises: StoreError if the store has no such site."""
+        if site not in self.sites:
+            raise StoreError(
+                f"{self.folder}: has no site {quoted(repr(site))}; it has {quoted(', '.join(map(repr, self.sites)))}"
+            )
+        parts = tuple(shard[site] for shard in self._shards)
+        return Activations(f"{self.folder}/{site}", parts, shuffled=True, digest=f"{self.digest} {site}")
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(shard["token"]) for shard in self._shards)
+
+    @cached_property
+    def token(self) -> Int[np.ndarray, " n_rows"]:
+        """Every row's token id; in the order of the rows of `activations`, as `document` and `position` are."""
+        return self._column("token")
+
+    @cached_property
+    def document(self) -> Int[np.ndarray, " n_rows"]:
+        return self._column("document")
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, " n_rows"]:
+        return self._column("position")
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([shard[name] for shard in self._shards])
+
+
+def write_store(
+    folder: Path,
+    facts: dict[str, Any],
+    n_shards: int,
+    make_shard: Callable[[int], Shard],
+    *,
+    progress: Callable[[int], Any] | None = None,
+) -> Store:
+    """Make the shards that are not there yet, and the manifest; what was finished with the same facts is only opened.
+
+    `make_shard(i)`, a pure function of i, gives a shard's arrays, and `facts` (JSON) are what all of them follow from.
+    `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard beside it.
+
+    Raises: StoreError, and leaves everything as it was, if the folder holds anything else, another process writes to
+    it, or the shards are more than the files that a process may have open.
+    """
+    if n_shards < 1:
+        raise StoreError(f"{folder}: n_shards must be at least 1, got {n_shards}")
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder}: is a file: give another folder")
+    allow_files(folder, n_shards)
+    plan = json.loads(json.dumps({"facts": facts, "n_shards": n_shards}))
+    if not (folder / MANIFEST).exists():
+        try:
+            with locked(folder, wait=False):
+                if not (folder / MANIFEST).exists():  # another process may just have written it
+                    _begin(folder, plan)
+                    _write_shards(folder, plan, make_shard, progress)
+                    return open_store(folder, verify=False)
+        except BlockingIOError:
+            raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
+    manifest = read_manifest(folder)
+    _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
+    with contextlib.suppress(OSError):  # a finished store may stand where nothing can be written
+        (folder / UNFINISHED).unlink(missing_ok=True)
+    return open_store(folder)
+
+
+def _write_shards(
+    folder: Path, plan: dict[str, Any], make_shard: Callable[[int], Shard], progress: Callable[[int], Any] | None
+) -> None:
+    told: list[dict] = []
+    total = Total()
+    for i in range(plan["n_shards"]):
+        path = folder / shard_name(i)
+        mark = f"{i} of {content_digest(plan)}"
+        kept = _kept(path, mark)
+        shard = make_shard(i) if kept is None else kept
+        total.add(path, shard)
+        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else sha256_of(path)
+        n_rows, n_bytes = len(shard["token"]), path.stat().st_size
+        told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
+        if progress is not None:
+            progress(1)
+    manifest = {"version": VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
+    save_json(folder / MANIFEST, signed(manifest), digits=None)
+    (folder / UNFINISHED).unlink(missing_ok=True)  # another process that opens the store may do so, too
+
+
+def open_store(folder: Path, *, verify: bool = True) -> Store:
+    """Check that every file is there, as long and shaped as the manifest says, and with `verify` by its SHA-256.
+
+    Every shard is a map, which keeps its file open. Raises: StoreError naming the file.
+    """
+    manifest = read_manifest(folder)
+    allow_files(folder, len(manifest["shards"]))
+    sites = {name: Site(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
+    shards = []
+    for told in manifest["shards"]:
+        path = folder / told["name"]
+        if not path.is_file():
+            raise StoreError(f"{path}: is missing: {REMEDY}")
+        if path.stat().st_size != told["bytes"]:
+            raise damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
+        if verify and sha256_of(path) != told["sha256"]:
+            raise damaged(path, "its SHA-256 is not the manifest's")
+        try:
+            shard = map_arrays(path)[0]
+        except ValueError as error:
+            raise StoreError(str(error)) from None
+        check_shard(path, shard, {name: (site.d_in, site.dtype) for name, site in sites.items()})
+        if len(shard["token"]) != told["rows"]:
+            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {told['rows']}")
+        shards.append(shard)
+    return Store(folder, manifest["facts"], sites, manifest["sha256"], tuple(shards))
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Make the folder that of an export that is not finished. Raises: StoreError if it is another's."""
+    unfinished = folder / UNFINISHED
+    if unfinished.exists():
+        _check_same(unfinished, read_object(unfinished), plan)
+    else:
+        strangers = [path.name for path in folder.iterdir() if not is_part(path.name, re.escape(UNFINISHED))]
+        if strangers:
+            raise StoreError(f"{folder}: holds other files ({quoted(strangers[0])}): give an empty folder")
+    remove_parts(folder, "|".join((re.escape(UNFINISHED), re.escape(MANIFEST), SHARDS)))
+    if not unfinished.exists():
+        save_json(unfinished, plan, digits=None)
+
+
+def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if not isinstance(theirs.get("facts"), dict):
+        raise StoreError(f"{path}: broken: it says no facts: delete the folder and export it anew")
+    theirs, ours = ({"n_shards": plan.get("n_shards"), **plan["facts"]} for plan in (theirs, ours))
+    for name in [*ours, *theirs]:
+        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
+        if was != now:
+            raise StoreError(
+                f"{path}: of another export: {quoted(name)} was {quoted(was)}, now is {quoted(now)}: give another "
+                "folder"
+            )
+
+
+def _kept(path: Path, mark: str) -> Shard | None:
+    """A shard of an export that was killed, if it is there, whole, and the one of this mark."""
+    if not path.exists():
+        return None
+    try:
+        shard, metadata = map_arrays(path)
+        check_shard(path, shard, None)
+    except ValueError:
+        return None
+    return shard if metadata == _metadata(shard, mark) else None
+
+
+def _metadata(shard: Shard, mark: str) -> dict[str, str]:
+    """By which a shard that was kept is known again; one entry, as safetensors writes several in any order."""
+    return {"shard": f"{mark}: {digest_of(shard)}"}

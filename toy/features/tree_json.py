@@ -1,0 +1,191 @@
+"""Trees as JSON: three dialects in, one out, and the printed form. Each is read as its own program means it.
+
+- reference: `active_prob` (required), `id`, `mutually_exclusive_children`, `is_read_out`, `children`, and `is_binary`,
+  whose false is a magnitude uniform on (0, 1): no tree here has such, so it is refused unless magnitudes are given.
+- hedging: the same with `magnitude_mean` and `magnitude_std`: a magnitude is |N(mean, std²)|, as in ours. We write this
+  one, with `is_binary` false beside a standard deviation, and `scale_children_by_parent` and `feature_index` where
+  they are needed.
+- SAELens: `roots` and `firing_probabilities`; `toy.interop.saelens_tree` says how they are converted.
+
+**Mutually exclusive children whose probabilities sum to less than 1.** Here none of them is on with what is left. The
+hedging paper's program (and the reference code in its last version) divides by the sum instead, so that one is always
+on. Where the sum is 1 (within 1e-5: files hold rounded numbers) the two agree; a child that is no feature can hold what
+is left. Else the key `exclusive_rest` of the root says which is meant: "none", or "scaled" (divide by the sum). Without
+it, a file that has `magnitude_mean` or `magnitude_std` is refused, as it may be either program's; in any other file
+what is left is "none", and a note says so. `tree_to_dict` writes the key where a file would be refused without it.
+"""
+
+import math
+from typing import Any
+
+from toy.checks import quoted
+from toy.features.json_nodes import Entry, children_of, entries, parse_nodes, type_name
+from toy.features.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
+from toy.interop.saelens_tree import forest_from_dict
+
+_NODE_KEYS = {
+    "active_prob": "active_prob",
+    "id": "name",
+    "mutually_exclusive_children": "exclusive",
+    "is_binary": None,  # None: read by itself
+    "is_read_out": "is_feature",
+    "magnitude_mean": "magnitude_mean",
+    "magnitude_std": "magnitude_std",
+    "scale_children_by_parent": "scale_children_by_parent",
+    "feature_index": "feature_index",
+    "children": None,
+}
+_ROUNDED = 1e-5  # of a sum of probabilities that were rounded to 6 digits
+_NAME_SHOWN = 60  # characters
+
+
+def parse_tree(text: str) -> Node:
+    """A checked tree from JSON text in any of the dialects. Raises: `TreeError`, naming path and fault."""
+    return parse_with_notes(text)[0]
+
+
+def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
+    """As `parse_tree`, and what a reader should know of how the text was read, a line each. Raises: `TreeError`."""
+    return _from_dict(parse_nodes(text))
+
+
+def tree_from_dict(data: Any) -> Node:
+    """A checked tree from parsed JSON in any of the dialects. Raises: `TreeError`, naming path and fault."""
+    return _from_dict(data)[0]
+
+
+def _from_dict(data: Any) -> tuple[Node, tuple[str, ...]]:
+    if not isinstance(data, dict):
+        raise TreeError(f"root: expected an object, got {type_name(data)}")
+    root, notes = forest_from_dict(data) if "roots" in data else _nested(data)
+    return root, (*notes, *name_notes(root))
+
+
+def name_notes(root: Node) -> list[str]:
+    """Checks the tree; a note where names have characters that are not shown as they are. Raises: `TreeError`."""
+    strange = [node.name for *_, node in walk(root) if node.name and not node.name.isprintable()]
+    if not strange:
+        return []
+    return [f"{len(strange)} names have control or invisible characters, such as {quoted(strange[0], _NAME_SHOWN)}"]
+
+
+def _nested(data: dict[str, Any]) -> tuple[Node, list[str]]:
+    rest = data.get("exclusive_rest")
+    if rest not in (None, "none", "scaled"):
+        raise TreeError(f"root.exclusive_rest: expected 'none' or 'scaled', got {quoted(rest, 60)}")
+    found = entries([("root", {key: value for key, value in data.items() if key != "exclusive_rest"})], 0, _NODE_KEYS)
+    for entry in found:
+        _check_keys(entry)
+    probs, notes = _exclusive_probs(found, rest)
+    fields = (
+        {field: entry.data[key] for key, field in _NODE_KEYS.items() if field and key in entry.data}
+        | {"active_prob": prob}
+        for entry, prob in zip(found, probs, strict=True)
+    )
+    [root] = assembled([(entry.parent, given) for entry, given in zip(found, fields, strict=True)])
+    return root, notes
+
+
+def _check_keys(entry: Entry) -> None:
+    path, data = entry.path, entry.data
+    if "active_prob" not in data:
+        raise TreeError(f"{shown(path)}: the key 'active_prob' is missing")
+    if data.get("is_binary") is False and "magnitude_std" not in data and data.get("is_read_out", True):
+        raise TreeError(
+            f"{shown(path)}.is_binary: false is a magnitude uniform on (0, 1) in the reference code, which no tree "
+            "here has; give magnitude_mean and magnitude_std, or leave is_binary out for a magnitude of 1"
+        )
+    if data.get("is_binary") is True and data.get("magnitude_std", 0) != 0:
+        raise TreeError(f"{shown(path)}.is_binary: true contradicts magnitude_std; leave one of them out")
+
+
+def _exclusive_probs(found: list[Entry], rest: str | None) -> tuple[list[float], list[str]]:
+    """Each entry's P(on | parent on), as the module's docstring says; a file may have rounded exclusive ones."""
+    probs = [entry.data["active_prob"] for entry in found]
+    other = rest is None and any("magnitude_mean" in e.data or "magnitude_std" in e.data for e in found)
+    left: list[str] = []
+    for entry, below in zip(found, children_of(found), strict=True):
+        given = [probs[i] for i in below]
+        if not below or not entry.data.get("mutually_exclusive_children") or not all(0 <= p <= 1 for p in given):
+            continue  # `walk` refuses wrong probabilities
+        total, path = math.fsum(given), shown(entry.path)
+        exact = abs(total - 1) <= _ROUNDED
+        if other and not exact:
+            raise TreeError(
+                f"{path}.children: probabilities of mutually exclusive children sum to {total:.6g}, which the hedging "
+                'paper\'s program scales to 1 and this one leaves; say which is meant at the root by "exclusive_rest": '
+                '"scaled" or "none"'
+            )
+        if total > 0 and (rest == "scaled" or (exact and total > 1 + MAX_EXCESS)):
+            for i in below:
+                probs[i] /= total
+        if not exact and (rest == "scaled" or (rest is None and total < 1)):
+            left.append(f"{path} ({total:.6g})")
+    return probs, _rest_notes(left, rest)
+
+
+def _rest_notes(left: list[str], rest: str | None) -> list[str]:
+    if not left:
+        return []
+    what = "sum to less than 1: none of them is on with what is left" if rest is None else "are divided by their sum"
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return [f"the probabilities of mutually exclusive children of {left[0]}{more} {what}"]
+
+
+def tree_to_dict(root: Node) -> dict:
+    """The tree in the hedging dialect; keys at their default are left out."""
+    found = walk(root)
+    written: list[dict[str, Any]] = []
+    for _, parent, node in found:
+        data = _write(node)
+        written.append(data)
+        if parent < 0:
+            data |= {"exclusive_rest": "none"} if _is_ambiguous(found) else {}
+        else:
+            written[parent].setdefault("children", []).append(data)
+    return written[0]
+
+
+def _is_ambiguous(found: list[tuple[str, int, Node]]) -> bool:
+    """Whether another program would read the exclusive children of a tree with magnitudes otherwise."""
+    sized = any(node.magnitude_mean != 1 or node.magnitude_std != 0 for *_, node in found)
+    totals = (math.fsum(c.active_prob for c in node.children) for *_, node in found if node.exclusive and node.children)
+    return sized and any(abs(total - 1) > _ROUNDED for total in totals)
+
+
+def _write(node: Node) -> dict[str, Any]:
+    data: dict[str, Any] = {"active_prob": node.active_prob}
+    if node.name is not None:
+        data["id"] = node.name
+    if not node.is_feature:
+        data["is_read_out"] = False
+    if node.exclusive:
+        data["mutually_exclusive_children"] = True
+    if node.magnitude_mean != 1:
+        data["magnitude_mean"] = node.magnitude_mean
+    if node.magnitude_std != 0:
+        data |= {"magnitude_std": node.magnitude_std, "is_binary": False}
+    if node.scale_children_by_parent:
+        data["scale_children_by_parent"] = True
+    if node.feature_index is not None:
+        data["feature_index"] = node.feature_index
+    return data
+
+
+def format_tree(root: Node) -> str:
+    """The printed form: one line per node with its column, name, edge probability, magnitude and kind of children.
+
+    Control and invisible characters of names are escaped, and long names are cut.
+    """
+    column = {id(node): i for i, node in enumerate(features(root))}
+    depths: list[int] = []
+    lines = []
+    for _, parent, node in walk(root):
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+        index = f"{column[id(node)]:>4}" if node.is_feature else "   ·"
+        name = quoted(node.name or ("feature" if node.is_feature else "no feature"), _NAME_SHOWN)
+        magnitude = f"  magnitude {node.magnitude_mean:g}" if node.magnitude_mean != 1 else ""
+        magnitude += f" ± {node.magnitude_std:g}" if node.magnitude_std else ""
+        kind = "  (one of its children at most)" if node.exclusive else ""
+        lines.append(f"{index}  {'    ' * depths[-1]}{name}  p {node.active_prob:g}{magnitude}{kind}")
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""JSON: written in full or to some digits, read within limits, and signed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toy.checks import quoted
+from toy.files.atomic import writing
+
+MOST_JSON = 256 * 2**20  # bytes of a JSON file
+
+
+def save_json(path: Path, data: Any, *, digits: int | None = 6) -> None:
+    """Write JSON (`plain` says what becomes of numpy values and NaN), a list of numbers to a line."""
+    text = json.dumps(plain(data, digits), indent=1, allow_nan=False)
+    with writing(path) as file:
+        file.write((_one_line_lists(text) + "\n").encode())
+
+
+def load_json(path: Path, *, most_bytes: int = MOST_JSON) -> Any:
+    """Read JSON. Raises: OSError; ValueError naming the file if it is no JSON, repeats a key, is too long or deep."""
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path}: broken: has more than {most_bytes:,} bytes")
+    try:
+        return parse_json(content.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: broken: no JSON: not UTF-8 text") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: broken: no JSON: {quoted(str(error))}") from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises: ValueError in one line if it is none, repeats a key or is nested too deeply."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_repeats)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quoted(repeated)} stands twice in one object")
+    return found
+
+
+def signed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with its SHA-256, by which `is_signed` finds out whether it was changed."""
+    return {**content, "sha256": content_digest({k: v for k, v in content.items() if k != "sha256"})}
+
+
+def is_signed(content: dict[str, Any]) -> bool:
+    """Whether the SHA-256 that the content holds is its own."""
+    try:
+        return content.get("sha256") == signed(content)["sha256"]
+    except (RecursionError, ValueError):  # nested too deeply, or a number too long to write
+        return False
+
+
+def content_digest(data: Any) -> str:
+    """SHA-256 of data as JSON knows it."""
+    return hashlib.sha256(json.dumps(plain(data, None), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any, digits: int | None = 6) -> Any:
+    """As JSON knows it: numpy values as numbers and lists, floats to so many significant digits, NaN as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item, digits) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist(), digits)
+    if isinstance(value, list | tuple):
+        return [plain(item, digits) for item in value]
+    if isinstance(value, float):
+        if not np.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _one_line_lists(text: str) -> str:
+    """Put every list of plain numbers on one line: a record is read by people too."""
+    lines: list[str] = []
+    inside: list[str] | None = None
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.endswith("["):
+            if inside is not None:
+                lines += inside
+            inside = [line]
+        elif inside is not None and stripped.rstrip(",") == "]":
+            lines.append(inside[0] + " ".join(item.strip() for item in inside[1:]) + stripped)
+            inside = None
+        elif inside is not None and not stripped.endswith(("{", "}", "},")):
+            inside.append(line)
+        else:
+            lines += [*(inside or []), line]
+            inside = None
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The formats of other libraries: SAELens' SAE folders and its synthetic models."""

@@ -1,0 +1,207 @@
+"""Folders of SAELens, `cfg.json` and `sae_weights.safetensors`: SAEs written as it reads them, and read as it does.
+
+What `cfg.json` may say stands in this file, by key and by value. Anything else is refused by name, because a setting
+that is left out gives other activations without a word.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from toy.checks import quoted
+from toy.files.arrays import load_arrays, save_arrays
+from toy.files.json_files import load_json, save_json
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
+
+CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_VERSION = "6.54.12"  # of SAELens, whose format `save_sae` writes
+_MOST_CFG = 2**20  # bytes
+_SAVED_WITH = "toy.cfg"  # among the metadata of the weights: what `cfg.json` says of the function
+_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(jnp.bfloat16),
+}
+_DTYPES |= {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
+_HOOKS = ("hook_name", "hook_point")
+_DESCRIBES = {  # where an SAE was trained and is to be used; no activation depends on it
+    *("metadata", "device", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "model_name"),
+    *("model_class_name", "model_from_pretrained_kwargs", "hook_layer", "hook_head_index", "hook_name_out"),
+    *("hook_head_index_out", "hook_layer_out", "hf_hook_name", "hf_hook_name_out", "hook_point_layer"),
+    *("hook_point_head_index", "context_size", "prepend_bos", "exclude_special_tokens", "seqpos_slice"),
+    *("dataset_path", "dataset_trust_remote_code", "use_sparse_activations", *_HOOKS),
+}
+
+
+class _Setting(NamedTuple):
+    """What the values of a key may be, and what to do where one is another."""
+
+    allowed: tuple[Any, ...]
+    remedy: str
+    default: Any = None  # SAELens' own, where the key is absent; None where it must be there
+
+
+_OLD = "load it with SAELens 6 and save it again"
+_FOLD = "fold it into the weights with SAELens, and save it again"
+_TRUTHS = (False, True)
+_SETTINGS = {
+    "architecture": _Setting(("standard", "jumprelu", "topk"), "other architectures are not read, nor old folders"),
+    "dtype": _Setting((*_DTYPES,), "save it in one of these types"),
+    "apply_b_dec_to_input": _Setting(_TRUTHS, "it says whether b_dec is subtracted from the input", True),
+    "normalize_activations": _Setting(("none",), f"no normalisation is done here; where it is linear, {_FOLD}", "none"),
+    "reshape_activations": _Setting(("none",), "heads are not flattened here", "none"),
+    "activation_fn_str": _Setting(("relu",), _OLD, "relu"),
+    "activation_fn": _Setting(("relu",), _OLD, "relu"),
+    "activation_fn_kwargs": _Setting(({},), _OLD, {}),
+    "finetuning_scaling_factor": _Setting((False,), _FOLD, False),
+}
+_RESCALES = "rescale_acts_by_decoder_norm"
+_OF_TOPK = {_RESCALES: _Setting(_TRUTHS, "it says by what activations are compared", False)}
+
+
+def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata: dict[str, Any] | None = None) -> None:
+    """Write an SAE as the folder SAELens loads: `sae_weights.safetensors` and `cfg.json`.
+
+    As `standard`, as `topk` with `activation` TopK, or as `jumprelu` where the SAE has a threshold (BatchTopK). `sae`
+    acts on unscaled inputs (`trained_sae` gives such). The order of its latents is kept. A TopK SAE is written with
+    decoder norms folded into the encoder, since SAELens compares activations and not their sizes. The weights say
+    what `cfg.json` they belong to, so that a save that was killed between the two files is not loaded.
+
+    Raises: ValueError naming a tensor that is not finite or of another shape, before anything is written; OSError.
+    """
+    if isinstance(activation, BatchTopK) and sae.threshold is None:
+        raise ValueError("sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it")
+    if isinstance(activation, TopK):
+        sae = fold_decoder_norm(sae)._replace(threshold=None)
+    tensors = {name: np.asarray(leaf, np.float32) for name, leaf in sae._asdict().items() if leaf is not None}
+    if tensors["W_enc"].ndim != 2:
+        raise ValueError(f"sae: W_enc: expected (d_in, n_latents), got shape {tensors['W_enc'].shape}: save one lane")
+    d_in, n_latents = tensors["W_enc"].shape
+    _check_weights("sae", tensors, d_in, n_latents)
+    cfg: dict[str, Any] = {
+        "architecture": "standard" if sae.threshold is None else "jumprelu",
+        "d_in": d_in,
+        "d_sae": n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": _VERSION, **(metadata or {})},
+    }
+    if isinstance(activation, TopK):
+        cfg |= {"architecture": "topk", "k": _k("activation", activation.k, n_latents), _RESCALES: False}
+    save_arrays(folder / WEIGHTS, tensors, {_SAVED_WITH: _of_function(cfg)})
+    save_json(folder / CFG, cfg, digits=None)
+
+
+def load_sae(folder: Path) -> tuple[SAE, Activation]:
+    """The SAE of a folder of SAELens, in float32, with the activation that gives SAELens' own activations.
+
+    `apply_b_dec_to_input` is folded into b_enc, `rescale_acts_by_decoder_norm` into the encoder and decoder.
+
+    Raises: ValueError naming the file, the key or tensor that cannot be read as SAELens means it, and the remedy.
+    """
+    cfg = _read_cfg(folder)
+    found, metadata = load_arrays(folder / WEIGHTS)
+    names = SAE._fields if cfg["architecture"] == "jumprelu" else SAE._fields[:-1]
+    if set(found) != set(names):
+        got = quoted(", ".join(sorted(found)))
+        raise ValueError(f"{folder / WEIGHTS}: expected tensors {', '.join(names)}, got {got}")
+    if metadata.get(_SAVED_WITH, _of_function(cfg)) != _of_function(cfg):
+        raise ValueError(f"{folder}: {CFG} is not the one that {WEIGHTS} was saved with: save the SAE again")
+    tensors = {name: _as_float32(folder, name, found[name], cfg["dtype"]) for name in names}
+    _check_weights(folder / WEIGHTS, tensors, cfg["d_in"], cfg["d_sae"])
+    if cfg["apply_b_dec_to_input"]:
+        moved = tensors["b_dec"].astype(np.float64) @ tensors["W_enc"].astype(np.float64)
+        tensors["b_enc"] = (tensors["b_enc"] - moved).astype(np.float32)
+    sae = SAE(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    return (sae, RELU) if cfg["architecture"] != "topk" else _as_topk(folder, sae, cfg)
+
+
+def _read_cfg(folder: Path) -> dict[str, Any]:
+    """What `cfg.json` says, with SAELens' defaults filled in."""
+    path = folder / CFG
+    try:
+        cfg = load_json(path, most_bytes=_MOST_CFG)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as an SAE: {error.strerror or error}") from None
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{path}: expected an object")
+    settings = _SETTINGS | (_OF_TOPK if cfg.get("architecture") == "topk" else {})
+    known = {*settings, *_DESCRIBES, "d_in", "d_sae"} | ({"k"} if cfg.get("architecture") == "topk" else set())
+    for key, setting in settings.items():
+        _check_setting(path, cfg, key, setting)
+    if unknown := sorted(cfg.keys() - known):
+        raise ValueError(
+            f"{path}: {quoted(unknown[0])} is {quoted(cfg[unknown[0]])}, which is not known for "
+            f"{cfg['architecture']!r}: {_OLD}, or remove the key if no activation depends on it"
+        )
+    if "reshape_activations" not in cfg and any("hook_z" in str(cfg.get(key, "")) for key in _HOOKS):
+        raise ValueError(f"{path}: reshape_activations is absent, which is 'hook_z' for this hook: {_OLD}")
+    if not isinstance(cfg.get("metadata", {}), dict):
+        raise ValueError(f"{path}: metadata: expected an object, got {quoted(cfg['metadata'])}")
+    for key in ("d_in", "d_sae"):
+        if type(cfg.get(key)) is not int or cfg[key] < 1:
+            raise ValueError(f"{path}: {key}: expected a whole number of at least 1, got {quoted(cfg.get(key))}")
+    return {key: setting.default for key, setting in settings.items()} | cfg
+
+
+def _check_setting(path: Path, cfg: dict[str, Any], key: str, setting: _Setting) -> None:
+    if key not in cfg and setting.default is not None:
+        return
+    value = cfg.get(key)
+    if not any(type(value) is type(allowed) and value == allowed for allowed in setting.allowed):
+        options = " or ".join(map(repr, setting.allowed))
+        got = f"is {quoted(value)}" if key in cfg else "is missing"
+        raise ValueError(f"{path}: {key} {got}, expected {options}: {setting.remedy}")
+
+
+def _of_function(cfg: dict[str, Any]) -> str:
+    """What a configuration says of the function that the weights are part of."""
+    defaults = {key: setting.default for key, setting in _SETTINGS.items()}
+    return json.dumps({key: value for key, value in (defaults | cfg).items() if key not in _DESCRIBES}, sort_keys=True)
+
+
+def _as_float32(folder: Path, name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """As SAELens takes it: first in the type that cfg.json names."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise ValueError(f"{folder / WEIGHTS}: {name} has {tensor.dtype} values, expected floating-point numbers")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        return tensor.astype(_DTYPES[dtype]).astype(np.float32)
+
+
+def _check_weights(owner: Path | str, tensors: dict[str, np.ndarray], d_in: int, d_sae: int) -> None:
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    for name, tensor in tensors.items():
+        expected = shapes.get(name, (d_sae,))
+        if tensor.shape != expected:
+            raise ValueError(
+                f"{owner}: {name} has shape {tensor.shape}, expected {expected} by d_in = {d_in} and d_sae = {d_sae}"
+            )
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{owner}: {name} has numbers that are not finite in float32: train or export it again")
+
+
+def _k(owner: Path | str, k: Any, d_sae: int) -> int:
+    if type(k) is not int or not 1 <= k <= d_sae:
+        raise ValueError(f"{owner}: k: expected a whole number from 1 to d_sae = {d_sae}, got {quoted(k)}")
+    return k
+
+
+def _as_topk(folder: Path, sae: SAE, cfg: dict[str, Any]) -> tuple[SAE, Activation]:
+    """SAELens compares activations, and gives them times decoder norm where they are rescaled; see `TopK` for ours."""
+    activation = TopK(_k(folder / CFG, cfg.get("k"), cfg["d_sae"]))
+    if cfg[_RESCALES]:
+        return fold_decoder_norm(sae), activation
+    norms = np.asarray(decoder_norms(sae))
+    if not np.allclose(norms, norms.mean(), rtol=1e-5, atol=0):
+        raise ValueError(
+            f"{folder / CFG}: 'topk' is read with equal decoder norms unless {_RESCALES} is true, got norms from "
+            f"{norms.min():.4g} to {norms.max():.4g}: SAELens compares activations here, and not their sizes"
+        )
+    return sae, activation

@@ -1,0 +1,180 @@
+"""Synthetic models of SAELens (6.54) as trees of ours with the same distribution, exactly, or refused by name.
+
+In SAELens every feature is drawn by itself with its entry of `firing_probabilities`, and is then switched off where its
+nearest ancestor that is a feature is off: so the entry is P(on | parent on). Of mutually exclusive siblings that are on
+together one is kept at random, so that P(i) = p_i E[1 / (1 + number of the others on)], which is what `kept_one` gives.
+A node without `feature_index` is no feature and always on with its parent; exclusion passes it over: its exclusive
+siblings exclude each other and not it. `scale_children_by_parent` of a node scales its own children by the nearest
+feature at or above it. Both may need a node in between that is no feature either. An index that no node has is a lone
+feature. Magnitudes are max(0, N(mean, std²)) there and |N(mean, std²)| here, which is the same but where it is clipped:
+a feature that is clipped with a probability above `MAX_CLIPPED` is refused.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from toy.checks import quoted
+from toy.features.json_nodes import Entry, children_of, entries, type_name
+from toy.features.magnitudes import share_below_zero
+from toy.features.node import Node, TreeError, assembled, check_size, shown
+
+MAX_CLIPPED = 1e-6  # of a feature's magnitudes
+_KEYS = (
+    "feature_index",
+    "feature_id",
+    "id",
+    "mutually_exclusive_children",
+    "scale_children_by_parent",
+    "children",
+)
+_N_PANELS, _N_POINTS = 24, 32
+
+
+class Firing(NamedTuple):
+    """How each feature fires: P(on | parent on) before exclusion, and the magnitude's mean and standard deviation."""
+
+    prob: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def kept_one(probs: Sequence[float]) -> np.ndarray:
+    """P(i is kept) where each is on by itself with its probability and one of those on is kept at random.
+
+    E[1 / (1 + N)] = ∫₀¹ E[(1 − s)^N] ds, and E[(1 − s)^N] = Π_{j ≠ i} (1 − p_j s) for the number N of the others: no
+    term is negative, so nothing cancels. Gauss–Legendre on intervals that halve towards 0.
+    """
+    p = np.asarray(probs, float)
+    bounds = np.append(0.0, 0.5 ** np.arange(_N_PANELS - 1, -1, -1))
+    x, weights = np.polynomial.legendre.leggauss(_N_POINTS)
+    total = np.zeros(len(p))
+    for low, high in pairwise(bounds):
+        s = low + (high - low) * (x + 1) / 2
+        logs = np.log1p(-np.outer(s, p))  # s < 1, so 1 − p s > 0
+        total += (high - low) / 2 * weights @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
+    return p * total
+
+
+def forest_from_dict(data: dict[str, Any]) -> tuple[Node, list[str]]:
+    """The tree of `roots` with `firing_probabilities` beside them, of magnitude 1, and notes on what was converted."""
+    for key in data:
+        if key not in ("roots", "firing_probabilities"):
+            raise TreeError(
+                f"root: unknown key '{quoted(key, 60)}'; beside 'roots' only 'firing_probabilities' is allowed"
+            )
+    roots, probs = data["roots"], data.get("firing_probabilities")
+    if not isinstance(roots, list):
+        raise TreeError(f"root.roots: expected a list, got {type_name(roots)}")
+    if not isinstance(probs, list):
+        raise TreeError(
+            "root.firing_probabilities: a file with 'roots' needs this list, P(on | parent on) by feature_index; or "
+            "give the folder of the synthetic model"
+        )
+    check_size(len(probs))
+    for i, p in enumerate(probs):
+        if not isinstance(p, Real) or isinstance(p, bool):
+            raise TreeError(f"root.firing_probabilities[{i}]: expected a number, got {type_name(p)}")
+    return forest(roots, Firing(probs, [1.0] * len(probs), [0.0] * len(probs)))
+
+
+def forest(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
+    """The tree of a SAELens hierarchy and its features, and notes on what was converted. Raises: `TreeError`."""
+    _check_firing(firing)
+    found = entries([(f"root.roots[{i}]", root) for i, root in enumerate(roots)], 1, _KEYS)
+    below = children_of(found)
+    index = [entry.data.get("feature_index") for entry in found]
+    for entry, i in zip(found, index, strict=True):
+        if i is not None and not 0 <= i < len(firing.prob):
+            raise TreeError(
+                f"{shown(entry.path)}.feature_index: {quoted(i, 60)} has no entry among {len(firing.prob)} "
+                "firing_probabilities"
+            )
+    prob, notes = _kept_probs(found, below, index, firing.prob)
+    scales = _scales(found, below, index)
+    nodes: list[tuple[int, dict[str, Any]]] = [(-1, {"active_prob": 1.0, "is_feature": False})]
+    of_features, of_others = [0] * len(found), [0] * len(found)  # the node on which an entry's children hang
+    for i, entry in enumerate(found):
+        hang = of_others if index[i] is None else of_features
+        nodes.append((hang[entry.parent] if entry.parent >= 0 else 0, _fields(entry, prob[i], index[i], firing)))
+        of_features[i] = of_others[i] = len(nodes) - 1
+        n_features = sum(index[child] is not None for child in below[i])
+        flags = {
+            "exclusive": _is_set(entry, "mutually_exclusive_children") and n_features > 1,
+            "scale_children_by_parent": _is_set(entry, "scale_children_by_parent") and scales[i],
+        }
+        differ = flags["exclusive"] or flags["scale_children_by_parent"] != scales[i]
+        if differ and 0 < n_features < len(below[i]):  # what holds for features alone needs a node in between
+            of_features[i] = len(nodes)
+            nodes.append((of_others[i], {"active_prob": 1.0, "is_feature": False, **flags}))
+            flags["exclusive"] = False
+        nodes[of_others[i]][1].update(flags, scale_children_by_parent=scales[i])
+    used = set(index)
+    nodes += [(0, _fields(None, p, i, firing)) for i, p in enumerate(firing.prob) if i not in used]
+    return assembled(nodes)[0], notes
+
+
+def _is_set(entry: Entry, flag: str) -> bool:
+    return bool(entry.data.get(flag))
+
+
+def _fields(entry: Entry | None, prob: float, index: int | None, firing: Firing) -> dict[str, Any]:
+    data = {} if entry is None else entry.data
+    fields = {"active_prob": prob, "name": data.get("feature_id") or data.get("id"), "feature_index": index}
+    if index is None:
+        return fields | {"is_feature": False}
+    return fields | {"magnitude_mean": firing.mean[index], "magnitude_std": firing.std[index]}
+
+
+def _scales(found: list[Entry], below: list[list[int]], index: list[int | None]) -> list[bool]:
+    """Whether each node's magnitude must reach its children: to scale them, or those of one that is no feature."""
+    anchored: list[bool] = []  # is a feature, or has one above it
+    for i, entry in enumerate(found):
+        anchored.append(index[i] is not None or (entry.parent >= 0 and anchored[entry.parent]))
+    scales = [False] * len(found)
+    for i in reversed(range(len(found))):
+        own = _is_set(found[i], "scale_children_by_parent")
+        through = any(scales[child] for child in below[i] if index[child] is None)
+        scales[i] = anchored[i] and (through or (own and any(index[child] is not None for child in below[i])))
+    return scales
+
+
+def _kept_probs(
+    found: list[Entry], below: list[list[int]], index: list[int | None], given: Sequence[float]
+) -> tuple[list[float], list[str]]:
+    """P(on | parent on) of each entry after exclusion, and a note of what it made of the probabilities given."""
+    prob = [1.0 if i is None else float(given[i]) for i in index]
+    groups: list[str] = []
+    for entry, children in zip(found, below, strict=True):
+        rivals = [child for child in children if index[child] is not None]
+        if not _is_set(entry, "mutually_exclusive_children") or len(rivals) < 2:
+            continue
+        before = [prob[child] for child in rivals]
+        after = kept_one(before).tolist()
+        for child, p in zip(rivals, after, strict=True):
+            prob[child] = p
+        groups.append(f"{shown(entry.path)}: {_few(before)} become {_few(after)}")
+    if not groups:
+        return prob, []
+    more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
+    return prob, [f"of mutually exclusive children that are on SAELens keeps one at random; of {groups[0]}{more}"]
+
+
+def _few(probs: list[float]) -> str:
+    return ", ".join(f"{p:.4g}" for p in probs[:4]) + (", …" if len(probs) > 4 else "")
+
+
+def _check_firing(firing: Firing) -> None:
+    for i, (p, mean, std) in enumerate(zip(*firing, strict=True)):
+        if not 0 <= p <= 1:
+            number = quoted(p if isinstance(p, int) else str(p), 60)
+            raise TreeError(f"root.firing_probabilities[{i}]: {number} is outside [0, 1]")
+        clipped = share_below_zero(mean, std) if std > 0 else 0.0
+        if clipped > MAX_CLIPPED:
+            raise TreeError(
+                f"feature {i}: SAELens clips its magnitude, {mean:g} ± {std:g}, to 0 with a probability of "
+                f"{clipped:.2g}, which no tree here does; make std_firing_magnitudes at most 0.21 of the mean"
+            )

@@ -1,0 +1,111 @@
+"""What happens to a run between steps: weak latents start anew, and latents are put in order."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from toy.data.source import Batches, Source, draw_batch
+from toy.loss import reconstruct
+from toy.sae import SAE, reorder
+from toy.training.config import Hypers, Number, TrainConfig
+from toy.training.state import TrainState, input_scale, ranks, step_keys
+
+MOST_RESTARTS = 32
+MIN_MEDIAN = 1e-6
+
+
+def next_upkeep(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
+    """The first step after this one that `upkeep` is due before."""
+    periods = (cfg.reinit_every, cfg.reorder_every) if cfg.moves_latents else (cfg.reinit_every,)
+    return jnp.stack([(step // period + 1) * period for period in periods]).min()
+
+
+def upkeep(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
+    """Before a step: restart weak latents and put latents in order, where that is due.
+
+    Not part of the step because a branch that may change the parameters costs a copy of them even when not taken.
+    The predicates have no lane axis, so that under vmap they stay branches.
+    """
+    first, last = (round(share * cfg.n_steps) for share in cfg.reinit_window)
+    due = (state.step % cfg.reinit_every == 0) & (state.step >= max(first, 1)) & (state.step <= last)
+    state = jax.lax.cond(due, partial(_restart, source=source, hypers=hypers, cfg=cfg), lambda state: state, state)
+    if cfg.moves_latents:
+        due = state.step % cfg.reorder_every == 0
+        state = jax.lax.cond(due, lambda s: moved(s, jnp.argsort(-s.contribution)), lambda state: state, state)
+    return state
+
+
+def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
+    """The same run with latent `order[i]` at place i: all that has a latent axis moves together.
+
+    Parameters and both of Adam's moments are SAEs, wherever they stand in the state.
+    """
+    state = jax.tree.map(
+        lambda part: reorder(part, order) if isinstance(part, SAE) else part,
+        state,
+        is_leaf=lambda part: isinstance(part, SAE),
+    )
+    silent = None if state.silent is None else state.silent[order]
+    return state._replace(contribution=state.contribution[order], silent=silent)
+
+
+def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
+    key_data, key_rows = jax.random.split(step_keys(state)[2])
+    x = draw_batch(source, key_data, cfg.batch_size, state.step)
+    return reinit_weak(
+        key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg, n_latents=hypers.n_latents
+    )
+
+
+def reinit_weak(
+    key: Key[Array, ""],
+    state: TrainState,
+    x: Float[Array, "batch d_in"],
+    below: Number,
+    *,
+    cfg: TrainConfig,
+    n_latents: Int[Array, ""] | int | None = None,
+) -> TrainState:
+    """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
+
+    Where most latents are dead the median says nothing: `MIN_MEDIAN` of a latent's share of the batch's mean ‖x‖² takes
+    its place.
+
+    At most the weakest MOST_RESTARTS: each is to rebuild all of a residual, and many at once overshoot it. Samples are
+    drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the second stay, so that
+    Adam does not leap. Of padded latents the first `n_latents` are counted and started anew.
+    """
+    sae, place = state.sae, jnp.arange(cfg.n_latents)
+    n = cfg.n_latents if n_latents is None else n_latents
+    contribution = jnp.where(place < n, state.contribution, jnp.inf)
+    ordered = jnp.sort(contribution)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1)) / n
+    weak = contribution < below * jnp.maximum(median, least)
+    if cfg.n_latents > MOST_RESTARTS:
+        weak &= ranks(state.contribution) >= n - MOST_RESTARTS
+    residual = x - reconstruct(sae, x, cfg.activation, cfg.loss_form)
+    log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
+    d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]
+
+    def where_weak(new: SAE, old: SAE) -> SAE:
+        return SAE(
+            jnp.where(weak, new.W_enc, old.W_enc),
+            jnp.where(weak, new.b_enc, old.b_enc),
+            jnp.where(weak[:, None], new.W_dec, old.W_dec),
+            old.b_dec,
+        )
+
+    aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent rebuilds its sample
+    # Latents that never were on have no second moments yet, and a small encoder would not outlive Adam's first steps.
+    norms = jnp.where(median < least, jnp.linalg.norm(d, axis=1) + 1e-12, 1.0)
+    restarted = SAE(aligned * norms, jnp.zeros_like(sae.b_enc), d / norms[:, None], sae.b_dec)
+    moments = optax.tree.get(state.opt_state, "mu")
+    cleared = jax.tree.map(jnp.zeros_like, moments)
+    return state._replace(
+        sae=where_weak(restarted, sae),
+        opt_state=optax.tree.set(state.opt_state, mu=where_weak(cleared, moments)),
+    )

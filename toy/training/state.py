@@ -1,0 +1,124 @@
+"""The state of a run, where it starts, and what is read off it: optimizer, ranks, input scale, the trained SAE."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from toy.sae import MOST_PAIRS, SAE, BatchTopK, ReLU, decoder_norms, fold_input_scale, init_sae, reorder
+from toy.training.config import Hypers, TrainConfig
+
+INPUT_NORM_DECAY = 0.99
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on."""
+
+    step: Int[Array, ""]
+    key: Key[Array, "*lanes"]
+    sae: SAE  # acts on inputs scaled to mean norm √d_in
+    opt_state: PyTree
+    sparsity_coef: Float[Array, "*lanes"]
+    contribution: Float[Array, "*lanes n_latents"]  # running mean of squared activation · squared decoder norm
+    input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖, still to be divided by 1 − decay^step
+    threshold: Float[Array, "*lanes"] | None = None  # of BatchTopK: of activation · decoder norm, once trained
+    silent: Int[Array, "*lanes n_latents"] | None = None  # with AuxK: steps since a latent was on
+
+
+class Metrics(NamedTuple):
+    """Means over the steps of a chunk."""
+
+    loss: Float[Array, "*chunk"]
+    mse: Float[Array, "*chunk"]  # weighted over prefixes, inputs scaled to mean norm √d_in
+    l0: Float[Array, "*chunk"]
+    sparsity_coef: Float[Array, "*chunk"]
+
+
+def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig) -> TrainState:
+    key_sae, key_steps = jax.random.split(key)
+    sae = init_sae(key_sae, d_in, cfg.n_latents)
+    if hypers.n_latents is not None:  # with no encoder a latent is never on, and gets no gradient
+        sae = sae._replace(W_enc=jnp.where(jnp.arange(cfg.n_latents) < hypers.n_latents, sae.W_enc, 0))
+    return TrainState(
+        step=jnp.int32(0),
+        key=key_steps,
+        sae=sae,
+        opt_state=optimizer(hypers, cfg).init(sae),
+        sparsity_coef=jnp.array(hypers.sparsity_coef, sae.W_enc.dtype),
+        contribution=jnp.zeros(cfg.n_latents),
+        input_norm=jnp.zeros(()),
+        threshold=jnp.ones(()) if isinstance(cfg.activation, BatchTopK) else None,
+        silent=jnp.zeros(cfg.n_latents, jnp.int32) if n_aux(cfg, d_in) else None,
+    )
+
+
+def check_key(key: Any, n_axes: int = 0) -> None:
+    """Raises: ValueError if it is no key, one that does not say its implementation, or not as many as runs."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key: expected a key, such as jax.random.key(0), got {type(key).__name__}")
+    if key.ndim != n_axes:
+        expected = "one key: train_grid takes several" if n_axes == 0 else "a vector of keys, one per run"
+        raise ValueError(f"key: expected {expected}; got shape {key.shape}")
+
+
+def n_aux(cfg: TrainConfig, d_in: int) -> int:
+    """Dead latents that AuxK trains a sample; 0 where there is no AuxK."""
+    if isinstance(cfg.activation, ReLU):
+        return 0
+    return min(cfg.n_latents, max(1, d_in // 2) if cfg.aux_k is None else cfg.aux_k)
+
+
+def lr_share(cfg: TrainConfig) -> optax.Schedule:
+    """Of the learning rate at a step: linear warm-up, constant, linear cool-down (reference code)."""
+    n_cooldown = round(cfg.lr_cooldown_share * cfg.n_steps)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, 1.0, cfg.n_lr_warmup_steps),
+            optax.linear_schedule(1.0, cfg.final_lr_share, n_cooldown),
+        ],
+        [cfg.n_steps - n_cooldown],
+    )
+
+
+def optimizer(hypers: Hypers, cfg: TrainConfig) -> Any:  # optax's types know no SAE without a threshold
+    """Clip by global norm, then Adam (reference code). XLA folds the clipping into Adam's passes."""
+    share = lr_share(cfg)
+    return optax.chain(
+        optax.clip_by_global_norm(hypers.clip_norm),  # type: ignore[arg-type]
+        optax.scale_by_adam(hypers.b1, hypers.b2),  # type: ignore[arg-type]
+        optax.scale_by_learning_rate(lambda count: hypers.learning_rate * share(count)),
+    )
+
+
+def ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_latents"]:
+    """Each latent's place, from 0, when sorted by descending contribution; ties keep their order."""
+    n_latents = contribution.shape[0]
+    place = jnp.arange(n_latents)
+    if n_latents > MOST_PAIRS:
+        return jnp.zeros_like(place).at[jnp.argsort(-contribution, stable=True)].set(place, unique_indices=True)
+    ahead = (contribution > contribution[:, None]) | (
+        (contribution == contribution[:, None]) & (place < place[:, None])
+    )
+    return ahead.sum(axis=1)
+
+
+def input_scale(state: TrainState, d_in: int) -> Float[Array, ""]:
+    """What scales inputs to mean norm √d_in; the running mean is rid of its start at 0 as Adam's are."""
+    mean_norm = state.input_norm / (1 - INPUT_NORM_DECAY**state.step)
+    return jnp.sqrt(d_in) / jnp.maximum(mean_norm, 1e-12)
+
+
+def trained_sae(state: TrainState) -> SAE:
+    """The SAE of a run, on unscaled inputs, its latents sorted by contribution; of BatchTopK with its threshold."""
+    sae = state.sae
+    if state.threshold is not None:
+        sae = sae._replace(threshold=state.threshold / jnp.maximum(decoder_norms(sae), 1e-12))
+    order = jnp.argsort(-state.contribution, stable=True)
+    return reorder(fold_input_scale(sae, input_scale(state, sae.b_dec.shape[0])), order)
+
+
+def step_keys(state: TrainState) -> tuple[Key[Array, ""], ...]:
+    """Of this step's data, its prefixes and the upkeep before it."""
+    return tuple(jax.random.split(jax.random.fold_in(state.key, state.step), 3))

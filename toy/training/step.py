@@ -1,0 +1,128 @@
+"""One training step: the pure core that `toy.training.run` compiles."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from toy.data.source import Batches, Source, draw_batch
+from toy.loss import LossParts, auxk_mse, sae_loss
+from toy.prefixes import Prefixes, draw
+from toy.sae import SAE, ReLU
+from toy.training.config import Hypers, Number, TrainConfig
+from toy.training.controllers import control, control_threshold, ramped
+from toy.training.mesh import batch_sharding
+from toy.training.state import (
+    INPUT_NORM_DECAY,
+    Metrics,
+    TrainState,
+    input_scale,
+    lr_share,
+    n_aux,
+    optimizer,
+    ranks,
+    step_keys,
+)
+
+CONTRIBUTION_DECAY = 0.95
+THRESHOLD_RATE = 0.02
+
+
+def train_step(
+    state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig, mesh: Mesh | None = None
+) -> tuple[TrainState, Metrics]:
+    """Sample, scale, weigh prefixes by rank, descend, and follow what the batch shows."""
+    key_data, key_prefixes, _ = step_keys(state)
+    step = state.step
+    x = draw_batch(source, key_data, cfg.batch_size, step)
+    if mesh is not None:
+        x = jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+    mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1))
+    state = state._replace(
+        step=step + 1,
+        input_norm=INPUT_NORM_DECAY * state.input_norm + (1 - INPUT_NORM_DECAY) * mean_norm,
+    )
+    x = x * input_scale(state, x.shape[1])
+
+    order = jnp.arange(cfg.n_latents) if cfg.moves_latents else ranks(state.contribution)
+    coef = ramped(state.sparsity_coef, step, cfg.n_sparsity_warmup_steps)
+    of_batch = partial(
+        _loss,
+        prefixes=draw(key_prefixes, hypers.prefixes),
+        order=order,
+        coef=coef,
+        dead=None if state.silent is None else state.silent >= cfg.dead_after,
+        aux_coef=hypers.aux_coef,
+        threshold=0.0 if state.threshold is None else state.threshold,
+        cfg=cfg,
+    )
+    (loss, parts), grads = _mean_over_microbatches(of_batch, state.sae, x, cfg.n_microbatches)
+    updates, opt_state = optimizer(hypers, cfg).update(grads, state.opt_state)
+    state = state._replace(sae=jax.tree.map(jnp.add, state.sae, updates), opt_state=opt_state)
+    return _follow(state, parts, hypers, step, cfg), Metrics(loss, parts.mse, parts.l0, coef)
+
+
+def _loss(
+    sae: SAE,
+    x: Float[Array, "batch d_in"],
+    *,
+    prefixes: Prefixes,
+    order: Int[Array, " n_latents"],
+    coef: Float[Array, ""],
+    dead: Bool[Array, " n_latents"] | None,
+    aux_coef: Number,
+    threshold: Number,
+    cfg: TrainConfig,
+) -> tuple[Float[Array, ""], LossParts]:
+    if cfg.dtype == "bfloat16":
+        sae = sae._replace(W_enc=sae.W_enc.astype(jnp.bfloat16), W_dec=sae.W_dec.astype(jnp.bfloat16))
+    loss, parts = sae_loss(
+        sae,
+        x,
+        prefixes,
+        order,
+        coef,
+        sparsity=cfg.sparsity,
+        activation=cfg.activation,
+        form=cfg.loss_form,
+        threshold=threshold,
+    )
+    if dead is not None:
+        loss += aux_coef * auxk_mse(
+            sae, x, dead, activation=cfg.activation, form=cfg.loss_form, k=n_aux(cfg, x.shape[1])
+        )
+    return loss, parts
+
+
+def _mean_over_microbatches(
+    loss: Callable, sae: SAE, x: Float[Array, "batch d_in"], n_parts: int
+) -> tuple[tuple[Float[Array, ""], LossParts], SAE]:
+    """Value and gradient of the mean of `loss` over equal parts of the batch, one part in memory at a time."""
+    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), sae)
+    if n_parts == 1:
+        return value_and_grad(x)
+    parts = x.reshape(-1, n_parts, x.shape[1]).swapaxes(0, 1)  # so that a part has rows of every device's share
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(value_and_grad, parts[0]))
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, value_and_grad(part)), None), total, parts
+    )
+    return jax.tree.map(lambda leaf: leaf / n_parts, total)
+
+
+def _follow(state: TrainState, parts: LossParts, hypers: Hypers, step: Int[Array, ""], cfg: TrainConfig) -> TrainState:
+    """Move the L0 controller and the running means by what a batch showed."""
+    if state.silent is not None:
+        state = state._replace(silent=jnp.where(parts.contribution > 0, 0, state.silent + 1))
+    if state.threshold is not None:
+        rate = THRESHOLD_RATE * jnp.asarray(lr_share(cfg)(step))  # settles with the SAE
+        state = state._replace(threshold=control_threshold(state.threshold, parts.l0_over_threshold, parts.l0, rate))
+    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is not None:
+        warmup = cfg.n_sparsity_warmup_steps
+        coef = control(state.sparsity_coef, parts.l0, hypers.target_l0, hypers.control_rate, step, warmup)
+        state = state._replace(sparsity_coef=coef)
+    return state._replace(
+        contribution=CONTRIBUTION_DECAY * state.contribution + (1 - CONTRIBUTION_DECAY) * parts.contribution
+    )
