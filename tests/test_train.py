@@ -21,15 +21,21 @@ from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
 from toy.training.maintenance import moved, reinit_weak, upkeep
 from toy.training.run import train
-from toy.training.state import Metrics, TrainState, init_state, input_scale, ranks, trained_sae
-from toy.training.step import train_step
+from toy.training.state import Metrics, TrainState, init_state, input_scale, latent_ranks, trained_sae
+from toy.training.step import draw_steps, train_step
 
 KEY, KEY_W = jax.random.key(0), jax.random.key(100)  # the same key would tie the first encoder to the directions
 TREE = build_tree(reference_tree())
 CFG = TrainConfig(n_latents=20, n_steps=60, batch_size=32, n_lr_warmup_steps=10, reinit_every=10)
 SHARED = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]  # in_axes: no hyperparameter has lanes
 
-one_step = jax.jit(train_step, static_argnames="cfg")
+
+@partial(jax.jit, static_argnames="cfg")
+def one_step(state: TrainState, source: TreeSource, hypers: Hypers, cfg: TrainConfig) -> tuple[TrainState, Metrics]:
+    batches, prefixes = draw_steps(state, source, hypers, 1, cfg=cfg)
+    return train_step(state, batches.at(state.step), jax.tree.map(lambda leaf: leaf[0], prefixes), hypers, cfg=cfg)
+
+
 restart = jax.jit(partial(reinit_weak, cfg=CFG))
 keep_up = jax.jit(upkeep, static_argnames="cfg")
 
@@ -180,7 +186,7 @@ def test_the_controller_is_still_in_the_warm_up_and_then_moves_against_l0(target
 
 
 def test_the_contribution_is_a_running_mean_and_ranks_sort_it() -> None:
-    assert ranks(jnp.array([1.0, 5.0, 0.0, 5.0, 0.0])).tolist() == [2, 0, 3, 1, 4]
+    assert latent_ranks(jnp.array([1.0, 5.0, 0.0, 5.0, 0.0])).tolist() == [2, 0, 3, 1, 4]
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)._replace(contribution=jnp.full(20, 100.0))
     state, _ = one_step(start, tree_source(), hypers(reinit_below=0.0), cfg=CFG)
     fresh, _ = one_step(start._replace(contribution=jnp.zeros(20)), tree_source(), hypers(), cfg=CFG)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, BFloat16, Float, Float32, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from toy.data.rows import checked_rows
 from toy.features.tree import Tree, sample_features
@@ -26,18 +26,19 @@ class Source(Protocol):
 
 
 class Batches(NamedTuple):
-    """The batches of some steps that follow each other, as a stream gives them."""
+    """The batches of consecutive steps, as a stream gives them or a source has drawn them."""
 
-    x: Float32[Array, "n_steps batch d_in"] | BFloat16[Array, "n_steps batch d_in"]
+    x: Float[Array, "n_steps batch d_in"]
     first: Int[Array, ""]  # the step of x[0]
 
     @property
     def d_in(self) -> int:
         return self.x.shape[-1]
 
-    def at(self, step: Int[Array, ""] | int) -> Float32[Array, "batch d_in"]:
-        """The batch of a step, which must be one of these."""
-        return jax.lax.dynamic_index_in_dim(self.x, step - self.first, keepdims=False).astype(jnp.float32)
+    def at(self, step: Int[Array, ""] | int) -> Float[Array, "batch d_in"]:
+        """The batch of a step, which must be one of these, in float32 at least."""
+        x = jax.lax.dynamic_index_in_dim(self.x, step - self.first, keepdims=False)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @runtime_checkable
@@ -60,9 +61,9 @@ class Stream(Protocol):
 def draw_batch(
     source: Source | Batches, key: Key[Array, ""], batch_size: int, step: Int[Array, ""]
 ) -> Float[Array, "batch d_in"]:
-    """The batch of a step: read for it, or drawn with the key; in float32 at least, whatever the source gives."""
-    x = source.at(step) if isinstance(source, Batches) else source.sample(key, batch_size)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """The batch of a step, which a stream has read for it or a source draws with the key; in float32 at least."""
+    batches = source if isinstance(source, Batches) else Batches(source.sample(key, batch_size)[None], step)
+    return batches.at(step)
 
 
 class TreeSource(NamedTuple):

@@ -12,7 +12,11 @@ from toy.training.config import Hypers, TrainConfig
 from toy.training.maintenance import next_upkeep, upkeep
 from toy.training.mesh import state_shardings
 from toy.training.state import Metrics, TrainState, init_state
-from toy.training.step import train_step
+from toy.training.step import draw_steps, train_step
+
+DRAWN_STEPS = 10  # at once, while they are small: at toy width drawing a batch takes as long as learning from it
+MOST_DRAWN = 2**18  # numbers in the batches of these steps
+Carry = tuple[TrainState, Metrics]
 
 
 def many_steps(
@@ -24,18 +28,27 @@ def many_steps(
     cfg: TrainConfig,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Steps in a loop, and around it one over the stretches between upkeep; both as long as they happen to be."""
+    """Stretches of steps between upkeep, each in blocks that are drawn at once, until `n_steps` are done."""
     end = state.step + n_steps
+    n_block = int(np.clip(MOST_DRAWN // (cfg.batch_size * source.d_in), 1, DRAWN_STEPS))
 
-    def step(_: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        state, total = carry
-        state, metrics = train_step(state, source, hypers, cfg=cfg, mesh=mesh)
-        return state, jax.tree.map(jnp.add, total, metrics)
+    def block(carry: Carry, end: Int[Array, ""]) -> Carry:
+        first = carry[0].step
+        batches, prefixes = draw_steps(carry[0], source, hypers, n_block, cfg=cfg)
 
-    def stretch(carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        def step(i: Int[Array, ""], carry: Carry) -> Carry:
+            state, total = carry
+            drawn = jax.tree.map(lambda leaf: leaf[i], prefixes)
+            state, metrics = train_step(state, batches.at(first + i), drawn, hypers, cfg=cfg, mesh=mesh)
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        return jax.lax.fori_loop(0, jnp.minimum(n_block, end - first), step, carry)
+
+    def stretch(carry: Carry) -> Carry:
         state, total = carry
-        n = jnp.minimum(next_upkeep(state.step, cfg), end) - state.step
-        return jax.lax.fori_loop(0, n, step, (upkeep(state, source, hypers, cfg=cfg), total))
+        stop = jnp.minimum(next_upkeep(state.step, cfg), end)
+        carry = upkeep(state, source, hypers, cfg=cfg), total
+        return jax.lax.while_loop(lambda carry: carry[0].step < stop, lambda carry: block(carry, stop), carry)
 
     zero = jnp.zeros_like(state.sparsity_coef)
     state, total = jax.lax.while_loop(lambda carry: carry[0].step < end, stretch, (state, Metrics(*[zero] * 4)))

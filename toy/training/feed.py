@@ -1,22 +1,66 @@
-"""What the compiled steps are given as their source: a source as it is, or a stream's batches, a chunk ahead."""
+"""What `train` and `train_grid` share: the checks, and the host's loop that feeds a source or a stream to the steps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from toy.data.source import Batches, Source, Stream
+from toy.data.source import Batches, Source, Stream, checked_source
 from toy.digest import config_facts, tree_facts
 from toy.jax_settings import jax_flags
-from toy.training.config import TrainConfig
-from toy.training.loop import Facts, reading_ahead
+from toy.training.advance import no_metrics
+from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
+from toy.training.loop import Checkpoint, Facts, Progress, reading_ahead, run_chunks
+from toy.training.state import Metrics, TrainState, check_key
 
 MAX_CHUNK_MB = 64  # of a stream's batches, counted as float32; a batch that is larger is read alone
 
-Feed = Callable[[int], Source | Batches]  # what the steps from this one on are given
+Feed = Callable[[int], Source | Batches]  # gives what the steps from this one on draw from
+Move = Callable[[Any, Source | Batches, int], tuple[TrainState, Metrics]]  # (state, source, n_steps)
+
+
+def checked_run(
+    keys: Any, source: Any, hypers: Hypers, cfg: TrainConfig, *, n_lanes: int | None = None, n_devices: int = 1
+) -> Any:
+    """The source with checked rows, once all that a run is given has been checked. `n_lanes` is None for one run.
+
+    Raises: ValueError naming what cannot be, before any work.
+    """
+    check_key(keys, n_axes=0 if n_lanes is None else 1)
+    check_hypers(hypers, cfg)
+    source = checked_source(source)
+    check_memory(source.d_in, cfg, n_lanes or 1, n_devices)
+    return source
+
+
+def run_steps(
+    move: Move,
+    state: TrainState,
+    source: Source | Stream,
+    cfg: TrainConfig,
+    *,
+    place: Callable[[Any], Any] | None,
+    chunk: int,
+    progress: Progress | None,
+    checkpoint: Checkpoint | None,
+    facts: Facts | None,
+) -> tuple[TrainState, Metrics]:
+    """The final state and the history of all steps of `cfg`, a chunk at a time; see `toy.training.loop.run_chunks`."""
+    chunk = feed_chunk(source, chunk, cfg)
+    with feeding(source, chunk, cfg, place) as feed:
+        return run_chunks(
+            lambda state, first, n: move(state, feed(first), n),
+            state,
+            cfg.n_steps,
+            chunk=chunk,
+            progress=progress,
+            checkpoint=checkpoint,
+            facts=facts,
+            empty=no_metrics(state),
+        )
 
 
 def feed_chunk(source: Source | Stream, chunk: int, cfg: TrainConfig) -> int:
-    """Steps a chunk: of a stream no more than may be in memory."""
+    """The number of steps per chunk; a stream's batches of a chunk must fit in `MAX_CHUNK_MB`."""
     if not isinstance(source, Stream):
         return chunk
     n_fit = int(MAX_CHUNK_MB * 2**20 // (4 * cfg.batch_size * source.d_in))
@@ -27,9 +71,9 @@ def feed_chunk(source: Source | Stream, chunk: int, cfg: TrainConfig) -> int:
 def feeding(
     source: Source | Stream, chunk: int, cfg: TrainConfig, place: Callable[[Any], Any] | None = None
 ) -> Iterator[Feed]:
-    """`place` puts a source or batches where the steps need them.
+    """Yields a `Feed`, whose source or batches `place` has put where the steps need them.
 
-    Every chunk of a stream has the same shape, the last with steps that are not taken, so that one program serves all.
+    Every chunk of a stream has the same shape, so that one program serves all; the last holds steps that are not taken.
     """
     if not isinstance(source, Stream):
         placed = source if place is None else place(source)
@@ -50,7 +94,7 @@ def feeding(
 
 
 def run_facts(keys: Any, source: Source | Stream, hypers: Any, cfg: TrainConfig) -> Facts:
-    """All that a run is a function of."""
+    """Everything that a run is a function of, by name."""
     if isinstance(source, Stream):
         of_source = {f"source.{name}": value for name, value in source.facts().items()}
     else:

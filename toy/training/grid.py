@@ -11,13 +11,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
 from toy.compiled import compiled
-from toy.data.source import Batches, Source, Stream, checked_source
+from toy.data.source import Batches, Source, Stream
 from toy.sae import SAE
-from toy.training.advance import many_steps, no_metrics
-from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
-from toy.training.feed import feed_chunk, feeding, run_facts
-from toy.training.loop import Checkpoint, Progress, run_chunks
-from toy.training.state import Metrics, TrainState, check_key, init_state, trained_sae
+from toy.training.advance import many_steps
+from toy.training.config import Hypers, TrainConfig
+from toy.training.feed import checked_run, run_facts, run_steps
+from toy.training.loop import Checkpoint, Progress
+from toy.training.state import Metrics, TrainState, init_state, trained_sae
 
 _STATE_AXES = TrainState(None, *[0] * (len(TrainState._fields) - 1))  # type: ignore[arg-type]
 _LANES = PartitionSpec("lanes")
@@ -41,13 +41,10 @@ def train_grid(
 
     Raises: ValueError if a lane axis and the number of keys disagree, and as `train`.
     """
-    check_key(keys, n_axes=1)
-    check_hypers(hypers, cfg)
-    source = checked_source(source)
+    source = checked_run(keys, source, hypers, cfg, n_lanes=np.size(keys))
     if isinstance(source, Stream) and in_axes[0] is not None:
         raise ValueError("in_axes: a stream is shared by all lanes: its entry must be None")
     n_lanes, n_devices = keys.shape[0], jax.local_device_count()
-    check_memory(source.d_in, cfg, n_lanes)
     mesh = jax.make_mesh((n_devices,), ("lanes",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
     place = partial(_place, n_lanes=n_lanes, mesh=mesh)
     facts = None
@@ -56,18 +53,17 @@ def train_grid(
     keys, hypers = place("keys", keys, 0), place("hypers", hypers, in_axes[1])
     static = dict(cfg=cfg, in_axes=in_axes, mesh=mesh)
     state = _init_grid(keys, hypers, d_in=source.d_in, **static)
-    chunk = feed_chunk(source, chunk, cfg)
-    with feeding(source, chunk, cfg, lambda source: place("source", source, in_axes[0])) as feed:
-        state, history = run_chunks(
-            lambda state, first, n: _advance_grid(state, feed(first), hypers, n_steps=n, **static),
-            state,
-            cfg.n_steps,
-            chunk=chunk,
-            progress=progress,
-            checkpoint=checkpoint,
-            facts=facts,
-            empty=no_metrics(state),
-        )
+    state, history = run_steps(
+        lambda state, source, n: _advance_grid(state, source, hypers, n_steps=n, **static),
+        state,
+        source,
+        cfg,
+        place=lambda source: place("source", source, in_axes[0]),
+        chunk=chunk,
+        progress=progress,
+        checkpoint=checkpoint,
+        facts=facts,
+    )
     state = jax.device_put(state, jax.local_devices()[0])
     state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
     return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)

@@ -11,7 +11,7 @@ from toy.data.source import Batches, Source, draw_batch
 from toy.loss import reconstruct
 from toy.sae import SAE, reorder
 from toy.training.config import Hypers, Number, TrainConfig
-from toy.training.state import TrainState, input_scale, ranks, step_keys
+from toy.training.state import TrainState, input_scale, latent_ranks, step_keys
 
 MOST_RESTARTS = 32
 MIN_MEDIAN = 1e-6
@@ -53,7 +53,7 @@ def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
 
 
 def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
-    key_data, key_rows = jax.random.split(step_keys(state)[2])
+    key_data, key_rows = jax.random.split(step_keys(state.key, state.step)[2])
     x = draw_batch(source, key_data, cfg.batch_size, state.step)
     return reinit_weak(
         key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg, n_latents=hypers.n_latents
@@ -86,7 +86,7 @@ def reinit_weak(
     least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1)) / n
     weak = contribution < below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
-        weak &= ranks(state.contribution) >= n - MOST_RESTARTS
+        weak &= latent_ranks(state.contribution) >= n - MOST_RESTARTS
     residual = x - reconstruct(sae, x, cfg.activation, cfg.loss_form)
     log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
     d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]

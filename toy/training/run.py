@@ -9,13 +9,13 @@ from functools import partial
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from toy.data.source import Source, Stream, checked_source
-from toy.training.advance import advance, first_state, no_metrics
-from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
-from toy.training.feed import feed_chunk, feeding, run_facts
-from toy.training.loop import Checkpoint, Progress, run_chunks
+from toy.data.source import Source, Stream
+from toy.training.advance import advance, first_state
+from toy.training.config import Hypers, TrainConfig
+from toy.training.feed import checked_run, run_facts, run_steps
+from toy.training.loop import Checkpoint, Progress
 from toy.training.mesh import check_mesh, replicate
-from toy.training.state import Metrics, TrainState, check_key
+from toy.training.state import Metrics, TrainState
 
 
 def train(
@@ -42,10 +42,7 @@ def train(
     the source has numbers that cannot be computed with, the run needs more memory than there is, or the checkpoint is
     of another run.
     """
-    check_key(key)
-    check_hypers(hypers, cfg)
-    source = checked_source(source)
-    check_memory(source.d_in, cfg, n_devices=1 if mesh is None else mesh.size)
+    source = checked_run(key, source, hypers, cfg, n_devices=1 if mesh is None else mesh.size)
     if mesh is not None and checkpoint is not None:
         raise ValueError("checkpoint: a run over a mesh cannot be saved; train without one of the two")
     facts = None if checkpoint is None else run_facts(key, source, hypers, cfg)
@@ -54,15 +51,14 @@ def train(
         check_mesh(mesh, cfg.n_latents, cfg.batch_size // cfg.n_microbatches)
         key, hypers = replicate((key, hypers), mesh)
     state = first_state(key, hypers, d_in=source.d_in, cfg=cfg, mesh=mesh)
-    chunk = feed_chunk(source, chunk, cfg)
-    with feeding(source, chunk, cfg, place) as feed:
-        return run_chunks(
-            lambda state, first, n: advance(state, feed(first), hypers, cfg=cfg, n_steps=n, mesh=mesh),
-            state,
-            cfg.n_steps,
-            chunk=chunk,
-            progress=progress,
-            checkpoint=checkpoint,
-            facts=facts,
-            empty=no_metrics(state),
-        )
+    return run_steps(
+        lambda state, source, n: advance(state, source, hypers, cfg=cfg, n_steps=n, mesh=mesh),
+        state,
+        source,
+        cfg,
+        place=place,
+        chunk=chunk,
+        progress=progress,
+        checkpoint=checkpoint,
+        facts=facts,
+    )

@@ -92,7 +92,7 @@ def optimizer(hypers: Hypers, cfg: TrainConfig) -> Any:  # optax's types know no
     )
 
 
-def ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_latents"]:
+def latent_ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_latents"]:
     """Each latent's place, from 0, when sorted by descending contribution; ties keep their order."""
     n_latents = contribution.shape[0]
     place = jnp.arange(n_latents)
@@ -119,6 +119,6 @@ def trained_sae(state: TrainState) -> SAE:
     return reorder(fold_input_scale(sae, input_scale(state, sae.b_dec.shape[0])), order)
 
 
-def step_keys(state: TrainState) -> tuple[Key[Array, ""], ...]:
-    """Of this step's data, its prefixes and the upkeep before it."""
-    return tuple(jax.random.split(jax.random.fold_in(state.key, state.step), 3))
+def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], ...]:
+    """The keys of a step's data, of its prefixes, and of the maintenance before it."""
+    return tuple(jax.random.split(jax.random.fold_in(key, step), 3))
