@@ -98,6 +98,7 @@ class Hypers(NamedTuple):
     reinit_below: Number = 0.3  # of the median contribution; 0 turns re-initialisation off
     aux_coef: Number = 1 / 32  # of the AuxK loss (Gao et al.)
     n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on
+    input_size: Number = 1.0  # inputs are scaled to a mean norm of input_size · √d_in
 
 
 HYPERS = {
@@ -111,6 +112,7 @@ HYPERS = {
     "reinit_below": NOT_NEGATIVE,
     "aux_coef": NOT_NEGATIVE,
     "n_latents": Whole(0),
+    "input_size": POSITIVE,
 }  # what the numbers of `Hypers` may be, those of every lane
 
 

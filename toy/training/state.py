@@ -18,11 +18,11 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     key: Key[Array, "*lanes"]
-    sae: SAE  # acts on inputs scaled to mean norm √d_in
+    sae: SAE  # acts on scaled inputs (`input_scale`)
     opt_state: PyTree
     sparsity_coef: Float[Array, "*lanes"]
     contribution: Float[Array, "*lanes n_latents"]  # running mean of squared activation · squared decoder norm
-    input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖, still to be divided by 1 − decay^step
+    input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖ / input_size, still to be divided by 1 − decay^step
     threshold: Float[Array, "*lanes"] | None = None  # of BatchTopK: of activation · decoder norm, once trained
     silent: Int[Array, "*lanes n_latents"] | None = None  # with AuxK: steps since a latent was on
 
@@ -31,7 +31,7 @@ class Metrics(NamedTuple):
     """Means over the steps of a chunk."""
 
     loss: Float[Array, "*chunk"]
-    mse: Float[Array, "*chunk"]  # weighted over prefixes, inputs scaled to mean norm √d_in
+    mse: Float[Array, "*chunk"]  # weighted over prefixes, of scaled inputs
     l0: Float[Array, "*chunk"]
     sparsity_coef: Float[Array, "*chunk"]
 
@@ -105,7 +105,10 @@ def latent_ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_lat
 
 
 def input_scale(state: TrainState, d_in: int) -> Float[Array, ""]:
-    """What scales inputs to mean norm √d_in; the running mean is rid of its start at 0 as Adam's are."""
+    """The factor that scales inputs to a mean norm of input_size · √d_in.
+
+    The running mean is corrected for its start at 0, as Adam's moments are.
+    """
     mean_norm = state.input_norm / (1 - INPUT_NORM_DECAY**state.step)
     return jnp.sqrt(d_in) / jnp.maximum(mean_norm, 1e-12)
 

@@ -59,7 +59,7 @@ def train_step(
     step = state.step
     if mesh is not None:
         x = jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
-    mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1))
+    mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1)) / hypers.input_size
     state = state._replace(
         step=step + 1,
         input_norm=INPUT_NORM_DECAY * state.input_norm + (1 - INPUT_NORM_DECAY) * mean_norm,
