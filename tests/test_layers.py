@@ -187,5 +187,5 @@ def test_the_library_neither_prints_nor_configures_jax(file: str) -> None:
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "print" not in calls(tree)
     settings = {name for name in attributes if name.startswith("jax.config")}
-    assert settings <= ({"jax.config", "jax.config.values"} if file == "toy/jax_settings.py" else set())
+    assert settings <= ({"jax.config", "jax.config.values"} if file == "toy/training/jax_settings.py" else set())
     assert not within(imports(tree), {"jax.config"})

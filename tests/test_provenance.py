@@ -10,12 +10,12 @@ from experiments.common import provenance
 from experiments.common.provenance import code_digest
 from experiments.language import stages
 from experiments.language.stages import stage
-from toy import jax_settings
 from toy.data.source import ArraySource
-from toy.jax_settings import jax_flags
 from toy.prefixes import full
+from toy.training import jax_settings
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
+from toy.training.jax_settings import jax_flags
 from toy.training.run import train
 
 FILES = {

@@ -7,16 +7,15 @@ algorithm the loss takes. Vanilla is `full`.
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from numpy.polynomial.legendre import leggauss
 
 from toy.checks import POSITIVE, SHARE, Whole, check_numbers
+from toy.inclusion import inclusion_probabilities
 from toy.sae import MOST_PAIRS
 
 
@@ -155,54 +154,6 @@ def pareto_rates(n_latents: int, power: float = 0.5) -> Float[np.ndarray, " {n_l
     check_numbers({"n_latents": n_latents, "power": power}, {"n_latents": Whole(), "power": POSITIVE})
     rates = np.diff((np.arange(n_latents) / n_latents) ** power)
     return rates / rates.sum() if n_latents > 1 else rates
-
-
-def inclusion_probabilities(rates: Float[np.ndarray, " n"], n_drawn: int) -> Float[np.ndarray, " n"]:
-    """P(item i is among n_drawn items drawn one by one without replacement with probability ∝ rates), exactly.
-
-    Drawing so is taking the n_drawn smallest of independent exponential clocks T_i of the given rates (float64,
-    on the host). P(i in) = E[P(fewer than n_drawn others ring before T_i)], an integral over u = exp(−T) of
-    Poisson-binomial probabilities, done by Gauss-Legendre quadrature. Time and memory are linear in n.
-    """
-    n = len(rates)
-    if n_drawn >= n:
-        return np.ones(n)
-    if n_drawn == 0:
-        return np.zeros(n)
-    nodes, quadrature = _quadrature()
-    v = (nodes + 1) / 2
-    c = n_drawn / rates.sum()  # time scale: about n_drawn clocks have rung by T = c
-    # Substitute u = v^power: keeps the integrand smooth at u = 0 where it behaves like u^rate with small rates.
-    singular = n <= MOST_PAIRS and 6 * rates.min() * c < 1
-    power = min(4 / (rates.min() * c), 60.0) if singular else 6
-    probabilities = np.zeros(n)
-    for part in np.array_split(np.arange(len(v)), 1 + n * n_drawn * len(v) // 10**7):  # bounds the memory
-        log_u, measure = power * np.log(v[part]) * c, quadrature[part] / 2 * power * v[part] ** (power - 1)
-        rung = -np.expm1(rates[:, None] * log_u)  # (n, points): P(T_j < T)
-        density = rates[:, None] * c * np.exp((rates[:, None] - 1 / c) * log_u)
-        before, after = _rung_counts(rung, n_drawn), _rung_counts(rung[::-1], n_drawn)[::-1]
-        fewer = np.einsum(
-            "imp,imp->ip", before, np.cumsum(after, axis=1)[:, ::-1]
-        )  # P(m before + rest after < n_drawn)
-        probabilities += (fewer * density) @ measure
-    return probabilities
-
-
-@cache
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
-    return leggauss(400)  # takes half a second
-
-
-def _rung_counts(rung: Float[np.ndarray, "n points"], n_drawn: int) -> Float[np.ndarray, "n n_drawn points"]:
-    """P(m of the items before i have rung), for every i and m < n_drawn."""
-    counts = np.empty((len(rung), n_drawn, rung.shape[1]))
-    count = np.zeros_like(counts[0])
-    count[0] = 1
-    for i, p in enumerate(rung):
-        counts[i] = count
-        count[1:] = count[1:] * (1 - p) + count[:-1] * p
-        count[0] *= 1 - p
-    return counts
 
 
 def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:

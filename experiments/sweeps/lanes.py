@@ -22,11 +22,11 @@ from toy.eval.against_tree import Evaluation, evaluate
 from toy.eval.metrics import Mixing
 from toy.features.directions import make_directions
 from toy.features.tree import held_out_key, sample_features
-from toy.jax_settings import jax_flags
 from toy.sae import SAE, encode
 from toy.training.advance import many_steps
 from toy.training.config import Hypers
 from toy.training.grid import each_lane
+from toy.training.jax_settings import jax_flags
 from toy.training.state import init_state, trained_sae
 
 OF_EVALUATION = (

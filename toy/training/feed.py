@@ -6,9 +6,9 @@ from typing import Any
 
 from toy.data.source import Batches, Source, Stream, checked_source
 from toy.digest import config_facts, tree_facts
-from toy.jax_settings import jax_flags
 from toy.training.advance import no_metrics
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
+from toy.training.jax_settings import jax_flags
 from toy.training.loop import Checkpoint, Facts, Progress, reading_ahead, run_chunks
 from toy.training.state import Metrics, TrainState, check_key
 
