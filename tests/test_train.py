@@ -19,7 +19,7 @@ from toy.training import state as state_module
 from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
-from toy.training.maintenance import moved, reinit_weak, upkeep
+from toy.training.maintenance import maintain, moved, reinit_weak
 from toy.training.run import train
 from toy.training.state import Metrics, TrainState, init_state, input_scale, latent_ranks, trained_sae
 from toy.training.step import draw_steps, train_step
@@ -37,7 +37,7 @@ def one_step(state: TrainState, source: TreeSource, hypers: Hypers, cfg: TrainCo
 
 
 restart = jax.jit(partial(reinit_weak, cfg=CFG))
-keep_up = jax.jit(upkeep, static_argnames="cfg")
+keep_up = jax.jit(maintain, static_argnames="cfg")
 
 
 def tree_source(key: jax.Array = KEY_W) -> TreeSource:

@@ -1,8 +1,8 @@
-"""Compiled programs that see the functions they were made from.
+"""Compiled programs that notice when a function they were made from is replaced.
 
-`jax.jit` knows a program again by the function it was given and the shapes of its arguments. A function further down,
-say a loss that a researcher has replaced (`toy.training.step.sae_loss = mine`), and the `sample` of a source class that
-was changed are no part of that, so the old program would go on running and give the old numbers without a word.
+`jax.jit` identifies a program by the function it was given and the shapes of its arguments. It does not see that a
+function further down has been replaced, say the loss (`toy.training.step.sae_loss = mine`) or the `sample` of a source
+class, so the old program would go on running and silently give the old numbers.
 """
 
 import functools
@@ -16,14 +16,24 @@ import jax
 
 T = TypeVar("T")
 _OWN = ("toy.", "experiments.")
-_KNOWN = ("toy", "builtins", "jax", "jaxlib", "flax", "optax", "numpy", "typing", "types")  # whose classes stay
+_KNOWN = (
+    "toy",
+    "builtins",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "typing",
+    "types",
+)  # packages whose classes do not change
 
 
 class Compiled(Generic[T]):
-    """`jax.jit` of a function, with a program of its own for every state of the functions that it may call.
+    """`jax.jit` of a function, with a separate program for every state of the functions that it may call.
 
-    These are the functions of all modules of this library that the function's module builds on, and those of the
-    classes of its arguments and of the modules that define them. Putting the old function back brings back its program.
+    These are the functions of all modules of this project that the function's module imports, directly or not, and those
+    of the classes of its arguments and of their modules. Putting an old function back brings back its program.
     """
 
     def __init__(self, function: Callable[..., T], **jit: Any) -> None:
@@ -35,12 +45,12 @@ class Compiled(Generic[T]):
         return self._program(*args, *kwargs.values())(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """As the method of the same name of what `jax.jit` gives."""
+        """The method of the same name of a `jax.jit` function."""
         return self._program(*args, *kwargs.values()).lower(*args, **kwargs)
 
     @property
     def n_compiled(self) -> int:
-        """How often a program has been compiled so far."""
+        """The number of programs that have been compiled so far."""
         return sum(program._cache_size() for program in self._programs.values())
 
     def _program(self, *arguments: Any) -> Any:
@@ -56,7 +66,7 @@ class Compiled(Generic[T]):
 
     @functools.cached_property
     def _modules(self) -> list[ModuleType]:
-        """The function's module and all of this library that it imports names from, directly or not."""
+        """The function's module and all modules of this project that it imports, directly or not."""
         found = {self._function.__module__: sys.modules[self._function.__module__]}
         waiting = list(found.values())
         while waiting:
@@ -74,7 +84,7 @@ def compiled(**jit: Any) -> Callable[[Callable[..., T]], Compiled[T]]:
 
 
 def _functions(modules: list[ModuleType]) -> Iterator[Any]:
-    """What stands in the modules and can be called, at this moment, and the methods of their classes."""
+    """Everything callable in the modules at this moment, and the methods of their classes."""
     for module in modules:
         for value in list(vars(module).values()):
             if callable(value) and value.__hash__ is not None:
@@ -84,7 +94,7 @@ def _functions(modules: list[ModuleType]) -> Iterator[Any]:
 
 
 def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
-    """The functions of the arguments' classes, of which none is this library's, JAX's or Python's own."""
+    """The functions of those classes of the arguments that a user may have defined, and of their modules."""
     for kind in dict.fromkeys(parent for argument in arguments for parent in _classes(argument)):
         if kind.__module__.partition(".")[0] in _KNOWN:
             continue
@@ -94,7 +104,7 @@ def _functions_of(arguments: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _classes(value: Any) -> Iterator[type]:
-    """Those of a value and of what it holds: a source may be wrapped in another."""
+    """The classes of a value and of what it holds, since a source may be wrapped in another."""
     yield from type(value).__mro__
     inside: Iterable[Any] = ()
     if isinstance(value, dict | tuple | list):

@@ -1,8 +1,8 @@
-"""Which prefixes of the latents are trained, and how much each weighs.
+"""The prefixes of the latents that are trained, and the weight of each.
 
-A weighting gives prefix length k (the first k latents) the weight w_k ≥ 0, summing to 1. It is data, a pytree: what
-stands in it can be traced and have lanes, while its type and shape say how many prefixes there are, and so which
-algorithm the loss takes. Vanilla is `full`.
+A weighting gives prefix length k (the first k latents) the weight w_k ≥ 0; the weights sum to 1. It is a pytree: its
+numbers can be traced and have lanes, while its type and shape say how many prefixes there are, and so which algorithm
+the loss uses. A vanilla SAE has the weighting `full`.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from toy.sae import MOST_PAIRS
 
 
 class FixedWeights(NamedTuple):
-    """A weight for every prefix length, the same every batch."""
+    """A weight for every prefix length, the same in every batch."""
 
     weights: Float[Array | np.ndarray, "*lanes n_latents"]  # of prefix lengths 1 … n_latents
 
@@ -30,7 +30,7 @@ class FixedWeights(NamedTuple):
 
 
 class FixedPrefixes(NamedTuple):
-    """A few prefix lengths, the same every batch."""
+    """A few prefix lengths, the same in every batch."""
 
     lengths: Int[Array | np.ndarray, "*lanes n_prefixes"]  # ascending; the last is n_latents
     weights: Float[Array | np.ndarray, "*lanes n_prefixes"]
@@ -41,7 +41,7 @@ class FixedPrefixes(NamedTuple):
 
 
 class SampledPrefixes(NamedTuple):
-    """A few prefix lengths, drawn each batch, the full one always among them."""
+    """A few prefix lengths, drawn anew for every batch; the full one is always among them."""
 
     rates: Float[Array | np.ndarray, "*lanes n_latents-1"]  # of lengths 1 … n_latents − 1
     weights: Float[Array | np.ndarray, "*lanes n_prefixes"]  # of the full prefix, then of the others as drawn
@@ -52,7 +52,7 @@ class SampledPrefixes(NamedTuple):
 
 
 class HybridWeights(NamedTuple):
-    """A weight for each of the first lengths, then one length a tile of equally many latents, but for the last."""
+    """A weight for each of the first lengths, then one length per tile; all tiles but the last are equally long."""
 
     head: Float[Array | np.ndarray, "*lanes n_exact"]  # of lengths 1 … n_exact
     lengths: Int[Array | np.ndarray, "*lanes n_tiles"]  # where the tiles end; the last is n_latents
@@ -73,10 +73,10 @@ def full(n_latents: int) -> FixedPrefixes:
 
 
 def fixed(n_latents: int, widths: Sequence[int]) -> FixedPrefixes:
-    """Equal weight on each of the given prefix lengths; a repeated length counts as often as it stands.
+    """Equal weight on each of the given prefix lengths; a length that is given n times counts n times.
 
-    Without the full length the latents behind the longest would never be trained: it is added, with a warning, as
-    SAELens does. Raises: ValueError for lengths that are not whole numbers from 1 to n_latents.
+    Without the full length the latents after the longest prefix would never be trained, so it is added with a warning,
+    as in SAELens. Raises: ValueError for lengths that are not whole numbers from 1 to n_latents.
     """
     check_numbers({"n_latents": n_latents, "widths": tuple(widths)}, {"n_latents": Whole(), "widths": Whole()})
     if len(widths) and max(widths) < n_latents:
@@ -99,10 +99,10 @@ def all_prefixes(n_latents: int) -> FixedWeights:
 
 
 def sampled(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> SampledPrefixes:
-    """Fresh prefixes each batch: the full one and n_prefixes − 1 shorter ones, equally weighted.
+    """Fresh prefixes in every batch: the full one and n_prefixes − 1 shorter ones, equally weighted.
 
     The shorter ones are drawn without replacement with probability ∝ `pareto_rates`. There are only n_latents
-    lengths, so n_prefixes ≥ n_latents means every prefix, each batch. Source: the post; reference code.
+    lengths, so n_prefixes ≥ n_latents means every prefix in every batch. Source: the post; reference code.
     """
     _check_n_prefixes(n_prefixes)
     n_prefixes = min(n_prefixes, n_latents)
@@ -130,10 +130,10 @@ def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, powe
 def hybrid(
     n_latents: int, n_prefixes: int = 10, power: float = 0.5, *, n_exact: int = 512, tile: int = 512
 ) -> HybridWeights:
-    """`expected` on the first n_exact lengths; after them the weight of a tile's lengths stands on the tile's end.
+    """`expected` on the first n_exact lengths; after them a tile's end has the weight of all of the tile's lengths.
 
-    Cheap at width, where the tail's weights are tiny and change slowly. The gradient is closer to that of `expected`
-    than draws of `sampled` are on average, and the closer the smaller the tile.
+    This is cheap at width, where the weights of the tail are tiny and change slowly. The gradient is closer to that of
+    `expected` than that of a draw of `sampled` on average, and the smaller the tile, the closer it is.
     """
     check_numbers({"tile": tile, "n_exact": n_exact}, {"tile": Whole(), "n_exact": Whole()})
     if not 1 <= n_exact < n_latents:
@@ -157,15 +157,17 @@ def pareto_rates(n_latents: int, power: float = 0.5) -> Float[np.ndarray, " {n_l
 
 
 def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:
-    """The prefixes of this batch: for `sampled` by the exponential clocks above; otherwise the key is unused.
+    """The prefixes of one batch: `sampled` draws them by exponential clocks (`toy.inclusion`), others ignore the key.
 
-    The few drawn are given as a weight for each length where lengths are few themselves: it is faster there.
+    Where there are few lengths the draw is returned as a weight per length, which is faster.
     """
     if not isinstance(weighting, SampledPrefixes):
         return jax.tree.map(jnp.asarray, weighting)
     n_latents, n_shorter = weighting.n_latents, weighting.weights.shape[0] - 1
     rates = jnp.asarray(weighting.rates)
-    clocks = jnp.where(rates > 0, jax.random.exponential(key, rates.shape) / rates, jnp.inf)  # 0 rings never: padding
+    clocks = jnp.where(
+        rates > 0, jax.random.exponential(key, rates.shape) / rates, jnp.inf
+    )  # a rate of 0 is padding and never rings
     if n_latents <= MOST_PAIRS:
         earlier = jnp.sum(clocks[None, :] < clocks[:, None], axis=1)
         weights = jnp.append(weighting.weights, 0.0)  # of the full prefix, of those drawn in turn, of the others

@@ -19,7 +19,7 @@ class ReLU:
 
 @dataclass(frozen=True)
 class TopK:
-    """Of those, the `k` of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
+    """The `k` positive latents of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
 
     k: int
 
@@ -29,11 +29,11 @@ class TopK:
 
 @dataclass(frozen=True)
 class BatchTopK:
-    """The round(k · batch) largest of the whole batch, k a sample on average (Bussmann et al., arXiv 2412.06410)."""
+    """The round(k · batch) largest of the whole batch, k per sample on average (Bussmann et al., arXiv 2412.06410)."""
 
     k: float
     slots: int | None = None
-    """The most that may be on in one sample at width; default: 2k, and at least 16 more than k."""
+    """The largest number of latents on in one sample at width. Default: 2k, and at least k + 16."""
 
     def __post_init__(self) -> None:
         check_fields(self, k=POSITIVE, slots=Whole())
@@ -45,7 +45,7 @@ class BatchTopK:
         return round(max(2 * self.k, self.k + 16)) if self.slots is None else self.slots
 
     def n_on(self, batch_size: int) -> int:
-        """How many activations of a batch are on."""
+        """The number of activations that are on in a batch."""
         return max(1, round(self.k * batch_size))
 
 
@@ -76,7 +76,7 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
 def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:
     """acts = activation(x W_enc + b_enc).
 
-    A BatchTopK SAE is encoded with its `threshold`, sample by sample, unless `activation` asks for what training does.
+    A trained BatchTopK SAE uses its `threshold`, sample by sample, unless `activation` asks for BatchTopK as in training.
     """
     acts = jax.nn.relu(x @ sae.W_enc + sae.b_enc)
     if isinstance(activation, ReLU):
@@ -99,9 +99,10 @@ def keep_largest(
 
 
 def kth_largest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
-    """The k-th largest of values ≥ 0; the smallest where there are fewer.
+    """The k-th largest of values ≥ 0, or the smallest of them where there are fewer than k.
 
-    Bit by bit, since floats ≥ 0 have the order of their bits as integers: a tenth of the time of sorting them.
+    Floats ≥ 0 are ordered as their bits are as integers, so the result is found bit by bit, in a tenth of the time that
+    sorting takes.
     """
     bits = jax.lax.bitcast_convert_type(values, {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
     k, n_bits = min(k, values.size), 8 * values.dtype.itemsize
@@ -120,6 +121,7 @@ def decode(sae: SAE, acts: Float[Array, "batch n_latents"]) -> Float[Array, "bat
 
 
 def decoder_norms(sae: SAE) -> Float[Array, "*lanes n_latents"]:
+    """‖d_i‖ of every latent."""
     return jnp.linalg.norm(sae.W_dec, axis=-1)
 
 
@@ -130,7 +132,7 @@ def reorder(sae: SAE, order: Int[Array, " n_latents"]) -> SAE:
 
 
 def fold_input_scale(sae: SAE, scale: Float[Array, ""]) -> SAE:
-    """The SAE that does on x what `sae` does on scale · x, in the units of x: acts and recon are 1/scale as large."""
+    """The SAE that does on x what `sae` does on scale · x, in the units of x: acts and recon shrink by 1/scale."""
     threshold = None if sae.threshold is None else sae.threshold / scale
     return sae._replace(b_enc=sae.b_enc / scale, b_dec=sae.b_dec / scale, threshold=threshold)
 

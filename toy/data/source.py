@@ -1,6 +1,6 @@
-"""Where training data comes from: a source, a pytree that draws batches on the device, or a stream, which reads them.
+"""Training data: a source is a pytree that draws batches on the device, a stream reads them on the host.
 
-The trainer knows no more.
+This is all that the trainer knows about data.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from toy.features.tree import Tree, sample_features
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything with `d_in` and a pure, jittable `sample`. It is passed to the trainer, never closed over."""
+    """Anything with `d_in` and a pure `sample` that can be jitted and vmapped. It is passed on, never closed over."""
 
     @property
     def d_in(self) -> int: ...
@@ -43,11 +43,11 @@ class Batches(NamedTuple):
 
 @runtime_checkable
 class Stream(Protocol):
-    """Rows that the host reads: of files, or made by a model. Without an end.
+    """Rows without an end that the host reads from files, or that a model makes.
 
-    The rows of a step are a function of (stream, step, batch_size) alone, however steps are asked for; so a run's step
-    is the stream's position, too. `batches` is called in a thread of its own. `facts` (JSON) are what the rows follow
-    from: a checkpoint goes on only with the same.
+    The rows of a step are a function of (stream, step, batch_size) alone, in whatever order steps are asked for, so that
+    a run's step is also the stream's position. `batches` is called in its own thread. `facts` are JSON values that
+    determine the rows: a checkpoint continues only with the same facts.
     """
 
     @property
@@ -67,7 +67,7 @@ def draw_batch(
 
 
 class TreeSource(NamedTuple):
-    """Activations of a feature tree: features @ W_feat, fresh ones for every key."""
+    """Activations of a feature tree, features @ W_feat, drawn anew for every key."""
 
     tree: Tree
     W_feat: Float[Array, "*lanes n_features d_in"]
@@ -81,9 +81,10 @@ class TreeSource(NamedTuple):
 
 
 class ArraySource(NamedTuple):
-    """Activations that fit in memory: rows drawn uniformly, with replacement.
+    """Activations that fit in memory; rows are drawn uniformly, with replacement.
 
-    Rows may be of any float type. Training is in float32, and refuses rows that it cannot compute with by number.
+    Rows may have any float type and are trained on in float32. A row with numbers that float32 cannot compute with is
+    refused by its number.
     """
 
     x: Float[Array, "*lanes n_rows d_in"]
@@ -97,9 +98,9 @@ class ArraySource(NamedTuple):
 
 
 def checked_source(source: Any) -> Any:
-    """A source whose rows are in memory (`ArraySource`) with checked rows; any other as it is.
+    """The source, with the rows of an `ArraySource` checked and in float32 at least.
 
-    Raises: ValueError naming the row, or what takes the place of a `source` that is none.
+    Raises: ValueError naming the row, or the right class for something that is not a source.
     """
     if not isinstance(source, Source | Stream):
         raise ValueError(

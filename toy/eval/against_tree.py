@@ -1,4 +1,4 @@
-"""What an SAE has learnt of a tree: every metric of one SAE on held-out rows. On the host, in float64."""
+"""How much of a tree an SAE has learnt: every metric of one SAE on held-out rows, on the host and in float64."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from toy.sae import RELU, SAE, Activation, BatchTopK, encode
 
 
 class Evaluation(NamedTuple):
-    """All of `toy.eval.metrics` for one SAE on one batch of rows."""
+    """Every metric of `toy.eval.metrics` for one SAE on one batch of rows."""
 
     match: metrics.Match
     recovered: bool
@@ -45,10 +45,10 @@ def evaluate(
     *,
     acts: Float[Array | np.ndarray, "rows n_latents"] | None = None,
 ) -> Evaluation:
-    """Measure an SAE on `features`, a batch of the tree such as `sample_features` gives (held out: use a new key).
+    """Measures an SAE on `features`, a batch from the tree that was not trained on (`sample_features` with a new key).
 
-    `activation` is TopK's for such an SAE; a BatchTopK SAE is measured with its threshold. `acts` are those of the
-    rows, where they are known.
+    `activation` is to be given for a TopK SAE; a BatchTopK SAE is measured with its threshold. `acts` may be given where
+    they are known already.
     """
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
     x, present = features @ W_feat, features > 0
@@ -99,9 +99,9 @@ def row_sizes(
 
 
 class InferenceGap(NamedTuple):
-    """What a BatchTopK SAE gives with its threshold, less what training gives, in shares of the latter; 0 is best.
+    """The relative difference between a BatchTopK SAE with its threshold and the same SAE as in training; 0 is best.
 
-    NaN where training gives 0: where no feature is on in the rows.
+    NaN where training gives 0, which is where no feature is on in the rows.
     """
 
     l0: float
@@ -111,7 +111,7 @@ class InferenceGap(NamedTuple):
 def inference_gap(
     sae: SAE, x: Float[Array | np.ndarray, "rows d_in"], activation: BatchTopK, batch_size: int
 ) -> InferenceGap:
-    """`activation` and `batch_size` are those the SAE was trained with; rows beyond the last whole batch are left out.
+    """The gap on `x`, given the `activation` and `batch_size` of training; rows after the last whole batch are left out.
 
     Raises: ValueError if there are fewer rows than a batch has.
     """
@@ -133,7 +133,7 @@ def _relative(value: float, base: float) -> float:
 
 
 def _encode_batches(sae: SAE, batches: Float[Array, "n batch d_in"], how: Activation) -> np.ndarray:
-    """[n · batch, n_latents]"""
+    """The activations of all batches, [n · batch, n_latents]."""
     acts = _each_batch(sae, batches, how)
     return np.asarray(acts, float).reshape(-1, acts.shape[-1])
 

@@ -1,8 +1,8 @@
-"""Metrics against the ground truth, a formula each; `toy.eval.against_tree` measures an SAE by all of them. In float64.
+"""Metrics against the ground truth, one formula each, in float64; `toy.eval.against_tree` computes all of them.
 
-Latents are matched one to one to features first; every metric says which rows, means and sides it takes.
-"on" means a‖d‖ > 0.2 of the feature's mean magnitude along its direction: a latent that merely leaks is off. In a row
-where a noisy feature is on with less than its mean, 0.2 of that: otherwise a latent that follows it would have holes.
+Latents are first matched one to one to features. A latent is "on" where a‖d‖ exceeds 0.2 of its feature's mean norm in
+x, so that a latent that merely leaks is off. In a row where a noisy feature has less than its mean norm, the threshold
+is 0.2 of the norm in that row: otherwise a latent that follows its feature would have holes.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Match(NamedTuple):
 
 
 def match_features(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> Match:
-    """One latent a feature, the assignment with the greatest sum of cosines (Hungarian algorithm)."""
+    """One latent per feature: the assignment with the greatest sum of cosines (Hungarian algorithm)."""
     cosines = cosine_matrix(W_feat, W_dec)
     feature, latent = linear_sum_assignment(cosines, maximize=True)
     match = Match(np.full(len(W_feat), -1), np.zeros(len(W_feat)))
@@ -55,7 +55,7 @@ def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"] | F
 
 
 def hole_rates(on: Firing, present: Firing, tree: Tree) -> Float[np.ndarray, " n_edges"]:
-    """P(parent's latent off | child present), one an edge of `tree.edges`; 0 is best, 1 is full absorption.
+    """P(parent's latent off | child present), one per edge of `edges(tree)`; 0 is best, 1 is full absorption.
 
     NaN where the child never occurs in the rows. Source: the post's "holes", made exact by the ground truth.
     """
@@ -65,8 +65,9 @@ def hole_rates(on: Firing, present: Firing, tree: Tree) -> Float[np.ndarray, " n
 def parent_activations(
     matched: Features, present: Firing, feature_size: Float[np.ndarray, " n_features"], tree: Tree
 ) -> tuple[Float[np.ndarray, " n_edges"], Float[np.ndarray, " n_edges"]]:
-    """Mean a‖d‖ / feature_size of the parent's latent, an edge: on rows with the parent and none of its children, and
-    on rows with this child. 1 is the feature's own size; the post saw the second larger. NaN without such rows.
+    """Mean a‖d‖ / feature_size of the parent's latent for every edge: on rows without a child, and with this child.
+
+    1 is the feature's own size; the post saw that the second is larger. NaN without such rows.
     """
     pairs = edges(tree)
     relative = matched / np.where(feature_size > 0, feature_size, np.nan)
@@ -175,7 +176,7 @@ def prefix_fvu(
 
 
 def l0(acts: Float[np.ndarray, "rows n_latents"]) -> float:
-    """Mean number of latents with activation > 0 a row. Counts leaks that `firing` does not."""
+    """Mean number of latents with activation > 0 per row. It counts leaks, which `firing` does not."""
     return float((acts > 0).sum(axis=1).mean())
 
 
@@ -198,13 +199,13 @@ def recovered(cosine: Float[np.ndarray, " n_features"], holes: Float[np.ndarray,
 
 
 def mean_known(values: np.ndarray | list) -> float:
-    """The mean of what is not NaN; NaN if nothing is left."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else float("nan")
 
 
 def at_least_float32(x: Any) -> np.ndarray:
-    """The values in a type in which sums of their squares do not overflow, as they do in float16."""
+    """The values in float32 or wider, in which sums of their squares do not overflow as they would in float16."""
     found = np.asarray(x)
     return found.astype(np.promote_types(found.dtype, np.float32), copy=False)

@@ -1,6 +1,6 @@
-"""SAEs on activations too many for memory: reconstruction, density, and which latents of two SAEs are alike.
+"""Measures of SAEs on more activations than fit in memory: reconstruction, density, correlated latents of two SAEs.
 
-Streaming over chunks of rows; sums are kept in float64 on the host.
+Activations come in chunks of rows; sums are kept in float64 on the host.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,12 @@ class Fit(NamedTuple):
     density: Float[np.ndarray, " n_latents"]  # share of rows on which a latent is on
 
     def dead(self) -> int:
-        """Latents that are on nowhere."""
+        """The number of latents that are on in no row."""
         return int((self.density == 0).sum())
 
 
 def measure_fit(sae: SAE, chunks: Chunks, activation: Activation = RELU) -> Fit:
-    """Raises: ValueError if there are no rows."""
+    """FVU, L0 and density over all rows. Raises: ValueError if there are no rows."""
     n_rows, squared, on = 0, 0.0, np.zeros(sae.b_enc.shape[0])
     first = second = None
     for x in chunks:
@@ -55,7 +55,7 @@ def _errors(
 
 
 class MaxCorrelation(NamedTuple):
-    """For each reference latent the most correlated latent of another SAE; NaN and −1 where it does not vary."""
+    """The most correlated latent of another SAE for every reference latent; NaN and −1 where that does not vary."""
 
     correlation: Float[np.ndarray, " n_reference"]
     latent: Int[np.ndarray, " n_reference"]

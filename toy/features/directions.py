@@ -23,10 +23,10 @@ def make_directions(
     max_cosine: float | None = None,
     norm_std: float = 0.05,
 ) -> Float[Array, "lanes n_features d_in"]:
-    """One dictionary a key, each feature's norm drawn once as 1 + N(0, norm_std²).
+    """One dictionary per key; each feature's norm is drawn once as 1 + N(0, norm_std²).
 
-    Without `max_cosine` the directions are random orthogonal ones. With it (superposition) they are random
-    ones pushed apart until no |cosine| exceeds it. Give training another key: both start from a Gaussian draw.
+    Without `max_cosine` the directions are random orthogonal ones. With it (superposition) random directions are pushed
+    apart until no |cosine| exceeds it. Training needs another key, since both start from a Gaussian draw.
 
     Raises: ValueError if orthogonal directions do not fit, if `max_cosine` cannot be reached, or if the matrices would
     not fit into memory.
@@ -47,7 +47,7 @@ def make_directions(
 
 
 def check_directions(n_features: int, d_in: int, max_cosine: float | None) -> None:
-    """Raises: ValueError if there can be no such directions; that they are found is known only once they are."""
+    """Raises: ValueError if such directions cannot exist. Whether they are found is known only afterwards."""
     check_numbers({"n_features": n_features, "d_in": d_in}, {"n_features": Whole(), "d_in": Whole()})
     if max_cosine is None:
         if n_features > d_in:
@@ -94,7 +94,7 @@ def orthogonal_directions(
 def _superposed(
     keys: Key[Array, " lanes"], n_features: int, d_in: int, max_cosine: float, norm_std: float
 ) -> tuple[Float[Array, "lanes n_features d_in"], Float[Array, " lanes"]]:
-    """Compiled once for all keys of a size: a sweep asks for a dictionary a seed."""
+    """The directions of all keys in one program, since a sweep asks for one dictionary per seed."""
     draw = partial(superposed_directions, n_features=n_features, d_in=d_in, max_cosine=max_cosine, norm_std=norm_std)
     return jax.vmap(draw)(keys)
 
@@ -102,7 +102,7 @@ def _superposed(
 def superposed_directions(
     key: Key[Array, ""], *, n_features: int, d_in: int, max_cosine: float, norm_std: float
 ) -> tuple[Float[Array, "n_features d_in"], Float[Array, ""]]:
-    """Random directions pushed apart by gradient descent, and the largest |cosine| that is left."""
+    """Random directions pushed apart by gradient descent, and the largest |cosine| that remains."""
     key_directions, key_norms = jax.random.split(key)
     opt = optax.adam(1e-2)
     margin = 0.98 * max_cosine  # aim a little lower, so that descent ends in finite time

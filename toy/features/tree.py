@@ -15,7 +15,7 @@ from toy.features.node import Node, walk
 
 _RANGE = 1 << 32  # values of one uniform draw
 _MIN_NESTED = 1 << 20  # narrower intervals get a draw of their own: edge probabilities are exact to 1e-6
-_LEAST_NOISY = 2.0**-26  # of mean + std: what a noisy magnitude is instead of 0, which rounding can make of it
+_LEAST_NOISY = 2.0**-26  # noisy magnitudes are at least this share of mean + std, since rounding could make them 0
 _MOST_PAIRWISE = 10_000  # nodes: a matrix of their pairs takes 800 MB
 
 
@@ -46,7 +46,7 @@ class Tree(NamedTuple):
 
 
 def build_tree(root: Node) -> Tree:
-    """Flatten a tree. Branches without any feature and an always-on root that is no feature are left out.
+    """Flattens a tree. Branches without any feature and an always-on root that is no feature are left out.
 
     Raises: `TreeError` (see `walk`).
     """
@@ -68,7 +68,7 @@ def build_tree(root: Node) -> Tree:
     scaled = np.array([p >= 0 and nodes[p].scale_children_by_parent for p in parent])
     readout = np.flatnonzero([node.is_feature for node in nodes])
     readout = readout[np.argsort([nodes[i].feature_index or 0 for i in readout], kind="stable")]
-    # What the always-on root does to the magnitudes of its children is nothing: its own is its mean.
+    # The root that is left out scales no magnitude of its children, since its own magnitude is its mean.
     return Tree(
         parent,
         prob,
@@ -82,7 +82,7 @@ def build_tree(root: Node) -> Tree:
 
 
 def _assign_draws(parent: np.ndarray, prob: np.ndarray, group: np.ndarray) -> dict[str, np.ndarray]:
-    """Give each node an interval of a draw: exclusive siblings side by side, the first child inside its parent."""
+    """Gives each node an interval of a draw: exclusive siblings side by side, the first child inside its parent."""
     n_nodes = len(parent)
     draw = np.zeros(n_nodes, int)
     start, stop = np.zeros(n_nodes, int), np.zeros(n_nodes, int)  # half open, out of _RANGE
@@ -123,7 +123,7 @@ def _assign_draws(parent: np.ndarray, prob: np.ndarray, group: np.ndarray) -> di
 
 
 def held_out_key(key: Key[Array, ""]) -> Key[Array, ""]:
-    """For rows that an SAE trained from `key` has not seen: trainers split the key, this folds a number into it."""
+    """A key for rows that an SAE trained from `key` has not seen: trainers split the key, this folds a number into it."""
     return jax.random.fold_in(key, 1)
 
 
@@ -187,9 +187,9 @@ def mean_l0(tree: Tree) -> float:
 
 
 def mean_magnitudes(tree: Tree) -> Float[np.ndarray, " n_features"]:
-    """E[magnitude | feature on], exactly: the mean of |N(mean, std²)| times the mean of what scales it.
+    """E[magnitude | feature on], exactly: the mean of |N(mean, std²)| times the mean of the factor that scales it.
 
-    What scales a child is its parent's magnitude / magnitude_mean, independent of the child's own noise.
+    The factor is the parent's magnitude / magnitude_mean, which is independent of the child's own noise.
     """
     own = np.array(tree.magnitude_mean, float)
     if tree.magnitude_std is None:

@@ -1,8 +1,10 @@
-"""The Matryoshka objective, in the forms that fit toy and language-model width. `sae_loss` takes the right one.
+"""The Matryoshka objective, in the forms that fit toy and language-model width. `sae_loss` chooses among them.
 
-gram      any prefixes at toy width             sparse    any prefixes of the TopK family, at width
-tiled     any prefixes of ReLU SAEs, at width:  topk      which latents are on, for `sparse`
-          `few` or `every`, by `tiles`          auxk      the loss of dead latents
+objective           the loss, and the choice of its form      penalty   sparsity penalties of ReLU SAEs
+gram                any prefixes at toy width                 auxk      the loss of dead latents
+tiled               ReLU SAEs at width, by                    sparse    the TopK family at width
+relu_few_prefixes   a few prefixes, or                        topk      which latents are on, for `sparse`
+relu_all_prefixes   every prefix
 """
 
 from toy.loss.auxk import auxk_mse

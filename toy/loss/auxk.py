@@ -1,4 +1,4 @@
-"""AuxK: dead latents learn to rebuild what the living ones leave (Gao et al., arXiv 2406.04093, section A.2)."""
+"""AuxK: dead latents learn to reconstruct what the living ones leave (Gao et al., arXiv 2406.04093, section A.2)."""
 
 import jax.numpy as jnp
 from jax import lax

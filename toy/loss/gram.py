@@ -1,4 +1,4 @@
-"""Any prefixes at toy width: two Gram matrices, no order of the latents, no array of (batch, n_latents, d_in)."""
+"""Any prefixes at toy width, from two Gram matrices: latents in any order, no array of (batch, n_latents, d_in)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -21,7 +21,7 @@ MOST_GRAM_LATENTS = 128
 
 
 class LossParts(NamedTuple):
-    """What a step reports and feeds back; means over the batch."""
+    """The quantities that a step reports and feeds back; means over the batch."""
 
     mse: Float[Array, ""]  # weighted over prefixes, summed over d_in
     l0: Float[Array, ""]  # latents on a sample
@@ -30,12 +30,12 @@ class LossParts(NamedTuple):
 
 
 def choose_form(n_latents: int) -> Form:
-    """`gram` while its n_latents² is small; beyond, `wide`: tiles for ReLU, slots for the TopK family."""
+    """`gram` while n_latents² is small; beyond that `wide`, which is tiles for ReLU and slots for the TopK family."""
     return "gram" if n_latents <= MOST_GRAM_LATENTS else "wide"
 
 
 def needs_order(form: Form, activation: Activation) -> bool:
-    """Whether latents must stand in the order of their ranks: tiles hold neighbours, all other forms take ranks."""
+    """Whether latents must stand in the order of their ranks, as tiles need; all other forms take ranks instead."""
     return form == "wide" and isinstance(activation, ReLU)
 
 
@@ -54,9 +54,9 @@ def sae_loss(
 ) -> tuple[Float[Array, ""], LossParts]:
     """Mean over the weighted prefixes of: squared error + sparsity_coef · penalty of the latents in the prefix.
 
-    The TopK family has no penalty. The types of sae's W_enc and W_dec are those of the products (float32 or
-    bfloat16); sums are float32. Where `needs_order`, `ranks` must be 0 … n_latents − 1. `form` defaults to
-    `choose_form`'s, `tile` to `tiled_mse`'s. `threshold` is counted with and does not change the loss.
+    The TopK family has no penalty. Products have the types of W_enc and W_dec (float32 or bfloat16), sums are
+    float32. Where `needs_order`, `ranks` must be 0 … n_latents − 1. `form` defaults to
+    `choose_form`'s, `tile` to `tiled_mse`'s. `threshold` only decides what `l0_over_threshold` counts.
     """
     form = choose_form(sae.W_dec.shape[0]) if form is None else form
     x = x.astype(sae.W_enc.dtype)
@@ -89,7 +89,7 @@ def _parts(mse: Array, acts: Array, squares: Array, norms: Array, over: Array) -
 def reconstruct(
     sae: SAE, x: Float[Array, "batch d_in"], activation: Activation, form: Form
 ) -> Float[Array, "batch d_in"]:
-    """recon of all latents as in training: `decode` of `encode`, and at width by slots for the TopK family."""
+    """The reconstruction from all latents, as in training: by slots for the TopK family at width."""
     if form == "gram" or isinstance(activation, ReLU):
         return decode(sae, encode(sae, x, activation))
     values, latents, _ = select(x, sae.W_enc, sae.b_enc, decoder_norms(sae), activation)

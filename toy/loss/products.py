@@ -1,4 +1,4 @@
-"""What the forms of the loss share: products with float32 sums, and losses that bring their gradients along."""
+"""Products with float32 sums, and losses that compute their gradients on the way forward."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,15 @@ def dot(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Arra
 
 
 def in_full(a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The array in the type of sums: float32, or float64 as it is."""
+    """The array in the type of sums: float64 if it is float64, else float32."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def scalar_loss(loss_and_grads: Callable[..., tuple[Float[Array, ""], Any]]) -> Callable[..., Float[Array, ""]]:
-    """The loss of a function (x, y, z, rest) -> (loss, gradients in x, y and z), differentiable in these three.
+    """Turns a function (x, y, z, rest) -> (loss, gradients in x, y and z) into a loss that is differentiable in x, y, z.
 
-    The gradients are made together with the loss and only scaled on the way back: for losses whose own backward
-    pass would need more memory or more products.
+    The gradients are computed together with the loss and only scaled on the way back. This is for losses whose own
+    backward pass would need more memory or more products.
     """
 
     @jax.custom_vjp

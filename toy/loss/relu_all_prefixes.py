@@ -1,4 +1,4 @@
-"""Every prefix at width, exactly, and the hybrid: every prefix of the first latents, one a tile after them."""
+"""Every prefix at width, exactly, and the hybrid: every prefix of the first latents, then one prefix per tile."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,13 +8,13 @@ from toy.loss.products import dot
 from toy.loss.tiles import Acts, Decoder, Grads, Loss, Residual, Tile, grid, no_grads, read, write
 from toy.prefixes import FixedWeights, HybridWeights, suffix_sums
 
-Later = tuple[Residual, Loss, Grads]  # of the later tiles: Σ_k w_k r_k, Σ_i a_i ∂a_i and the gradients
+Later = tuple[Residual, Loss, Grads]  # Σ_k w_k r_k and Σ_i a_i ∂a_i over the later tiles, and the gradients
 
 
 def every_mse(
     acts: Acts, W_dec: Decoder, error: Residual, prefixes: FixedWeights, *, tile: int
 ) -> tuple[Loss, tuple[Acts, Decoder, Residual]]:
-    """Forward through the tiles for the residual at each one's entry, and back with the sum of the later ones."""
+    """Goes forward through the tiles for the residual at each entry, and back with the sum over the later ones."""
     tiles = grid(0, W_dec.shape[0], tile)
     last, entries = _entries(acts, W_dec, error, tiles, tile)
     start = jnp.zeros_like(last), jnp.zeros((), error.dtype), no_grads(acts, W_dec)
@@ -24,7 +24,7 @@ def every_mse(
 def hybrid_mse(
     acts: Acts, W_dec: Decoder, error: Residual, prefixes: HybridWeights, *, tile: int
 ) -> tuple[Loss, tuple[Acts, Decoder, Residual]]:
-    """Every prefix of the head, and of the tail those that end with a tile: there a tile has one residual."""
+    """Trains every prefix of the head, and those of the tail that end with a tile, where a tile has one residual."""
     n_latents, n_exact, n_tiles = W_dec.shape[0], prefixes.head.shape[0], prefixes.lengths.shape[0]
     tile, tail_tile = min(tile, n_exact), -(-(n_latents - n_exact) // n_tiles)
     head_tiles, tail_tiles = grid(0, n_exact, tile), grid(n_exact, n_latents, tail_tile)
@@ -50,7 +50,7 @@ def hybrid_mse(
 def _entries(
     acts: Acts, W_dec: Decoder, residual: Residual, tiles: Tile, size: int
 ) -> tuple[Residual, Float[Array, "n_tiles batch d_in"]]:
-    """The residual after all tiles, and at each one's entry."""
+    """The residual after all tiles, and the residual at the entry of each."""
 
     def decode(residual: Residual, tile: Tile) -> tuple[Residual, Residual]:
         a, d, _ = read(acts, W_dec, tile, size)
@@ -68,7 +68,7 @@ def _back_through_all(
     entries: Float[Array, "n_tiles batch d_in"],
     size: int,
 ) -> Later:
-    """Back through tiles in which every prefix has a weight.
+    """Goes back through tiles in which every prefix has a weight.
 
     With r the residual at a tile's entry, R the later prefixes' Σ w_k r_k and s_i the weight of the tile's prefixes
     that hold latent i, whose pairs share min(s_i, s_j):
@@ -95,7 +95,7 @@ def _back_through_all(
 
 
 def _finish(error: Residual, later: Later) -> tuple[Loss, tuple[Acts, Decoder, Residual]]:
-    """After the last tile on the way back, `later` is of all prefixes.
+    """The loss and its gradients, once `later` holds the sums over all prefixes.
 
     The loss is quadratic in (acts, error) together, so twice the loss is their product with its gradient.
     """

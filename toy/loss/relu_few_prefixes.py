@@ -12,7 +12,7 @@ from toy.prefixes import FixedPrefixes
 def few_mse(
     acts: Acts, W_dec: Decoder, error: Residual, prefixes: FixedPrefixes, *, tile: int
 ) -> tuple[Loss, tuple[Acts, Decoder, Residual]]:
-    """The latents between two bounds share a residual, so only as many are held as there are prefixes."""
+    """Latents between two bounds share a residual, so that only one residual per prefix is held."""
     lengths, weights = jnp.asarray(prefixes.lengths), jnp.asarray(prefixes.weights, error.dtype)
     n_prefixes, n_rows = lengths.shape[0], error.shape[0]
     tiles, segment, n_tiles = _cut(lengths, W_dec.shape[0], tile)
@@ -23,7 +23,7 @@ def few_mse(
         a, d, _ = read(acts, W_dec, Tile(*(bound[i] for bound in tiles)), tile)
         return parts.at[segment[i]].add(dot("bc,cd->bd", a, d))
 
-    # A loop of as many turns as this batch's bounds take: no turn is spent on the most that they could take.
+    # The loop takes as many turns as the bounds of this batch need, not as many as any bounds could need.
     parts = lax.fori_loop(0, n_tiles, decode, jnp.zeros((n_prefixes, *error.shape), error.dtype))
     _, residuals = lax.scan(lambda residual, part: (residual - part,) * 2, error, parts)
 
@@ -48,7 +48,7 @@ def few_mse(
 def _cut(
     lengths: Int[Array, " n_prefixes"], n_latents: int, size: int
 ) -> tuple[Tile, Int[Array, " most_tiles"], Int[Array, ""]]:
-    """Tiles that end at every bound, the segment between bounds that each is of, and how many there are."""
+    """Tiles that end at every bound, the segment between bounds to which each belongs, and the number of tiles."""
     before = jnp.append(0, lengths[:-1])
     n_tiles = -((before - lengths) // size)
     ends = jnp.cumsum(n_tiles)

@@ -16,10 +16,10 @@ def sparse_mse(
 ) -> Float[Array, ""]:
     """Σ_k w_k ‖error − Σ_{on, rank < k} a_i d_i‖², summed over d_in, mean over the batch; Σ_k w_k = 1.
 
-    Only latents that are on change the residual, so every prefix costs as much as the full one. `inclusion` are the
-    s_i of `gram_mse`; no gradient reaches them.
+    Only latents that are on change the residual, so every prefix costs as much as the full one. `inclusion` holds
+    the s_i of `gram_mse`; no gradient reaches them.
     """
-    # Latents of equal inclusion are apart in no prefix that counts, so their order does not matter.
+    # No prefix with a weight separates latents of equal inclusion, so their order does not matter.
     descending, latents, values = lax.sort((-inclusion[latents], latents, values), num_keys=1, dimension=1)
     return scalar_loss(_by_slot)(values, W_dec, error, (latents, lax.stop_gradient(-descending)))
 
@@ -27,7 +27,7 @@ def sparse_mse(
 def sparse_decode(
     values: Float[Array, "batch slots"], W_dec: Float[Array, "n_latents d_in"], latents: Int[Array, "batch slots"]
 ) -> Float[Array, "batch d_in"]:
-    """Σ_i a_i d_i over the latents that are on, slot by slot: no array of (batch, slots, d_in)."""
+    """Σ_i a_i d_i over the latents that are on, slot by slot, without an array of (batch, slots, d_in)."""
 
     def add(recon: Float[Array, "batch d_in"], slot: tuple) -> tuple[Float[Array, "batch d_in"], None]:
         a, rows = slot
@@ -44,9 +44,10 @@ def _by_slot(
     error: Float[Array, "batch d_in"],
     at: tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]],
 ) -> tuple[Float[Array, ""], tuple[Array, Array, Array]]:
-    """Back from the last slot to the first, by rank, with r the residual after slot i and T = Σ_{later} s_j a_j d_j:
+    """Goes back from the last slot to the first, in order of rank.
 
-    the prefixes that hold i pull it by Σ_k w_k r_k = s_i r − T.
+    With r the residual after slot i and T = Σ_{later} s_j a_j d_j, the prefixes that hold latent i pull it by
+    Σ_k w_k r_k = s_i r − T.
     """
     latents, inclusion = at
 

@@ -1,9 +1,9 @@
-"""Prefixes at language-model width: latents in order, decoded tile by tile, gradients made on the way.
+"""Prefixes at language-model width: latents in order of rank, decoded tile by tile, with gradients on the way.
 
-All forms are exact. A vanilla SAE's loss and gradient are 5 products of batch · n_latents · d_in, 2 of them the
-encoder's; a few prefixes take as many and half a tile more for each bound; every prefix 8, and Gram matrices of the
-tiles; the hybrid is between the two. Products are summed in float32 (float64 for float64) whatever the type of acts
-and W_dec, and so is the residual.
+All forms are exact. A vanilla SAE's loss and gradient take 5 products of batch · n_latents · d_in, of which 2 are the
+encoder's. A few prefixes take as many, and half a tile more per bound; every prefix takes 8, and Gram matrices of the
+tiles; the hybrid lies between. Products and the residual are summed in float32 (float64 for float64), whatever the type
+of acts and W_dec.
 """
 
 from functools import partial
@@ -16,16 +16,16 @@ from toy.loss.relu_few_prefixes import few_mse
 from toy.loss.tiles import Acts, Decoder, Loss, Residual
 from toy.prefixes import FixedPrefixes, FixedWeights, HybridWeights, Prefixes
 
-EXACT_TILE = 128  # latents multiplied at a time, where every prefix counts: its Gram matrices grow with it
-COARSE_TILES = 64, 256  # least and most where only a few do
+EXACT_TILE = 128  # latents per product where every prefix has a weight: the Gram matrices grow with it
+COARSE_TILES = 64, 256  # the least and the most latents per product where only a few prefixes have a weight
 MOST_FEW = 128  # prefixes whose residuals are held at once
 
 
 def tiled_mse(acts: Acts, W_dec: Decoder, error: Residual, prefixes: Prefixes, *, tile: int | None = None) -> Loss:
     """Σ_k w_k ‖error − Σ_{i < k} a_i d_i‖², summed over d_in, mean over the batch; latents stand in order.
 
-    `tile`: how many latents are multiplied at a time; by default what was fastest for such shapes. No gradient
-    reaches the weights.
+    `tile` is the number of latents per product; the default is what was fastest for such shapes. No gradient reaches
+    the weights.
     """
     n_latents = W_dec.shape[0]
     if isinstance(prefixes, FixedPrefixes):

@@ -1,4 +1,4 @@
-"""Latents in tiles of a static size: cut, read and written, with gradients in place."""
+"""Tiles of latents of a static size: how they are cut, read, and written with their gradients."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Tile(NamedTuple):
 
 
 def grid(first: int, n_latents: int, size: int) -> Tile:
-    """The latents from `first` on, in tiles of one size, the last one short."""
+    """The latents from `first` on in tiles of one size, of which the last may be shorter."""
     firsts = jnp.arange(first, n_latents, size)
     return Tile(jnp.minimum(firsts, n_latents - size), firsts, jnp.minimum(firsts + size, n_latents))
 
@@ -40,7 +40,7 @@ def read(
 def write(
     grads: Grads, tile: Tile, own: Bool[Array, " size"], da: Float[Array, "batch size"], dd: Float[Array, "size d_in"]
 ) -> Grads:
-    """Put a tile's gradients in place, leaving rows that are not its own."""
+    """Writes a tile's gradients, and leaves rows that are not its own as they are."""
     d_acts, d_W_dec = grads
     size = own.shape[0]
     da = jnp.where(own, da.astype(d_acts.dtype), lax.dynamic_slice_in_dim(d_acts, tile.start, size, axis=1))

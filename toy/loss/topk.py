@@ -1,4 +1,4 @@
-"""Which latents are on at width, for TopK and BatchTopK, with no array of (batch, n_latents) on the way back."""
+"""The latents that are on at width, for TopK and BatchTopK, without an array of (batch, n_latents) on the way back."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from toy.sae import BatchTopK, TopK, kth_largest
 
 
 class Selected(NamedTuple):
-    """The latents that may be on, a slot each."""
+    """The latents that may be on, one per slot."""
 
     values: Float[Array, "batch slots"]  # activations; 0 where a slot is not taken
     latents: Int[Array, "batch slots"]
-    sizes: Float[Array, "batch slots"]  # activation · decoder norm, of slots that are not taken, too; descending
+    sizes: Float[Array, "batch slots"]  # activation · decoder norm, descending, also of slots that are not taken
 
 
 def select(
@@ -26,7 +26,7 @@ def select(
     norms: Float[Array, " n_latents"],
     activation: TopK | BatchTopK,
 ) -> Selected:
-    """As `toy.sae.encode`, but for BatchTopK's `n_slots`, and as slots. No gradient reaches x, or norms."""
+    """The activations of `toy.sae.encode` as slots; BatchTopK has `n_slots` per sample. No gradient reaches x or norms."""
     n_rows, n_latents = x.shape[0], W_enc.shape[1]
     pre_acts = lax.stop_gradient(dot("bd,dn->bn", x, W_enc) + b_enc)
     slots = activation.k if isinstance(activation, TopK) else activation.n_slots
@@ -45,10 +45,10 @@ def _pre_acts_at(
     pre_acts: Float[Array, "batch n_latents"],
     latents: Int[Array, "batch slots"],
 ) -> Float[Array, "batch slots"]:
-    """The pre-activations x W_enc + b_enc of the given latents, where they all are known already.
+    """The pre-activations x W_enc + b_enc of the given latents, read from those of all latents.
 
-    The encoder's gradient is a sum of batch · slots outer products: adding them up, a slot at a time, is many times
-    cheaper than the dense product while slots are few beside n_latents.
+    The encoder's gradient is a sum of batch · slots outer products. Adding them up slot by slot is many times cheaper
+    than the dense product while slots are few beside n_latents.
     """
     return jnp.take_along_axis(pre_acts, latents, axis=1)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, Key
 from toy.compiled import compiled
 from toy.data.source import Batches, Source
 from toy.training.config import Hypers, TrainConfig
-from toy.training.maintenance import next_upkeep, upkeep
+from toy.training.maintenance import maintain, next_maintenance
 from toy.training.mesh import state_shardings
 from toy.training.state import Metrics, TrainState, init_state
 from toy.training.step import draw_steps, train_step
@@ -28,7 +28,7 @@ def many_steps(
     cfg: TrainConfig,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Stretches of steps between upkeep, each in blocks that are drawn at once, until `n_steps` are done."""
+    """Stretches of steps between maintain, each in blocks that are drawn at once, until `n_steps` are done."""
     end = state.step + n_steps
     n_block = int(np.clip(MOST_DRAWN // (cfg.batch_size * source.d_in), 1, DRAWN_STEPS))
 
@@ -46,8 +46,8 @@ def many_steps(
 
     def stretch(carry: Carry) -> Carry:
         state, total = carry
-        stop = jnp.minimum(next_upkeep(state.step, cfg), end)
-        carry = upkeep(state, source, hypers, cfg=cfg), total
+        stop = jnp.minimum(next_maintenance(state.step, cfg), end)
+        carry = maintain(state, source, hypers, cfg=cfg), total
         return jax.lax.while_loop(lambda carry: carry[0].step < stop, lambda carry: block(carry, stop), carry)
 
     zero = jnp.zeros_like(state.sparsity_coef)

@@ -1,4 +1,4 @@
-"""A run kept in one file, so that it can be killed at any moment and go on to the same end, bit for bit."""
+"""A run in one file, so that it can be killed at any moment and go on to the same result, bit for bit."""
 
 import json
 import time
@@ -25,23 +25,23 @@ _REMEDY = "give another path, or delete it to start anew"
 
 @dataclass
 class FileCheckpoint:
-    """Written whole or not at all: after a chunk once `every_s` seconds have passed, and at the end.
+    """Writes the run whole or not at all: after a chunk once `every_s` seconds have passed, and at the end.
 
-    `facts` are the caller's, as JSON knows them, beside those that the trainer adds: a file made with others is
-    refused. From `load` to `release` no other run may use the file. Memory: a copy of the state while it is written.
+    `facts` are JSON values that the caller adds to those of the trainer; a file that was made with others is refused.
+    From `load` to `release` no other run may use the file. Writing needs memory for a copy of the state.
     """
 
     path: Path
     facts: Facts = field(default_factory=dict)
     every_s: float = 60.0
     _written_at: float = field(default=0.0, init=False, repr=False)
-    _let_go: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    _unlock: Callable[[], None] | None = field(default=None, init=False, repr=False)
 
     def load(self, like: Run, facts: Facts) -> Run | None:
-        """The run in the file, None if there is no file.
+        """The run in the file, or None if there is no file.
 
-        Raises: ValueError if the file is broken, its run is another (other facts, or other arrays than `like`), or
-        another run uses it; OSError if a file cannot be written there.
+        Raises: ValueError if the file is broken, is of a run with other facts or arrays, or is used by another run;
+        OSError if a file cannot be written there.
         """
         self._written_at = time.monotonic()
         prepare(self.path)
@@ -52,7 +52,7 @@ class FileCheckpoint:
             arrays, metadata = load_arrays(self.path, signed=True)
         except ValueError as error:
             raise ValueError(f"{error}: {_REMEDY}") from None
-        n_done, theirs = self._told(metadata.get("run", ""))
+        n_done, theirs = self._parsed(metadata.get("run", ""))
         self._check_facts(theirs, self._all_facts(facts))
         wanted = _named(like)
         self._check_arrays(arrays, wanted)
@@ -68,22 +68,22 @@ class FileCheckpoint:
         self._written_at = time.monotonic()
 
     def release(self) -> None:
-        if self._let_go is not None:
-            self._let_go()
-        self._let_go = None
+        if self._unlock is not None:
+            self._unlock()
+        self._unlock = None
 
     def _claim(self) -> None:
-        if self._let_go is not None:
+        if self._unlock is not None:
             return
         try:
-            self._let_go = claim(self.path)
+            self._unlock = claim(self.path)
         except BlockingIOError:
             raise ValueError(
                 f"{self.path}: another run uses it: wait for its end, stop it, or give another path"
             ) from None
 
-    def _told(self, text: str) -> tuple[int, Facts]:
-        """Steps and facts. A file with a good SHA-256 may still say anything."""
+    def _parsed(self, text: str) -> tuple[int, Facts]:
+        """The number of steps and the facts, which need checking even in a file whose SHA-256 is right."""
         try:
             run = parse_json(text)
             n_done, facts = run["n_done"], run["facts"]

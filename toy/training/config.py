@@ -1,4 +1,4 @@
-"""What a run is given: `TrainConfig`, which fixes the compiled program, and `Hypers`, which a sweep may vary."""
+"""The settings of a run: `TrainConfig` fixes the compiled program, `Hypers` may vary within a sweep."""
 
 import os
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ Number = Float[Array, "*lanes"] | float
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What fixes the compiled program. Shares of steps are of `n_steps`."""
+    """The settings that fix the compiled program. Shares of steps are shares of `n_steps`."""
 
     n_latents: int
     n_steps: int = 20_000
     batch_size: int = 200
     activation: Activation = RELU
-    sparsity: Sparsity = "l1"  # of ReLU SAEs
+    sparsity: Sparsity = "l1"  # the penalty of ReLU SAEs
     n_lr_warmup_steps: int = 100
     lr_cooldown_share: float = 0.2  # linear, at the end, …
     final_lr_share: float = 0.1  # … down to this share of the learning rate
     sparsity_warmup_share: float = 0.2
     reinit_every: int = 500
     reinit_window: tuple[float, float] = (0.2, 0.6)  # shares of n_steps between which weak latents start anew
-    dead_after: int = 1_000  # steps without being on, after which AuxK trains a latent of the TopK family …
-    aux_k: int | None = None  # … this many a sample; None: d_in / 2; 0 turns it off
-    form: Form | None = None  # of the loss; None: by the number of latents (`toy.loss.choose_form`)
+    dead_after: int = 1_000  # steps without being on, after which AuxK trains a latent of the TopK family
+    aux_k: int | None = None  # dead latents that AuxK trains per sample; None: d_in / 2; 0 turns AuxK off
+    form: Form | None = None  # the form of the loss; None: chosen by the number of latents (`toy.loss.choose_form`)
     reorder_every: int = 10  # steps between moves of the latents into the order of their ranks, where a form needs it
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; parameters, sums and moments stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # the type of products; parameters, sums, moments stay float32
     n_microbatches: int = 1  # parts of a batch that are held in memory one after the other
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class TrainConfig:
 
     @property
     def moves_latents(self) -> bool:
-        """Whether latents are kept in order by moving them; else their order is the rank of their contribution."""
+        """Whether latents are kept in order by moving them; otherwise they stay in place and only their ranks change."""
         return needs_order(self.loss_form, self.activation)
 
     @property
@@ -85,18 +85,18 @@ class TrainConfig:
 
 
 class Hypers(NamedTuple):
-    """What a sweep may vary: traced, any field can have a lane axis."""
+    """The settings that a sweep may vary: they are traced, and any field can have a lane axis."""
 
     prefixes: Weighting
-    target_l0: Number | None = None  # of a ReLU SAE; the TopK family's k stands in its activation
+    target_l0: Number | None = None  # for ReLU SAEs; the TopK family has the k of its activation
     learning_rate: Number = 2e-2  # the reference code has 3e-2
     b1: Number = 0.5
     b2: Number = 0.9375
-    clip_norm: Number = 1.0  # of the global gradient norm
-    sparsity_coef: Number = 1.0  # where the L0 controller starts
-    control_rate: Number = 3e-4  # per step; 0 keeps the coefficient fixed
-    reinit_below: Number = 0.3  # of the median contribution; 0 turns re-initialisation off
-    aux_coef: Number = 1 / 32  # of the AuxK loss (Gao et al.)
+    clip_norm: Number = 1.0  # the largest global norm of the gradient
+    sparsity_coef: Number = 1.0  # the coefficient from which the L0 controller starts
+    control_rate: Number = 3e-4  # the relative change of the coefficient per step; 0 keeps it fixed
+    reinit_below: Number = 0.3  # latents below this share of the median contribution start anew; 0 turns it off
+    aux_coef: Number = 1 / 32  # the weight of the AuxK loss (Gao et al.)
     n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on
     input_size: Number = 1.0  # inputs are scaled to a mean norm of input_size · √d_in
 
@@ -113,11 +113,11 @@ HYPERS = {
     "aux_coef": NOT_NEGATIVE,
     "n_latents": Whole(0),
     "input_size": POSITIVE,
-}  # what the numbers of `Hypers` may be, those of every lane
+}  # the range of every number of `Hypers`, in every lane
 
 
 def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
-    """Raises: ValueError naming a number that cannot be, or if `cfg` and `hypers` do not fit each other."""
+    """Raises: ValueError naming a number out of range, or if `cfg` and `hypers` do not fit each other."""
     check_numbers(hypers._asdict(), HYPERS)
     check_numbers({"hypers.prefixes": jax.tree.leaves(hypers.prefixes)}, {"hypers.prefixes": NOT_NEGATIVE})
     n_latents = hypers.prefixes.n_latents
@@ -134,10 +134,10 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
 
 
 def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int = 1) -> None:
-    """Raises: ValueError if the least that the training must hold at once is more than the machine's memory.
+    """Raises: ValueError if training needs more memory than the machine has, by a lower estimate.
 
-    That is parameters, gradients and both moments of every lane, and a batch with its activations: of every lane where
-    they are computed side by side, else of one. CPU devices share the machine's memory.
+    The estimate counts parameters, gradients and both moments of every lane, and a batch with its activations, for every
+    lane where lanes are computed side by side and else for one. CPU devices share the machine's memory.
     """
     n, batch = cfg.n_latents, cfg.batch_size // cfg.n_microbatches
     n_batches = n_lanes if cfg.loss_form == "gram" else 1
@@ -152,7 +152,7 @@ def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int =
 
 
 def memory() -> int | None:
-    """Bytes of a device's memory; of a CPU those of the machine. None where it cannot be told."""
+    """The bytes of a device's memory; for a CPU those of the machine. None where that is unknown."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")

@@ -1,9 +1,9 @@
-"""Controllers of L0: a ReLU SAE's sparsity coefficient, and the threshold a BatchTopK SAE has after training."""
+"""Controllers of L0: the sparsity coefficient of a ReLU SAE, and the threshold of a trained BatchTopK SAE."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-MAX_L0_ERROR = 0.1  # of the target: a controller that ends further off is reported
+MAX_L0_ERROR = 0.1  # as a share of the target: a controller that ends further off is reported
 
 
 def off_target(l0: float, target_l0: float) -> bool:
@@ -12,7 +12,7 @@ def off_target(l0: float, target_l0: float) -> bool:
 
 
 def ramped(coef: Float[Array, ""], step: Int[Array, ""], n_warmup_steps: int) -> Float[Array, ""]:
-    """The coefficient in force: rises linearly from 0 to `coef` over the warm-up."""
+    """The coefficient in force, which rises linearly from 0 to `coef` over the warm-up."""
     return coef * jnp.minimum((step + 1) / max(n_warmup_steps, 1), 1.0)
 
 
@@ -38,9 +38,9 @@ def control_threshold(
     l0: Float[Array, ""],
     rate: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """The threshold goes up where more latents are above it than training has on, down where fewer: relative steps.
+    """Raises the threshold where more latents exceed it than are on in training, lowers it where fewer do.
 
-    So both have the same L0 in the mean. A running mean of each batch's smallest activation that is on, as in SAELens
-    and dictionary_learning, misses that where activations have a gap: the mean lies outside of it.
+    Both then have the same L0 on average. A running mean of each batch's smallest activation that is on, as in SAELens
+    and dictionary_learning, fails where activations have a gap, since the mean lies outside of the gap.
     """
     return threshold * (1 + rate * jnp.clip((l0_over_threshold - l0) / jnp.maximum(l0, 1e-12), -1, 1))

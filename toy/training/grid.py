@@ -34,7 +34,7 @@ def train_grid(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One run a lane, all in one compiled program spread over the local devices; results lead with a lane axis.
+    """One run per lane, all in one compiled program spread over the local devices; results lead with a lane axis.
 
     `in_axes` says as for `jax.vmap`, by pytree prefixes, which leaves of source and hypers have a lane axis (0)
     and which are shared (None). Lane i is `train(keys[i], source_i, hypers_i, cfg=cfg)` up to rounding.
@@ -70,7 +70,7 @@ def train_grid(
 
 
 def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -> PyTree:
-    """Lanes in equal shares on the devices, the last one repeated to fill them; what has no lanes on all."""
+    """Spreads lanes evenly over the devices, repeating the last to fill them; leaves without lanes go to all devices."""
     lanes = np.minimum(np.arange(-(-n_lanes // mesh.size) * mesh.size), n_lanes - 1)
 
     def place_leaf(has_lanes: bool, leaf: Any) -> Array:
@@ -100,7 +100,7 @@ def _has_lanes(axes: PyTree, tree: PyTree) -> PyTree:
 
 
 def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
-    """`function` of every lane, each device taking its share of them."""
+    """Applies `function` to every lane, each device to its share of them."""
 
     def specs(axes: PyTree) -> PyTree:
         return jax.tree.map(lambda axis: PartitionSpec() if axis is None else _LANES, axes, is_leaf=_is_none)
@@ -110,16 +110,16 @@ def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, ou
 
 
 def each_lane(function: Callable, cfg: TrainConfig, in_axes: Any, out_axes: Any) -> Callable:
-    """`function` of every lane, on one device.
+    """Applies `function` to every lane, on one device.
 
-    Small SAEs are batched. At width a lane's products are large enough alone, and batching would turn slices at a
-    lane's own bounds into gathers; so a device takes its lanes one after the other.
+    Small SAEs are batched. At width the products of one lane are large enough, and batching would turn slices at a
+    lane's own bounds into gathers, so a device takes its lanes one after the other.
     """
     return (jax.vmap if cfg.loss_form == "gram" else _in_turn)(function, in_axes, out_axes)
 
 
 def _in_turn(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
-    """As `jax.vmap`, but one lane after the other."""
+    """Does what `jax.vmap` does, one lane after the other."""
 
     def mapped(*args: Any) -> Any:
         has_lanes = jax.tree.leaves(_has_lanes(in_axes, args))

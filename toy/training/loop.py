@@ -1,6 +1,6 @@
 """The host's loop around compiled chunks of steps: progress, history, checkpoints, reading ahead.
 
-Of the trainer of SAEs and of that of the language model alike.
+The trainers of SAEs and of the language model both use it.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,36 +12,36 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-Progress = Callable[[int], Any]  # told how many steps were just done
-Facts = dict[str, Any]  # what fixes a run, by name; as JSON knows it
+Progress = Callable[[int], Any]  # called with the number of steps that were just done
+Facts = dict[str, Any]  # everything that a run follows from, by name, as JSON values
 T = TypeVar("T")
 
 
 class Run(NamedTuple):
-    """A run so far."""
+    """A run up to some step."""
 
     state: PyTree
-    history: PyTree  # a row a chunk, along the last axis
+    history: PyTree  # one row per chunk, along the last axis
     n_done: int = 0  # steps
 
 
 @runtime_checkable
 class Checkpoint(Protocol):
-    """Where a run is kept, so that it can be killed and go on."""
+    """Keeps a run, so that it can be killed and go on."""
 
     def load(self, like: Run, facts: Facts) -> Run | None:
-        """The run that was saved, None if there is none; `like` is it before its first step.
+        """The run that was saved, or None; `like` is the run before its first step.
 
         Raises: ValueError if what was saved is of another run.
         """
         ...
 
     def save(self, run: Run, facts: Facts, *, last: bool) -> None:
-        """Keep the run, or not yet: only the last time must be written."""
+        """Keeps the run; only the last call must write it."""
         ...
 
     def release(self) -> None:
-        """Let other runs use it; called when this one ends, in whatever way."""
+        """Lets other runs use the checkpoint; called when this run ends, in whatever way."""
         ...
 
 
@@ -56,12 +56,12 @@ def run_chunks(
     facts: Facts | None = None,
     empty: PyTree | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """Final state and history of calling `move(state, first_step, n)`, which makes n steps and gives their metrics.
+    """The final state and the history of calling `move(state, first_step, n)`, which makes n steps, chunk by chunk.
 
-    It may take over the state's memory. `progress` is told of the steps that a checkpoint had done, too; a checkpoint
-    goes on only where it was made with these facts. On KeyboardInterrupt the last chunk is kept, one that is being
-    computed is waited for. `empty` is the history of no steps (metrics whose last axis has no rows), which is
-    otherwise found by tracing `move`.
+    `move` returns the new state and the metrics of its steps, and may take over the state's memory. `progress` also
+    counts the steps that a checkpoint had done; a checkpoint continues only a run of the same facts. On KeyboardInterrupt
+    the chunk under way is finished and kept. `empty` is the history of no steps (metrics whose last axis has no rows);
+    by default `move` is traced for it.
     """
     if chunk < 1:
         raise ValueError(f"chunk: must be at least 1, got {chunk}")
@@ -102,15 +102,15 @@ def _joined(run: Run, n_done: int, moved: tuple[PyTree, PyTree]) -> Run:
 
 
 def _taken_over(state: PyTree) -> bool:
-    """Whether the memory is another's: the interrupt came in the moment between a chunk's start and its name."""
+    """Whether a chunk has taken over the state's memory: an interrupt can come before its result has a name."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
 
 
 @contextmanager
 def reading_ahead(read: Callable[[int], T], chunk: int, n_steps: int) -> Iterator[Callable[[int], T]]:
-    """`read(first_step)`, to be called every `chunk` steps, with the next chunk read in a thread beside the caller.
+    """Yields `read(first_step)`, to be called every `chunk` steps, with the next chunk read ahead in a thread.
 
-    Two chunks are held: the caller's and the next. What the reading raises is raised when its chunk is asked for.
+    Two chunks are held: the caller's and the next. An error of reading is raised when its chunk is asked for.
     """
     ahead: dict[int, Future[T]] = {}
     with ThreadPoolExecutor(1) as thread:

@@ -1,4 +1,4 @@
-"""What happens to a run between steps: weak latents start anew, and latents are put in order."""
+"""Maintenance between steps: weak latents start anew, and latents are moved into the order of their ranks."""
 
 from functools import partial
 
@@ -17,17 +17,17 @@ MOST_RESTARTS = 32
 MIN_MEDIAN = 1e-6
 
 
-def next_upkeep(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
-    """The first step after this one that `upkeep` is due before."""
+def next_maintenance(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
+    """The first step after this one before which maintenance is due."""
     periods = (cfg.reinit_every, cfg.reorder_every) if cfg.moves_latents else (cfg.reinit_every,)
     return jnp.stack([(step // period + 1) * period for period in periods]).min()
 
 
-def upkeep(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
-    """Before a step: restart weak latents and put latents in order, where that is due.
+def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
+    """Restarts weak latents and reorders latents before a step, where that is due.
 
-    Not part of the step because a branch that may change the parameters costs a copy of them even when not taken.
-    The predicates have no lane axis, so that under vmap they stay branches.
+    This is no part of the step, because a branch that may change the parameters costs a copy of them even when it is
+    not taken. The predicates have no lane axis, so that they stay branches under vmap.
     """
     first, last = (round(share * cfg.n_steps) for share in cfg.reinit_window)
     due = (state.step % cfg.reinit_every == 0) & (state.step >= max(first, 1)) & (state.step <= last)
@@ -39,9 +39,9 @@ def upkeep(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: 
 
 
 def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
-    """The same run with latent `order[i]` at place i: all that has a latent axis moves together.
+    """The same run with latent `order[i]` at place i: everything with a latent axis moves together.
 
-    Parameters and both of Adam's moments are SAEs, wherever they stand in the state.
+    Parameters and both of Adam's moments are SAEs, wherever they are in the state.
     """
     state = jax.tree.map(
         lambda part: reorder(part, order) if isinstance(part, SAE) else part,
@@ -69,14 +69,12 @@ def reinit_weak(
     cfg: TrainConfig,
     n_latents: Int[Array, ""] | int | None = None,
 ) -> TrainState:
-    """Point each latent whose contribution is under `below` · median at the residual of a badly rebuilt sample.
+    """Points each latent whose contribution is below `below` · median at the residual of a badly reconstructed sample.
 
-    Where most latents are dead the median says nothing: `MIN_MEDIAN` of a latent's share of the batch's mean ‖x‖² takes
-    its place.
-
-    At most the weakest MOST_RESTARTS: each is to rebuild all of a residual, and many at once overshoot it. Samples are
-    drawn with probability ∝ (squared error)². The latent's first moments are cleared with it; the second stay, so that
-    Adam does not leap. Of padded latents the first `n_latents` are counted and started anew.
+    Where most latents are dead and the median is near 0, `MIN_MEDIAN` of a latent's share of the mean ‖x‖² replaces it.
+    At most the weakest MOST_RESTARTS latents start anew, since each reconstructs a whole residual and many at once
+    overshoot. Samples are drawn with probability ∝ (squared error)². The first moments are cleared; the second moments
+    stay, so that Adam's next steps are small. Latents after the first `n_latents` are padding and stay as they are.
     """
     sae, place = state.sae, jnp.arange(cfg.n_latents)
     n = cfg.n_latents if n_latents is None else n_latents
@@ -99,7 +97,7 @@ def reinit_weak(
             old.b_dec,
         )
 
-    aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent rebuilds its sample
+    aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent reconstructs its sample
     # Latents that never were on have no second moments yet, and a small encoder would not outlive Adam's first steps.
     norms = jnp.where(median < least, jnp.linalg.norm(d, axis=1) + 1e-12, 1.0)
     restarted = SAE(aligned * norms, jnp.zeros_like(sae.b_enc), d / norms[:, None], sae.b_dec)

@@ -1,7 +1,7 @@
-"""One run over several devices: which axis of which array is cut, by the names of a mesh's axes.
+"""One run over several devices: the names of a mesh's axes say which axis of which array is cut.
 
-`batch` cuts the rows of a batch (data parallel), `latents` parameters and optimizer state along the latents. XLA then
-places the work and adds the collectives; nothing in the loss or the step knows of devices.
+`batch` cuts the rows of a batch (data parallelism), `latents` cuts parameters and optimizer state along the latents. XLA
+then places the work and adds the collectives; the loss and the step know nothing of devices.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ AXES = ("batch", "latents")
 
 
 def check_mesh(mesh: Mesh, n_latents: int, batch_size: int) -> None:
-    """Raises: ValueError if the mesh has other axes than these, or cuts what it cannot cut evenly."""
+    """Raises: ValueError if the mesh has other axes, or cannot cut an axis evenly."""
     unknown = set(mesh.axis_names) - set(AXES)
     if unknown:
         raise ValueError(f"mesh: axes are named {' or '.join(map(repr, AXES))}, got {', '.join(map(repr, unknown))}")
@@ -30,12 +30,12 @@ def check_mesh(mesh: Mesh, n_latents: int, batch_size: int) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `batch`."""
+    """The sharding of a batch: rows over the mesh axis `batch`."""
     return NamedSharding(mesh, PartitionSpec(_axis(mesh, "batch")))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same values on every device of the mesh; every host gives its own copy of them."""
+    """Places the same values on every device of the mesh; every host gives its own copy of them."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any) -> Array:
@@ -49,7 +49,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def state_shardings(state: PyTree, n_latents: int, mesh: Mesh) -> PyTree:
-    """For every leaf: SAEs (parameters, both moments) and vectors of n_latents over `latents`, the rest on all."""
+    """The sharding of every leaf: latent axes over `latents`, everything else on all devices."""
     latents = _axis(mesh, "latents")
 
     def of_part(part: Any) -> Any:

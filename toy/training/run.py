@@ -29,14 +29,14 @@ def train(
     mesh: Mesh | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One run: the final state and its history, one row a chunk of steps. `trained_sae(state)` is the SAE.
+    """One run: the final state and its history, one row per chunk of steps. `trained_sae(state)` is the SAE.
 
     Chunks of a stream are shorter where its batches would not fit in `toy.training.feed.MAX_CHUNK_MB`.
 
     With a `mesh` the run is spread over its devices, by its axes `batch` and `latents` (`toy.training.mesh`), and is
     the same up to rounding; source and hypers must be the same on every host.
 
-    With a `checkpoint` a run that was killed goes on where it was saved last, to the same end bit for bit.
+    With a `checkpoint` a run that was killed goes on from where it was last saved, to the same result bit for bit.
 
     Raises: ValueError if a number of `hypers` cannot be, `cfg`, `hypers` and `mesh` do not fit each other, a row of
     the source has numbers that cannot be computed with, the run needs more memory than there is, or the checkpoint is

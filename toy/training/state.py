@@ -1,4 +1,4 @@
-"""The state of a run, where it starts, and what is read off it: optimizer, ranks, input scale, the trained SAE."""
+"""The state of a run: how it starts, and what is read from it (ranks, input scale, the trained SAE)."""
 
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ class TrainState(NamedTuple):
     sparsity_coef: Float[Array, "*lanes"]
     contribution: Float[Array, "*lanes n_latents"]  # running mean of squared activation · squared decoder norm
     input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖ / input_size, still to be divided by 1 − decay^step
-    threshold: Float[Array, "*lanes"] | None = None  # of BatchTopK: of activation · decoder norm, once trained
-    silent: Int[Array, "*lanes n_latents"] | None = None  # with AuxK: steps since a latent was on
+    threshold: Float[Array, "*lanes"] | None = None  # of BatchTopK, on activation · decoder norm
+    silent: Int[Array, "*lanes n_latents"] | None = None  # with AuxK, the number of steps since a latent was on
 
 
 class Metrics(NamedTuple):
@@ -37,6 +37,7 @@ class Metrics(NamedTuple):
 
 
 def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig) -> TrainState:
+    """The state before the first step."""
     key_sae, key_steps = jax.random.split(key)
     sae = init_sae(key_sae, d_in, cfg.n_latents)
     if hypers.n_latents is not None:  # with no encoder a latent is never on, and gets no gradient
@@ -55,7 +56,7 @@ def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConf
 
 
 def check_key(key: Any, n_axes: int = 0) -> None:
-    """Raises: ValueError if it is no key, one that does not say its implementation, or not as many as runs."""
+    """Raises: ValueError if `key` is not a typed key, or not a vector of keys where there are several runs."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"key: expected a key, such as jax.random.key(0), got {type(key).__name__}")
     if key.ndim != n_axes:
@@ -64,14 +65,14 @@ def check_key(key: Any, n_axes: int = 0) -> None:
 
 
 def n_aux(cfg: TrainConfig, d_in: int) -> int:
-    """Dead latents that AuxK trains a sample; 0 where there is no AuxK."""
+    """The number of dead latents that AuxK trains per sample; 0 where there is no AuxK."""
     if isinstance(cfg.activation, ReLU):
         return 0
     return min(cfg.n_latents, max(1, d_in // 2) if cfg.aux_k is None else cfg.aux_k)
 
 
 def lr_share(cfg: TrainConfig) -> optax.Schedule:
-    """Of the learning rate at a step: linear warm-up, constant, linear cool-down (reference code)."""
+    """The multiplier of the learning rate at a step: linear warm-up, constant, linear cool-down (reference code)."""
     n_cooldown = round(cfg.lr_cooldown_share * cfg.n_steps)
     return optax.join_schedules(
         [
@@ -93,7 +94,7 @@ def optimizer(hypers: Hypers, cfg: TrainConfig) -> Any:  # optax's types know no
 
 
 def latent_ranks(contribution: Float[Array, " n_latents"]) -> Int[Array, " n_latents"]:
-    """Each latent's place, from 0, when sorted by descending contribution; ties keep their order."""
+    """The place of each latent, from 0, when latents are sorted by descending contribution; ties keep their order."""
     n_latents = contribution.shape[0]
     place = jnp.arange(n_latents)
     if n_latents > MOST_PAIRS:
@@ -114,7 +115,7 @@ def input_scale(state: TrainState, d_in: int) -> Float[Array, ""]:
 
 
 def trained_sae(state: TrainState) -> SAE:
-    """The SAE of a run, on unscaled inputs, its latents sorted by contribution; of BatchTopK with its threshold."""
+    """The SAE of a run, on unscaled inputs, with its latents sorted by contribution; BatchTopK adds its threshold."""
     sae = state.sae
     if state.threshold is not None:
         sae = sae._replace(threshold=state.threshold / jnp.maximum(decoder_norms(sae), 1e-12))
