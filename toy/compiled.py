@@ -32,8 +32,8 @@ _KNOWN = (
 class Compiled(Generic[T]):
     """`jax.jit` of a function, with a separate program for every state of the functions that it may call.
 
-    These are the functions of all modules of this project that the function's module imports, directly or not, and those
-    of the classes of its arguments and of their modules. Putting an old function back brings back its program.
+    These are the functions of all modules of this project that the function's module imports, directly or not, and
+    those of the classes of its arguments and of their modules. Putting an old function back brings back its program.
     """
 
     def __init__(self, function: Callable[..., T], **jit: Any) -> None:

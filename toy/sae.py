@@ -19,7 +19,7 @@ class ReLU:
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` positive latents of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
+    """The `k` latents of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
 
     k: int
 
@@ -76,7 +76,8 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
 def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:
     """acts = activation(x W_enc + b_enc).
 
-    A trained BatchTopK SAE uses its `threshold`, sample by sample, unless `activation` asks for BatchTopK as in training.
+    A trained BatchTopK SAE uses its `threshold`, sample by sample, unless `activation` asks for BatchTopK as in
+    training.
     """
     acts = jax.nn.relu(x @ sae.W_enc + sae.b_enc)
     if isinstance(activation, ReLU):

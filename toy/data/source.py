@@ -45,8 +45,8 @@ class Batches(NamedTuple):
 class Stream(Protocol):
     """Rows without an end that the host reads from files, or that a model makes.
 
-    The rows of a step are a function of (stream, step, batch_size) alone, in whatever order steps are asked for, so that
-    a run's step is also the stream's position. `batches` is called in its own thread. `facts` are JSON values that
+    The rows of a step are a function of (stream, step, batch_size) alone, in whatever order steps are asked for, so
+    that a run's step is also the stream's position. `batches` is called in its own thread. `facts` are JSON values that
     determine the rows: a checkpoint continues only with the same facts.
     """
 

@@ -47,8 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures an SAE on `features`, a batch from the tree that was not trained on (`sample_features` with a new key).
 
-    `activation` is to be given for a TopK SAE; a BatchTopK SAE is measured with its threshold. `acts` may be given where
-    they are known already.
+    `activation` is to be given for a TopK SAE; a BatchTopK SAE is measured with its threshold. `acts` may be given
+    where they are known already.
     """
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
     x, present = features @ W_feat, features > 0
@@ -111,7 +111,7 @@ class InferenceGap(NamedTuple):
 def inference_gap(
     sae: SAE, x: Float[Array | np.ndarray, "rows d_in"], activation: BatchTopK, batch_size: int
 ) -> InferenceGap:
-    """The gap on `x`, given the `activation` and `batch_size` of training; rows after the last whole batch are left out.
+    """The gap on the whole batches of `x`, given the `activation` and `batch_size` of training.
 
     Raises: ValueError if there are fewer rows than a batch has.
     """

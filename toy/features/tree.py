@@ -123,7 +123,7 @@ def _assign_draws(parent: np.ndarray, prob: np.ndarray, group: np.ndarray) -> di
 
 
 def held_out_key(key: Key[Array, ""]) -> Key[Array, ""]:
-    """A key for rows that an SAE trained from `key` has not seen: trainers split the key, this folds a number into it."""
+    """A key for rows that training from `key` has not seen: trainers split the key, this folds a number into it."""
     return jax.random.fold_in(key, 1)
 
 

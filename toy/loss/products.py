@@ -19,7 +19,7 @@ def in_full(a: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def scalar_loss(loss_and_grads: Callable[..., tuple[Float[Array, ""], Any]]) -> Callable[..., Float[Array, ""]]:
-    """Turns a function (x, y, z, rest) -> (loss, gradients in x, y and z) into a loss that is differentiable in x, y, z.
+    """Turns a function (x, y, z, rest) -> (loss, gradients in x, y and z) into a loss differentiable in x, y and z.
 
     The gradients are computed together with the loss and only scaled on the way back. This is for losses whose own
     backward pass would need more memory or more products.

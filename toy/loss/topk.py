@@ -26,7 +26,7 @@ def select(
     norms: Float[Array, " n_latents"],
     activation: TopK | BatchTopK,
 ) -> Selected:
-    """The activations of `toy.sae.encode` as slots; BatchTopK has `n_slots` per sample. No gradient reaches x or norms."""
+    """The activations of `toy.sae.encode` as slots; BatchTopK has `n_slots`. No gradient reaches x or norms."""
     n_rows, n_latents = x.shape[0], W_enc.shape[1]
     pre_acts = lax.stop_gradient(dot("bd,dn->bn", x, W_enc) + b_enc)
     slots = activation.k if isinstance(activation, TopK) else activation.n_slots

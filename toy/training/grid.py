@@ -70,7 +70,7 @@ def train_grid(
 
 
 def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -> PyTree:
-    """Spreads lanes evenly over the devices, repeating the last to fill them; leaves without lanes go to all devices."""
+    """Spreads lanes evenly over the devices, repeating the last to fill them; other leaves go to all devices."""
     lanes = np.minimum(np.arange(-(-n_lanes // mesh.size) * mesh.size), n_lanes - 1)
 
     def place_leaf(has_lanes: bool, leaf: Any) -> Array:

@@ -59,9 +59,9 @@ def run_chunks(
     """The final state and the history of calling `move(state, first_step, n)`, which makes n steps, chunk by chunk.
 
     `move` returns the new state and the metrics of its steps, and may take over the state's memory. `progress` also
-    counts the steps that a checkpoint had done; a checkpoint continues only a run of the same facts. On KeyboardInterrupt
-    the chunk under way is finished and kept. `empty` is the history of no steps (metrics whose last axis has no rows);
-    by default `move` is traced for it.
+    counts the steps that a checkpoint had done; a checkpoint continues only a run of the same facts. On
+    KeyboardInterrupt the chunk under way is finished and kept. `empty` is the history of no steps (metrics whose last
+    axis has no rows); by default `move` is traced for it.
     """
     if chunk < 1:
         raise ValueError(f"chunk: must be at least 1, got {chunk}")

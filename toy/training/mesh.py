@@ -1,7 +1,7 @@
 """One run over several devices: the names of a mesh's axes say which axis of which array is cut.
 
-`batch` cuts the rows of a batch (data parallelism), `latents` cuts parameters and optimizer state along the latents. XLA
-then places the work and adds the collectives; the loss and the step know nothing of devices.
+`batch` cuts the rows of a batch (data parallelism), `latents` cuts parameters and optimizer state along the latents.
+XLA then places the work and adds the collectives; the loss and the step know nothing of devices.
 """
 
 from typing import Any
