@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: the workers' threads would wait for each other
+
 import fuzzing
 import jax
 import pytest

@@ -17,6 +17,7 @@ _codes: list[int] = []  # with which the command ends early
 
 def start() -> None:
     """Set the process up as a command's."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other for seconds on a busy machine
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whichever display a notebook's environment asks for
     show_any_text()
     sys.excepthook = _told
