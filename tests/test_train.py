@@ -16,7 +16,7 @@ from toy.features.tree import Tree, build_tree
 from toy.prefixes import FixedWeights, Weighting, all_prefixes, full, sampled
 from toy.sae import BatchTopK, TopK, decode, encode, reorder
 from toy.training import state as state_module
-from toy.training.advance import advance
+from toy.training.advance import advance, many_steps
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
 from toy.training.maintenance import maintain, moved, reinit_weak
@@ -120,6 +120,22 @@ def test_chunks_change_neither_the_result_nor_the_number_of_steps() -> None:
     np.testing.assert_allclose(np.average(history.mse, weights=told), means.mse[0], rtol=1e-5)
 
 
+def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ArraySource(jax.random.normal(KEY_W, (50, 20)))
+    start = init_state(KEY, hypers(), d_in=20, cfg=CFG)
+    drawn, prefixes = draw_steps(start, source, hypers(), 3, cfg=CFG)
+    for i in range(3):
+        one, own = draw_steps(start._replace(step=start.step + i), source, hypers(), 1, cfg=CFG)
+        assert equal(drawn.at(i), one.at(i))
+        assert equal(jax.tree.map(lambda leaf, i=i: leaf[i], prefixes), jax.tree.map(lambda leaf: leaf[0], own))
+    found = []
+    for n in (1, 4, 10):  # 60 steps, in stretches of 10
+        monkeypatch.setattr("toy.training.advance.DRAWN_STEPS", n)
+        found.append(jax.jit(partial(many_steps, cfg=CFG))(start, source, hypers(), 60)[0])
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])
+
+
 def test_chunks_and_other_numbers_of_the_same_kind_compile_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
     cfg = TrainConfig(20, n_steps=40, batch_size=8)
     with jax.log_compiles(), caplog.at_level("WARNING"):
@@ -154,15 +170,16 @@ def test_the_global_gradient_norm_is_clipped(clip_norm: float) -> None:
     assert optax.tree.norm(optax.tree.get(state.opt_state, "mu")) == pytest.approx(0.25 * clip_norm, rel=1e-4)
 
 
-def test_inputs_are_scaled_to_norm_root_d_from_the_first_step() -> None:
+@pytest.mark.parametrize("size", [1.0, 0.2])
+def test_inputs_are_scaled_to_size_times_root_d_from_the_first_step(size: float) -> None:
     rows = 7.0 * jnp.eye(20)[:4]
     for n_steps in (1, 5):
-        h = hypers(full(20), learning_rate=0.0)
+        h = hypers(full(20), learning_rate=0.0, input_size=size)
         start = init_state(KEY, h, d_in=20, cfg=CFG)
         silent = start._replace(sae=start.sae._replace(W_enc=jnp.zeros((20, 20)), b_enc=jnp.full(20, -1.0)))
         state, metrics = advance(silent, ArraySource(rows), h, cfg=CFG, n_steps=n_steps)
-        assert input_scale(state, 20) == pytest.approx(np.sqrt(20) / 7, rel=1e-5)
-        assert metrics.mse == pytest.approx(20, rel=1e-5)  # an SAE that says 0 misses ‖scaled x‖² = d_in
+        assert input_scale(state, 20) == pytest.approx(size * np.sqrt(20) / 7, rel=1e-5)
+        assert metrics.mse == pytest.approx(size**2 * 20, rel=1e-5)  # an SAE that says 0 misses all of ‖scaled x‖²
 
 
 def test_the_trained_sae_acts_on_unscaled_inputs_with_its_latents_in_order_of_contribution() -> None:
