@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
 from experiments.common.study import (
     PairConfig,
@@ -239,5 +240,7 @@ def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
     ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))
 
 
+EXPERIMENT = Experiment("absorption", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("absorption")
+    main(EXPERIMENT)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
 from experiments.common.study import (
     Progress,
@@ -182,5 +183,7 @@ def _plot_mixing(kind: str) -> Any:
     return draw
 
 
+EXPERIMENT = Experiment("all_prefixes", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("all_prefixes")
+    main(EXPERIMENT)

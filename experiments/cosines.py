@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments.absorption import LABELS, SAES
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
 from experiments.common.study import (
     PairConfig,
@@ -121,5 +122,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("cosines")
+    main(EXPERIMENT)

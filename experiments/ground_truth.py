@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.memory import check_fits
 from experiments.common.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
 from toy.checks import Whole, check_fields
@@ -146,5 +147,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("ground_truth", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("ground_truth")
+    main(EXPERIMENT)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
 from experiments.common.study import (
     Progress,
@@ -225,5 +226,7 @@ def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
     ax.minorticks_off()
 
 
+EXPERIMENT = Experiment("ordering", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("ordering")
+    main(EXPERIMENT)

@@ -30,6 +30,7 @@ from experiments import TOY_SET
 from experiments.bench.jobs import MOST_ROUNDS, Job, has_peers, run_job
 from experiments.bench.speed_report import plot, summary
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
 from experiments.sweeps.cell import make_weighting
 from toy.checks import Whole, check_fields
@@ -225,5 +226,7 @@ def time_whole() -> dict[str, float]:
     return {"seconds": seconds, "peak_memory_gb": usage.ru_maxrss * kilobyte / 1e9}
 
 
+EXPERIMENT = Experiment("speed", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("speed")
+    main(EXPERIMENT)

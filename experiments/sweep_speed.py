@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from experiments.bench.jobs import has_peers
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.study import Progress
 from experiments.sweep import read_sweep
 from experiments.sweeps.cell import Cell, built, d_in, root_of
@@ -153,5 +154,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("sweep_speed", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("sweep_speed")
+    main(EXPERIMENT)

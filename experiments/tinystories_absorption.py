@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, load_tokens
@@ -193,5 +194,7 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
+EXPERIMENT = Experiment("tinystories_absorption", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_absorption")
+    main(EXPERIMENT)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
@@ -192,5 +193,7 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     density.set_xlabel("log10(share of tokens on)", fontsize=6.5)
 
 
+EXPERIMENT = Experiment("tinystories_fvu", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_fvu")
+    main(EXPERIMENT)

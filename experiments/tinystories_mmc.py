@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
@@ -89,5 +90,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("tinystories_mmc", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_mmc")
+    main(EXPERIMENT)

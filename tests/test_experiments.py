@@ -3,15 +3,14 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import exit_code
+from commands import change, command, experiment
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__
+from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, absorption, speed, store_speed
 from experiments.bench import cases as bench_cases
 from experiments.common import cli, study
 from toy.io import plain
@@ -33,19 +32,13 @@ def figures(tmp_path_factory) -> Path:
     """Every experiment of the toy set, run once through the command line's own function."""
     out = tmp_path_factory.mktemp("figures")
     for name in TOY_SET:
-        module = cli.experiment_module(name)
         sizes = {} if name == "ground_truth" else TINY
-        cli.run_experiment(module, module.Config(**sizes), out)
+        cli.run_experiment(experiment(name), experiment(name).config(**sizes), out)
     return out
 
 
 def record_of(figures: Path, name: str) -> dict:
     return json.loads((figures / f"{name}.json").read_text())
-
-
-def command(monkeypatch, name: str, *arguments: str) -> int:
-    """What `python -m experiments[.NAME] ARGUMENTS` exits with."""
-    return exit_code(__main__.main if name == "" else partial(cli.main, name), monkeypatch, *arguments)
 
 
 @pytest.mark.parametrize("name", TOY_SET)
@@ -90,16 +83,14 @@ def test_ordering_record_has_a_row_a_ratio_and_an_entry_a_seed(figures):
 def test_the_figure_is_drawn_from_the_record_alone(figures, name, monkeypatch, tmp_path):
     record = figures / f"{name}.json"
     (tmp_path / record.name).write_bytes(record.read_bytes())
-    module = cli.experiment_module(name)
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("redrawing must not run anything"))
+    change(monkeypatch, name, run=lambda *_: pytest.fail("redrawing must not run anything"))
     assert command(monkeypatch, name, "--redraw", "--out", str(tmp_path)) == 0
     assert (tmp_path / f"{name}.png").read_bytes() == (figures / f"{name}.png").read_bytes()
 
 
 def test_the_same_seeds_give_the_same_numbers_bit_for_bit(figures, tmp_path):
     study._trained.clear()
-    module = cli.experiment_module("absorption")
-    again = cli.run_experiment(module, module.Config(**TINY), tmp_path)
+    again = cli.run_experiment(absorption.EXPERIMENT, absorption.Config(n_seeds=2, n_steps=60), tmp_path)
     assert plain(again["results"]) == record_of(figures, "absorption")["results"]
 
 
@@ -201,8 +192,7 @@ def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, 
 def test_a_bad_option_of_another_experiment_is_named_before_any_work(
     name, arguments, message, monkeypatch, capsys, tmp_path
 ):
-    module = cli.experiment_module(name)
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a bad option"))
+    change(monkeypatch, name, run=lambda *_: pytest.fail("ran in spite of a bad option"))
     assert command(monkeypatch, name, *arguments, "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -239,7 +229,7 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
     def stopped(*_):
         raise stop("stopped here")
 
-    monkeypatch.setattr(cli.experiment_module("ground_truth"), "run", stopped)
+    change(monkeypatch, "ground_truth", run=stopped)
     assert command(monkeypatch, "ground_truth", "--n-seeds", "1", "--out", str(tmp_path)) == code
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "ground_truth.json": b"old",
@@ -250,7 +240,6 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
 def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_path):
     (tmp_path / "tree.json").write_text(json.dumps(TREE))
     out = tmp_path / "out"
-    absorption = cli.experiment_module("absorption")
     kinds = absorption.activations
     monkeypatch.setattr(absorption, "activations", lambda cfg, tree: dict(list(kinds(cfg, tree).items())[1:3]))  # time
     arguments = ("--tree", str(tmp_path / "tree.json"), "--out", str(out), "--n-seeds", "2", "--n-steps", "40")
@@ -263,27 +252,26 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert command(monkeypatch, "", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
-    files = Path(cli.__file__).parent.glob("*.py")
-    commands = {path.stem for path in files if f'    main("{path.stem}")' in path.read_text(encoding="utf-8")}
+    files = Path(__main__.__file__).parent.glob("*.py")
+    commands = {path.stem for path in files if "    main(EXPERIMENT)" in path.read_text(encoding="utf-8")}
     assert commands == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
 
 
 def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, capsys):
     assert command(monkeypatch, "absorption", "--help") == 0
     text = capsys.readouterr().out
-    fields = cli.experiment_module("absorption").Config.__dataclass_fields__
+    fields = absorption.Config.__dataclass_fields__
     assert all("--" + field.replace("_", "-") in text for field in fields)
     assert "Claim:" in text
 
 
 def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(monkeypatch, tmp_path, capsys):
-    module = cli.experiment_module("speed")
-    monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "WIDTHS", ((640, 16, 32),))
-    monkeypatch.setattr(module, "THREADS", (1,))
-    monkeypatch.setattr(module, "N_FEATURES", (20, 40))
-    config = module.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
-    results = cli.run_experiment(module, config, tmp_path)["results"]
+    monkeypatch.setattr(speed, "CHUNK", 10)
+    monkeypatch.setattr(speed, "WIDTHS", ((640, 16, 32),))
+    monkeypatch.setattr(speed, "THREADS", (1,))
+    monkeypatch.setattr(speed, "N_FEATURES", (20, 40))
+    config = speed.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
+    results = cli.run_experiment(speed.EXPERIMENT, config, tmp_path)["results"]
     timings = [results["one_run"], results["grid"], results["sampling"], *results["toy"].values()]
     assert all(0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"] for timing in timings)
     assert [table["job"]["threads"] for table in results["width"]] == [1]
@@ -311,10 +299,9 @@ def test_store_speed_times_reading_and_training_in_turn(monkeypatch, tmp_path, c
 
 
 def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(monkeypatch, capsys, tmp_path):
-    module = cli.experiment_module("store_speed")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a disk that is too small"))
-    assert module.check(module.Config(n_rows=1_000_000)) is None  # 792 bytes a row
+    monkeypatch.setattr(store_speed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    change(monkeypatch, "store_speed", run=lambda *_: pytest.fail("ran in spite of a disk that is too small"))
+    assert store_speed.check(store_speed.Config(n_rows=1_000_000)) is None  # 792 bytes a row
     assert command(monkeypatch, "store_speed", "--n-rows", "2e6", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert "n_rows and d_in: the stores take 1 GiB in" in error
@@ -336,10 +323,9 @@ def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
 
 
 def test_absorption_counts_the_steps_of_what_it_trains():
-    module = cli.experiment_module("absorption")
-    assert module.n_steps(module.Config(n_steps=100)) == 2 * 100 + 8 * 50
-    assert module.n_steps(module.Config(n_steps=100, n_topk_seeds=0)) == 2 * 100
-    assert module.n_steps(module.Config(n_steps=1)) == 2 + 8
+    assert absorption.n_steps(absorption.Config(n_steps=100)) == 2 * 100 + 8 * 50
+    assert absorption.n_steps(absorption.Config(n_steps=100, n_topk_seeds=0)) == 2 * 100
+    assert absorption.n_steps(absorption.Config(n_steps=1)) == 2 + 8
 
 
 def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresholds(figures):
@@ -352,8 +338,10 @@ def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresho
 
 
 def test_the_committed_records_are_of_this_shape_and_their_figures_stand_beside_them():
-    folder = Path(cli.__file__).parent.parent / "figures"
-    for path in folder.glob("*.json"):
+    folder = Path(__main__.__file__).parents[1] / "figures"
+    paths = list(folder.glob("*.json"))
+    assert paths
+    for path in paths:
         assert list(json.loads(path.read_text())) == ["name", "config", "seeds", "versions", "seconds", "results"]
         stands_for = path.name.startswith("sweep_") and path.stem != "sweep_speed"  # a sweep has a figure a metric
         assert list(folder.glob(f"{path.stem}_*.png" if stands_for else f"{path.stem}.png")), path

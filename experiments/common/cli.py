@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import platform
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Generic, TypeVar
 
 import jax
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.exits import clean_exit, say
+from experiments.common.experiment import Experiment
 from experiments.common.options import check_tree, parse
 from experiments.common.progress import progress_bar
 from experiments.common.study import TreeConfig, load_root, with_tree
@@ -44,51 +45,41 @@ class Command(Generic[Config]):
     """Draw the figure again from the record in that folder, without running anything."""
 
 
-def main(name: str) -> None:
+def main(experiment: Experiment) -> None:
     """Entry point of `python -m experiments.NAME`."""
-    module = experiment_module(name)
     with clean_exit():
-        command = parse(Command[module.Config], prog=f"python -m experiments.{name}", description=module.__doc__)
+        about = inspect.getmodule(experiment.run).__doc__
+        command = parse(Command[experiment.config], prog=f"python -m experiments.{experiment.name}", description=about)
         if command.redraw:
-            redraw(module, command.out)
+            redraw(experiment, command.out)
         else:
-            run_experiment(module, command.config, command.out)
+            run_experiment(experiment, command.config, command.out)
 
 
-def experiment_module(name: str) -> ModuleType:
-    return __import__(f"experiments.{name}", fromlist=["run"])
-
-
-def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]:
+def run_experiment(experiment: Experiment, config: Any, out: Path) -> dict[str, Any]:
     """Run, write the record, print the result's lines, draw; return the record as it stands on disk.
 
     The record comes before the figure, so that nothing that was computed is lost if the figure cannot be drawn.
     """
-    name = module.__name__.rpartition(".")[2]
+    name = experiment.name
     check_writable(out)
     config = read_once(config)
-    module.check(config)
+    experiment.check(config)
     for suffix in ("json", "png"):
         prepare(out / f"{name}.{suffix}")
     start = time.monotonic()
-    with progress_bar(module.n_steps(config), name) as bar:
-        results = module.run(config, bar.update)
-    record = plain(
-        {
-            "name": name,
-            "config": {},
-            "seeds": config.seeds,
-            "versions": versions(),
-            "seconds": time.monotonic() - start,
-            "results": results,
-        }
-    )
-    record["config"] = plain(describe(config), digits=None)  # exactly what was run, its tree included
+    with progress_bar(experiment.n_steps(config), name) as bar:
+        results = experiment.run(config, bar.update)
+    seconds = time.monotonic() - start
+    record = {"name": name, "config": plain(describe(config), digits=None)}  # exactly what was run, its tree included
+    record |= plain({"seeds": config.seeds, "versions": versions(), "seconds": seconds, "results": results})
+    if experiment.caption is not None:
+        record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
     with figure_missing(name, out):
-        for line in module.summary(record):
+        for line in experiment.summary(record):
             print(f"{name}: {line}")
-        write_figure(out / f"{name}.png", draw(module, record))
+        write_figure(out / f"{name}.png", draw(experiment, record))
     print(f"{name}: {record['seconds']:.0f} s, {out / name}.json, {out / name}.png", flush=True)
     return record
 
@@ -160,12 +151,12 @@ def load_record(path: Path, name: str | None = None) -> dict[str, Any]:
     return record
 
 
-def redraw(module: ModuleType, out: Path) -> None:
+def redraw(experiment: Experiment, out: Path) -> None:
     """Draw an experiment's figure from its record. Raises: ValueError naming the record; OSError."""
-    name = module.__name__.rpartition(".")[2]
+    name = experiment.name
     record = load_record(out / f"{name}.json", name)
     with reading(out / f"{name}.json"):
-        image = draw(module, record)
+        image = draw(experiment, record)
     write_figure(out / f"{name}.png", image)
 
 
@@ -184,10 +175,10 @@ def reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be drawn: run the experiment anew: {quoted(told)}") from error
 
 
-def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
+def draw(experiment: Experiment, record: dict[str, Any]) -> bytes:
     """The figure of a record as PNG."""
     matplotlib.use("Agg")
-    return as_png(module.plot(record))
+    return as_png(experiment.plot(record))
 
 
 def as_png(figure: Figure) -> bytes:
