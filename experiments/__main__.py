@@ -4,10 +4,10 @@ import ast
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET
-from experiments.common.exits import clean_exit
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET
+from experiments.common.exits import clean_exit, set_up_jax
 from experiments.common.options import parse
 
 if TYPE_CHECKING:
@@ -20,37 +20,48 @@ class All:
 
     list: bool = False
     """List the experiments with their claims, and stop."""
-    out: Path = Path("figures")
-    """Folder for records and figures."""
-    tree: Path | None = None
+    tree: str | None = None
     """JSON file of your own tree, or the name of one, for every experiment."""
+    d_in: int | None = None
+    """Dimension of the activations; default: each experiment's own, as of what follows."""
     n_seeds: int | None = None
-    """Number of seeds; default: each experiment's own."""
+    """Number of seeds."""
     n_steps: int | None = None
-    """Training steps; default: each experiment's own."""
+    """Training steps."""
+    preset: Literal["default", "post"] = "default"
+    """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
+    out: Path | None = None
+    """Folder for records and figures; default: figures, and with --tree runs/TREE."""
+    format: Literal["pdf", "svg"] | None = None
+    """Write the figures as vectors, too."""
 
 
 def main() -> None:
     with clean_exit():
         options = parse(All, prog="python -m experiments")
         if options.list:
-            print("\n".join(described(name) for name in (*TOY_SET, *LANGUAGE_SET, *BENCHMARKS)))
+            print("\n".join(described(name) for name in (*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS)))
         else:
             run_all(options)
 
 
 def run_all(options: All) -> None:
     """Run the toy set; a fault in an option stops it before any work."""
-    from experiments.common.cli import read_once, run_experiment
-    from experiments.common.study import TreeConfig
+    from experiments.common.cli import default_out, run_experiment
+    from experiments.common.study import PRESETS
+    from experiments.common.tree_option import TreeOption
 
-    tree = read_once(TreeConfig(tree=options.tree)).tree  # once: it may be a pipe
-    given = {"tree": tree, "n_seeds": options.n_seeds, "n_steps": options.n_steps}
+    set_up_jax()
+    given = {name: getattr(options, name) for name in ("d_in", "n_seeds", "n_steps", "preset")}
+    given["tree"] = None if options.tree is None else TreeOption(options.tree)
+    given = PRESETS[options.preset] | {name: value for name, value in given.items() if value is not None}
     configs = [(experiment, configure(experiment, given)) for experiment in toy_set()]
     for experiment, config in configs:
         experiment.check(config)
+    trained: dict[Any, Any] = {}
     for experiment, config in configs:
-        run_experiment(experiment, config, options.out)
+        out = default_out(config) if options.out is None else options.out
+        run_experiment(experiment, config, out, options.format, trained)
 
 
 def toy_set() -> "list[Experiment]":
@@ -61,8 +72,9 @@ def toy_set() -> "list[Experiment]":
 
 
 def configure(experiment: "Experiment", given: dict[str, Any]) -> Any:
+    """The experiment's configuration with what of `given` it has."""
     known = {field.name for field in fields(experiment.config)}
-    return experiment.config(**{key: value for key, value in given.items() if value is not None and key in known})
+    return experiment.config(**{name: value for name, value in given.items() if name in known})
 
 
 def described(name: str) -> str:

@@ -27,13 +27,13 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.memory import check_fits
-from experiments.common.study import Progress
 from experiments.sweeps.cell import make_weighting
 from toy.checks import SEED, Whole, check_fields
 from toy.data.source import ArraySource, Source, Stream
 from toy.data.store import Store, open_store, write_store
 from toy.data.stream import ShardSource
 from toy.training.config import Hypers, TrainConfig, check_memory
+from toy.training.loop import Progress
 from toy.training.run import train
 
 DTYPES = ("float32", "bfloat16")

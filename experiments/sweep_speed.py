@@ -25,13 +25,13 @@ from experiments.bench.jobs import has_peers
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.common.study import Progress
 from experiments.sweep import read_sweep
 from experiments.sweeps.cell import Cell, built, d_in, root_of
 from experiments.sweeps.drive import make_plan, open_store, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import n_compiled
 from experiments.sweeps.spec import Sweep
+from toy.training.loop import Progress
 
 KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
 

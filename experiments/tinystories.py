@@ -18,7 +18,6 @@ from experiments.common.cli import DEFAULT_OUT, check_writable, run_experiment
 from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
-from experiments.common.study import Progress
 from experiments.language.chain import (
     activations_stage,
     check,
@@ -32,6 +31,7 @@ from experiments.language.concepts import check_words
 from experiments.language.config import LanguageConfig
 from experiments.language.saes import n_steps, train_site
 from experiments.language.stages import notes
+from toy.training.loop import Progress
 
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, load_tokens
 from experiments.language.chain import check as check_chain
@@ -30,6 +29,7 @@ from experiments.language.saes import KINDS, SiteSAEs, measure_sites, n_steps
 from toy.eval.metrics import mean_known
 from toy.lm.absorption import MIN_ROWS
 from toy.lm.model import Site
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise

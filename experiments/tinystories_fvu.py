@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
 from experiments.language.config import LanguageConfig
@@ -26,6 +25,7 @@ from toy.eval.streaming import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 PLACES = {"above the large vanilla SAE": ("^", 1.06), "below all": ("v", 0.02), "undefined": ("x", 0.94)}

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.common.study import Progress
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
 from experiments.language.config import LanguageConfig
@@ -23,6 +22,7 @@ from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_
 from toy.eval.metrics import mean_known
 from toy.eval.streaming import concatenate, max_correlation
 from toy.lm.model import Site
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]

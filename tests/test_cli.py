@@ -39,7 +39,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def ended(error: BaseException) -> int:
     """What a command exits with that raises this."""
-    with pytest.raises(SystemExit) as stop, cli.clean_exit():
+    with pytest.raises(SystemExit) as stop, exits.clean_exit():
         raise error
     return int(stop.value.code or 0)
 
@@ -76,7 +76,7 @@ def test_an_error_is_one_short_line(
 @pytest.mark.parametrize("error", [ValueError("given"), KeyError("ours")])
 def test_the_traceback_is_shown_where_it_is_wanted(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEBACK", "1")
-    with pytest.raises(type(error)), cli.clean_exit():
+    with pytest.raises(type(error)), exits.clean_exit():
         raise error
 
 
@@ -237,7 +237,7 @@ def test_a_tree_is_read_once_so_it_may_come_from_a_pipe(
     os.write(write, b'{"active_prob": 0.5, "id": "piped", "children": [{"active_prob": 0.25}]}')
     os.close(write)
     seen = []
-    monkeypatch.setattr(cli, "run_experiment", lambda module, config, out: seen.append(study.load_root(config)))
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, *_: seen.append(config.tree.root))
     assert command(monkeypatch, "", "--tree", f"/dev/fd/{read}", "--out", tmp_path) == 0, capsys.readouterr().err
     os.close(read)
     assert [root.name for root in seen] == ["piped"] * len(TOY_SET)
@@ -348,9 +348,14 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress.progress_bar(4, "cosines") as bar:
         bar.tell("fast")
         bar.update(4)
-        bar._bar.refresh()
-    assert "cosines: 100%|██████████| 4/4" in capsys.readouterr().err
+        bar.compiling()
+        assert bar.line().endswith("4 of 4 steps, compiling")
+        bar.update(0)
+        assert bar.line().endswith("4 of 4 steps")
+    told = capsys.readouterr().err
+    assert "cosines: 100%|██████████| 4/4" in told
+    assert "compiling" in told

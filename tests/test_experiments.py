@@ -1,6 +1,7 @@
 """The experiments at tiny size: the shape of records, figures from records alone, and the command line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from commands import change, command, experiment
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__, absorption, speed, store_speed
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption, speed, store_speed
 from experiments.bench import cases as bench_cases
 from experiments.common import cli, study
 from toy.io import plain
@@ -89,14 +90,13 @@ def test_the_figure_is_drawn_from_the_record_alone(figures, name, monkeypatch, t
 
 
 def test_the_same_seeds_give_the_same_numbers_bit_for_bit(figures, tmp_path):
-    study._trained.clear()
     again = cli.run_experiment(absorption.EXPERIMENT, absorption.Config(n_seeds=2, n_steps=60), tmp_path)
     assert plain(again["results"]) == record_of(figures, "absorption")["results"]
 
 
 def test_a_seed_gives_the_same_features_whatever_the_number_of_seeds():
-    few, many = (study.make_study(study.TreeConfig(seed=3, n_seeds=n)) for n in (1, 4))
-    later = study.make_study(study.TreeConfig(seed=5, n_seeds=1))
+    few, many = (study.TreeConfig(seed=3, n_seeds=n).study for n in (1, 4))
+    later = study.TreeConfig(seed=5, n_seeds=1).study
     assert np.array_equal(few.W_feat[0], many.W_feat[0])
     assert np.array_equal(later.W_feat[0], many.W_feat[2])
 
@@ -156,7 +156,7 @@ def test_a_bad_tree_is_one_line_exit_code_2_and_no_file(name, fault, monkeypatch
         (("--d-in", "1000000000"), "d_in: a matrix of"),
         (("--n-seeds", "1000000000"), "n_seeds and d_in: need at least"),
         (("--n-latents", "1000000000"), "n_latents: must be at most"),
-        (("--batch-size", "1000000000"), "n_seeds and batch_size: need at least"),
+        (("--batch-size", "1000000000"), "batch_size = 1,000,000,000"),
         (("--n-eval-rows", "1000000000000"), "n_eval_rows: need at least"),
     ],
 )
@@ -251,10 +251,84 @@ def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_pat
 def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert command(monkeypatch, "", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
+    assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS]
     files = Path(__main__.__file__).parent.glob("*.py")
     commands = {path.stem for path in files if "    main(EXPERIMENT)" in path.read_text(encoding="utf-8")}
-    assert commands == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
+    assert commands == {*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS}
+
+
+@pytest.mark.parametrize("option", ["--list", "--help"])
+def test_the_list_and_the_help_of_all_need_no_jax(option):
+    text = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '{option}']\n"
+        "try: runpy.run_module('experiments', run_name='__main__')\n"
+        "finally: print({'jax', 'toy', 'matplotlib'} & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
+def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
+    configs = []
+    change(monkeypatch, "cosines", check=lambda config: configs.append(config) or 1 / 0)
+    for given in ((), ("--preset", "post"), ("--preset", "post", "--n-steps", "7")):
+        command(monkeypatch, "cosines", *given, "--d-in", "31", "--out", str(tmp_path))
+    default, post, mixed = configs
+    assert {name: getattr(post, name) for name in study.PRESETS["post"]} == study.PRESETS["post"]
+    assert default.n_steps == absorption.Config().n_steps
+    assert (mixed.n_steps, mixed.learning_rate) == (7, post.learning_rate)
+    assert [config.d_in for config in configs] == [31] * 3
+
+
+def test_a_preset_and_the_shared_options_reach_every_experiment(monkeypatch, tmp_path):
+    configs = {}
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, *_: configs.update({experiment.name: config}))
+    assert command(monkeypatch, "", "--preset", "post", "--n-seeds", "2", "--d-in", "40", "--out", str(tmp_path)) == 0
+    assert {(config.n_seeds, config.d_in) for config in configs.values()} == {(2, 40)}
+    assert {config.n_steps for name, config in configs.items() if name != "ground_truth"} == {20_000}
+
+
+def test_a_tree_of_the_users_own_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(TREE))
+    folders = []
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, out, *_: folders.append(str(out)))
+    for given in ((), ("--tree", "mine.json"), ("--tree", "three_level"), ("--tree", "mine.json", "--out", "here")):
+        assert command(monkeypatch, "cosines", *given) == 0
+    assert folders == ["figures", "runs/mine", "runs/three_level", "here"]
+    folders.clear()
+    assert command(monkeypatch, "", "--tree", "mine.json") == 0
+    assert set(folders) == {"runs/mine"}
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_a_figure_is_written_as_vectors_the_same_every_time(kind, start, figures, monkeypatch, tmp_path):
+    (tmp_path / "cosines.json").write_bytes((figures / "cosines.json").read_bytes())
+    images = []
+    for _ in range(2):
+        assert command(monkeypatch, "cosines", "--redraw", "--format", kind, "--out", str(tmp_path)) == 0
+        images.append((tmp_path / f"cosines.{kind}").read_bytes())
+    assert images[0].startswith(start)
+    assert images[0] == images[1]
+    assert (tmp_path / "cosines.png").exists()
+
+
+def test_a_second_process_finds_every_program_compiled(tmp_path):
+    """A program that is not found is compiled and kept under another name."""
+    environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+    arguments = [sys.executable, "-m", "experiments.ground_truth", "--n-seeds", "1", "--out", str(tmp_path)]
+    kept = []
+    for _ in range(2):
+        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+        kept.append({path.name for path in (tmp_path / "cache" / "matryoshka-toy" / "compiled").glob("*-cache")})
+    assert kept[0]
+    assert kept[0] == kept[1]
 
 
 def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, capsys):

@@ -98,7 +98,7 @@ def test_a_second_run_makes_nothing_again_and_says_the_same(made, monkeypatch, t
 def test_the_figures_are_drawn_from_their_records_alone(made):
     for name in LANGUAGE_SET:
         record = json.loads((made[0] / f"{name}.json").read_text())
-        assert cli.draw(experiment(name), record) == (made[0] / f"{name}.png").read_bytes()
+        assert cli.as_png(experiment(name).plot(record)) == (made[0] / f"{name}.png").read_bytes()
 
 
 @pytest.mark.parametrize("what", [("--n-steps", "7"), ("--sparsity", "log"), ("--seed", "5")])
@@ -499,7 +499,7 @@ def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, nam
         if "n_rows" in site:
             site["n_rows"] = [[[0] * len(words) for words in model] for model in site["n_rows"]]
     module = experiment(name)
-    assert cli.draw(module, record).startswith(b"\x89PNG")
+    assert cli.as_png(module.plot(record)).startswith(b"\x89PNG")
     assert all("\n" not in line for line in module.summary(record))
     texts = [text.get_text() for ax in module.plot(record).axes for text in ax.texts]
     why = {"mmc": "no reference latent is on", "fvu": "activations that do not vary", "absorption": "frequent enough"}
@@ -532,7 +532,7 @@ def test_names_of_users_are_drawn_as_they_are(made, name):
         shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert all(text in ["$x_{$", "a^b_c", r"\u202ebidi", "n" * 23 + "…"] or text.isdigit() for text in shown)
         assert shown
-    assert cli.draw(module, record).startswith(b"\x89PNG")
+    assert cli.as_png(module.plot(record)).startswith(b"\x89PNG")
 
 
 def test_the_cache_is_found_when_the_options_are_made_and_not_when_they_are_imported(monkeypatch, tmp_path):
