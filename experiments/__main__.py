@@ -1,16 +1,17 @@
 """Run all experiments of the toy set in order: `python -m experiments`. See `--help` and `--list`."""
 
-import dataclasses
+import ast
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET
-from experiments.common.cli import DEFAULT_OUT, experiment_module, read_once, run_experiment
-from experiments.common.exits import clean_exit
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET
+from experiments.common.exits import clean_exit, set_up_jax
 from experiments.common.options import parse
-from experiments.common.study import TreeConfig
+
+if TYPE_CHECKING:
+    from experiments.common.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -19,40 +20,67 @@ class All:
 
     list: bool = False
     """List the experiments with their claims, and stop."""
-    out: Path = DEFAULT_OUT
-    """Folder for records and figures."""
-    tree: Path | None = None
+    tree: str | None = None
     """JSON file of your own tree, or the name of one, for every experiment."""
+    d_in: int | None = None
+    """Dimension of the activations; default: each experiment's own, as of what follows."""
     n_seeds: int | None = None
-    """Number of seeds; default: each experiment's own."""
+    """Number of seeds."""
     n_steps: int | None = None
-    """Training steps; default: each experiment's own."""
+    """Training steps."""
+    preset: Literal["default", "post"] = "default"
+    """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
+    out: Path | None = None
+    """Folder for records and figures; default: figures, and with --tree runs/TREE."""
+    format: Literal["pdf", "svg"] | None = None
+    """Write the figures as vectors, too."""
 
 
 def main() -> None:
     with clean_exit():
         options = parse(All, prog="python -m experiments")
         if options.list:
-            print("\n".join(describe(name) for name in (*TOY_SET, *LANGUAGE_SET, *BENCHMARKS)))
-            return
-        # Configurations of all experiments first: a fault in an option stops the run before any work.
-        tree = read_once(TreeConfig(tree=options.tree)).tree  # once: it may be a pipe
-        configs = {name: configure(name, options, tree) for name in TOY_SET}
-        for name, config in configs.items():
-            experiment_module(name).check(config)
-        for name, config in configs.items():
-            run_experiment(experiment_module(name), config, options.out)
+            print("\n".join(described(name) for name in (*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS)))
+        else:
+            run_all(options)
 
 
-def configure(name: str, options: All, tree: Any) -> Any:
-    config_type = experiment_module(name).Config
-    known = {field.name for field in dataclasses.fields(config_type)}
-    given = {"tree": tree, "n_seeds": options.n_seeds, "n_steps": options.n_steps}
-    return config_type(**{key: value for key, value in given.items() if value is not None and key in known})
+def run_all(options: All) -> None:
+    """Run the toy set; a fault in an option stops it before any work."""
+    from experiments.common.cli import default_out, run_experiment
+    from experiments.common.study import PRESETS
+    from experiments.common.tree_option import TreeOption
+
+    set_up_jax()
+    given = {name: getattr(options, name) for name in ("d_in", "n_seeds", "n_steps", "preset")}
+    given["tree"] = None if options.tree is None else TreeOption(options.tree)
+    given = PRESETS[options.preset] | {name: value for name, value in given.items() if value is not None}
+    configs = [(experiment, configure(experiment, given)) for experiment in toy_set()]
+    for experiment, config in configs:
+        experiment.check(config)
+    trained: dict[Any, Any] = {}
+    for experiment, config in configs:
+        out = default_out(config) if options.out is None else options.out
+        run_experiment(experiment, config, out, options.format, trained)
 
 
-def describe(name: str) -> str:
-    claim = (experiment_module(name).__doc__ or "").splitlines()[0]
+def toy_set() -> "list[Experiment]":
+    """The experiments of `TOY_SET`, in order; importing them takes seconds."""
+    from experiments import absorption, all_prefixes, cosines, ground_truth, ordering
+
+    return [module.EXPERIMENT for module in (ground_truth, absorption, cosines, all_prefixes, ordering)]
+
+
+def configure(experiment: "Experiment", given: dict[str, Any]) -> Any:
+    """The experiment's configuration with what of `given` it has."""
+    known = {field.name for field in fields(experiment.config)}
+    return experiment.config(**{name: value for name, value in given.items() if name in known})
+
+
+def described(name: str) -> str:
+    """Name and claim of an experiment, whose module is not imported for it."""
+    text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    claim = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     return f"{name:22s} {claim}"
 
 

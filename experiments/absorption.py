@@ -19,21 +19,22 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
 from experiments.common.study import (
+    LABELS,
+    MOST_SHOWN,
+    SAES,
     PairConfig,
-    Progress,
     Study,
     StudyConfig,
     aimed_l0,
     check_study,
     held_out_features,
-    load_root,
-    make_study,
+    shown_batch,
     study_options,
     train_seeds,
 )
-from experiments.ground_truth import MOST_SHOWN, shown_batch
 from toy.checks import NOT_NEGATIVE, Whole, check_fields
 from toy.eval.against_tree import feature_sizes, inference_gap
 from toy.eval.metrics import match_features, matched_acts, mean_known
@@ -42,9 +43,6 @@ from toy.features.tree import Tree, build_tree, edges, mean_l0
 from toy.features.tree_json import tree_from_dict
 from toy.sae import RELU, SAE, BatchTopK, TopK, encode
 
-SAES = ("vanilla", "matryoshka")
-LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
-
 
 @dataclass(frozen=True)
 class Config(PairConfig):
@@ -52,7 +50,6 @@ class Config(PairConfig):
 
     n_shown: int = 200
     """Rows of the batch that is shown, before all-zero rows are dropped."""
-
     n_topk_seeds: int = 8
     """Seeds of each SAE of the TopK family, at most n_seeds, for half the steps; 0 leaves them out."""
     topk_learning_rate: float = 3e-3
@@ -100,15 +97,15 @@ def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
 def n_steps(cfg: Config) -> int:
     if not cfg.n_topk_seeds:
         return 2 * cfg.n_steps
-    return 2 * (cfg.n_steps + len(activations(cfg, build_tree(load_root(cfg)))) * cfg.topk_study.n_steps)
+    return 2 * (cfg.n_steps + len(activations(cfg, cfg.tree.tree)) * cfg.topk_study.n_steps)
 
 
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    study = make_study(cfg)
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    study = cfg.study
     features, batch = held_out_features(cfg, study.tree), shown_batch(cfg.seed, study.tree, cfg.n_shown)
     results: dict[str, Any] = {}
     for name, weighting in cfg.weightings.items():
-        saes = train_seeds(cfg, study, weighting, progress)
+        saes = train_seeds(cfg, study, weighting, work)
         evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
         results[name] = summarise(evaluations, aimed_l0(cfg, study.tree)) | {
             "parent_alone": [mean_known(e.parent_alone) for e in evaluations],
@@ -116,18 +113,18 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
             "example": relative_acts(lane(saes, 0), study, batch),
         }
     if cfg.n_topk_seeds:
-        results |= run_topk(cfg, study, features, progress)
+        results |= run_topk(cfg, study, features, work)
     return results | {"features": batch}
 
 
-def run_topk(cfg: Config, study: Study, features: np.ndarray, progress: Progress) -> dict[str, Any]:
+def run_topk(cfg: Config, study: Study, features: np.ndarray, work: Work) -> dict[str, Any]:
     """`NAME_vanilla` and `NAME_matryoshka` for each of `activations`, on the first seeds of the study."""
     n_seeds = cfg.topk_study.n_seeds
     part = study._replace(keys=study.keys[:n_seeds], W_feat=study.W_feat[:n_seeds])
     results = {}
     for kind, activation in activations(cfg, study.tree).items():
         for name, weighting in cfg.weightings.items():
-            saes = train_seeds(cfg.topk_study, part, weighting, progress, activation)
+            saes = train_seeds(cfg.topk_study, part, weighting, work, activation)
             measured = summarise(
                 evaluate_seeds(
                     saes, part.W_feat, study.tree, features, activation if isinstance(activation, TopK) else RELU
@@ -239,5 +236,7 @@ def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
     ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))
 
 
+EXPERIMENT = Experiment("absorption", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("absorption")
+    main(EXPERIMENT)

@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
 from experiments.common.study import (
-    Progress,
     StudyConfig,
     aimed_l0,
     check_study,
     held_out_features,
-    make_study,
     train_seeds,
 )
 from toy.checks import Whole, check_fields
@@ -57,19 +56,16 @@ class Config(StudyConfig):
         return ["vanilla", *(f"sampled_{n}" for n in self.n_prefixes), f"expected_{self.n_expected}", "all"]
 
 
-check = check_study
-
-
 def n_steps(cfg: Config) -> int:
     return len(cfg.weightings) * cfg.n_steps
 
 
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    study = make_study(cfg)
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    study = cfg.study
     features = held_out_features(cfg, study.tree)
 
     def measured(name: str) -> dict[str, Any]:
-        saes = train_seeds(cfg, study, name, progress)
+        saes = train_seeds(cfg, study, name, work)
         return summarise(evaluate_seeds(saes, study.W_feat, study.tree, features), aimed_l0(cfg, study.tree))
 
     return {name: measured(name) for name in cfg.weightings}
@@ -182,5 +178,7 @@ def _plot_mixing(kind: str) -> Any:
     return draw
 
 
+EXPERIMENT = Experiment("all_prefixes", Config, run, summary, plot, check_study, n_steps)
+
 if __name__ == "__main__":
-    main("all_prefixes")
+    main(EXPERIMENT)

@@ -2,7 +2,7 @@
 
 Claim: a vanilla SAE's child latents hold their parent's direction (absorption). A Matryoshka SAE's nearly are the
 features, with a mixing that more prefixes do not remove: parents lean to their children, siblings away from each other.
-Command: python -m experiments.cosines (about 1 minute on 2 cores; free after `absorption` in one process).
+Command: python -m experiments.cosines (about 1 minute on 2 cores; `python -m experiments` shares its SAEs).
 Expected, seeds 0 to 31: decoder mixing of the Matryoshka SAE +0.18 (parent to child), −0.21 (child to sibling), +0.04
 (child to parent); of the vanilla SAE 0.71 child to parent.
 Encoder cosines are far from 1 for every feature because the encoder keeps its random start in the d_in − n_features
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.absorption import LABELS, SAES
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
 from experiments.common.study import (
+    LABELS,
+    SAES,
     PairConfig,
-    Progress,
     aimed_l0,
     check_study,
     held_out_features,
-    make_study,
     train_seeds,
 )
 from toy.eval.metrics import match_features, matched_cosines, mixing
@@ -45,19 +45,16 @@ class Config(PairConfig):
     """Options of `cosines`."""
 
 
-check = check_study
-
-
 def n_steps(cfg: Config) -> int:
     return 2 * cfg.n_steps
 
 
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    study = make_study(cfg)
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    study = cfg.study
     features = held_out_features(cfg, study.tree)
     results: dict[str, Any] = {}
     for name, weighting in cfg.weightings.items():
-        saes = train_seeds(cfg, study, weighting, progress)
+        saes = train_seeds(cfg, study, weighting, work)
         evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
         results[name] = summarise(evaluations, aimed_l0(cfg, study.tree))
         for side in SIDES:
@@ -121,5 +118,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check_study, n_steps)
+
 if __name__ == "__main__":
-    main("cosines")
+    main(EXPERIMENT)

@@ -22,13 +22,14 @@ from scipy.stats import beta
 
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.study import Progress, StudyConfig, check_study, held_out_features, make_study, train_config
+from experiments.common.experiment import Experiment, Work
+from experiments.common.study import StudyConfig, check_study, held_out_features, make_study, train_config
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.eval.against_tree import evaluate
 from toy.features.named import RegularTree, reference_tree, regular_tree, three_level_tree
 from toy.features.node import Node
-from toy.features.tree import mean_l0
+from toy.features.tree import build_tree, mean_l0
 from toy.prefixes import sampled
 from toy.training.config import Hypers
 from toy.training.grid import train_grid, trained_saes
@@ -92,25 +93,23 @@ def n_steps(cfg: Config) -> int:
     return len(TREES) * sum(cfg.steps) + 2 * cfg.n_steps
 
 
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+def run(cfg: Config, work: Work) -> dict[str, Any]:
     trees = {
-        name: {str(n): measure(replace(cfg, n_steps=n), root, cfg.grid, progress) for n in cfg.steps}
+        name: {str(n): measure(replace(cfg, n_steps=n), root, cfg.grid, work) for n in cfg.steps}
         for name, root in TREES.items()
     }
     restarts = [{**cfg.chosen, "reinit_below": below} for below in cfg.restarts]
     many = replace(cfg, n_seeds=cfg.n_headline_seeds)
     return {
         "trees": trees,
-        "restarts": measure(cfg, TREES["reference"], restarts, progress),
-        "headline": measure(many, TREES["reference"], [cfg.chosen], progress)[0],
+        "restarts": measure(cfg, TREES["reference"], restarts, work),
+        "headline": measure(many, TREES["reference"], [cfg.chosen], work)[0],
     }
 
 
-def measure(
-    cfg: StudyConfig, root: Node, combinations: list[dict[str, float]], progress: Progress
-) -> list[dict[str, Any]]:
+def measure(cfg: StudyConfig, root: Node, combinations: list[dict[str, float]], work: Work) -> list[dict[str, Any]]:
     """An entry per combination of hyperparameters, with all seeds of all combinations trained at the same time."""
-    study = make_study(cfg, root)
+    study = make_study(cfg, build_tree(root))
     features = held_out_features(cfg, study.tree)
     train_cfg = train_config(cfg, study.tree)
     columns = {name: jnp.repeat(jnp.array([c[name] for c in combinations]), cfg.n_seeds) for name in combinations[0]}
@@ -121,7 +120,7 @@ def measure(
     in_axes = (TreeSource(None, 0), shared._replace(**dict.fromkeys(columns, 0)))  # type: ignore[arg-type]
     lanes = np.tile(np.arange(cfg.n_seeds), len(combinations))
     source = TreeSource(study.tree, jnp.asarray(study.W_feat[lanes]))
-    state, _ = train_grid(study.keys[lanes], source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
+    state, _ = train_grid(study.keys[lanes], source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
     saes = jax.device_get(trained_saes(state))
     found = [
         evaluate(jax.tree.map(lambda leaf, i=i: leaf[i], saes), study.W_feat[lane], study.tree, features)
@@ -203,5 +202,7 @@ def _draw_restarts(ax: Axes, record: dict[str, Any], letter: str) -> None:
     ax.set_ylabel("share of seeds that recover")
 
 
+EXPERIMENT = Experiment("defaults", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("defaults")
+    main(EXPERIMENT)

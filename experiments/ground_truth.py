@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.memory import check_fits
-from experiments.common.study import FLOAT, Progress, TreeConfig, least_bytes, load_root, make_study
+from experiments.common.experiment import Experiment, Work
+from experiments.common.memory import FLOAT, check_fits
+from experiments.common.study import MOST_SHOWN, TreeConfig, check_features, shown_batch
 from toy.checks import Whole, check_fields
-from toy.features.directions import check_directions, cosine_matrix
-from toy.features.tree import build_tree, marginals, mean_l0, sample_features
+from toy.features.directions import cosine_matrix
+from toy.features.tree import marginals, mean_l0, sample_features
 from toy.features.tree_json import tree_from_dict
-
-MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Config(TreeConfig):
     batch_size: int = 200
     """Rows of the batch that is shown, before all-zero rows are dropped."""
     n_rows: int = 20_000
-    """Rows a seed for the frequencies."""
+    """Rows per seed for the frequencies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,28 +40,17 @@ class Config(TreeConfig):
 
 
 def check(cfg: Config) -> None:
-    """Say what is wrong with the options, before any work. Raises: ValueError."""
-    root = load_root(cfg)
-    n_features = build_tree(root).n_features
-    check_directions(n_features, cfg.d_in, cfg.max_cosine)
-    check_fits(least_bytes(cfg, n_features) | {"n_rows": FLOAT * cfg.n_rows * n_features})
-    if cfg.max_cosine is not None:
-        make_study(cfg, root)  # whether it can be reached is known only once it is
+    """Raises: ValueError saying what is wrong with the options, before any work."""
+    check_features(cfg, cfg.tree.tree)
+    check_fits({"n_rows": FLOAT * cfg.n_rows * cfg.tree.tree.n_features})
 
 
 def n_steps(cfg: Config) -> int:
     return cfg.n_seeds
 
 
-def shown_batch(seed: int, tree: Any, batch_size: int) -> np.ndarray:
-    """A batch without all-zero rows, sorted so that rows with the same features on stand together."""
-    features = np.asarray(sample_features(jax.random.key(seed), tree, batch_size))
-    features = features[features.any(axis=1)]
-    return features[np.lexsort((features > 0).T[::-1])[::-1]]
-
-
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    study = make_study(cfg)
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    study = cfg.study
     sample = jax.jit(partial(sample_features, batch_size=cfg.n_rows))
     frequencies, l0s, cosines = [], [], []
     for key, W_feat in zip(study.keys, study.W_feat, strict=True):
@@ -70,7 +58,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         frequencies.append(on.mean(axis=0))
         l0s.append(on.sum(axis=1).mean())
         cosines.append(cosine_matrix(W_feat, W_feat))
-        progress(1)
+        work(1)
     off_diagonal = np.abs(cosines) * (1 - np.eye(study.tree.n_features))
     return {
         "n_seeds": cfg.n_seeds,
@@ -146,5 +134,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("ground_truth", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("ground_truth")
+    main(EXPERIMENT)

@@ -11,7 +11,8 @@ alone; the other two stand among lone features, which set the scale of what is w
 """
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,20 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
 from experiments.common.study import (
-    Progress,
+    Study,
     StudyConfig,
     aimed_l0,
     check_study,
     check_trained,
     held_out_features,
-    load_root,
     make_hypers,
     make_study,
     train_config,
 )
+from experiments.common.tree_option import TREE_OPTION, TreeOption
 from experiments.sweeps.cell import make_weighting
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
 from toy.data.source import TreeSource
@@ -44,6 +46,7 @@ from toy.features.tree import Tree, build_tree, edges, marginals
 from toy.features.tree_json import tree_to_dict
 from toy.training.grid import train_grid, trained_saes
 
+COMMENT = TreeOption("ordering")
 FIELDS = ("hole_rate", "recovered", "child_first", "min_cosine")
 
 
@@ -51,6 +54,8 @@ FIELDS = ("hole_rate", "recovered", "child_first", "min_cosine")
 class Config(StudyConfig):
     """Options of `ordering`. With `--tree` the children's magnitudes are scaled in that tree instead."""
 
+    tree: Annotated[TreeOption, TREE_OPTION] = COMMENT
+    """Your own tree; default: the comment's, alone and among lone features."""
     n_seeds: int = 10
     ratios: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 8.0)
     """Child magnitude / parent magnitude."""
@@ -65,7 +70,7 @@ class Config(StudyConfig):
     n_lone: int = 8
     """Number of lone features (p 0.05) of the second and third tree."""
     n_prefixes: int = 10
-    """Prefixes a batch, the full one included."""
+    """Prefixes per batch, the full one included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,10 +79,11 @@ class Config(StudyConfig):
         check_fields(self, ratios=POSITIVE, magnitude=POSITIVE, n_lone=Whole(0, MAX_NODES), n_prefixes=Whole())
         check_fields(self, prob=SHARE, edge_prob=SHARE, other_edge_prob=SHARE)
 
+    @cached_property
     def trees(self) -> dict[str, Node]:
         """The trees at ratio 1."""
-        if self.tree is not None:
-            return {"tree": scale_children(load_root(self), 1.0)}
+        if self.tree.name != COMMENT.name:
+            return {"tree": scale_children(self.tree.root, 1.0)}
 
         def among_lone(edge_prob: float) -> Node:
             pair = ordering_tree(self.prob, edge_prob, self.magnitude, ratio=1.0)
@@ -90,13 +96,19 @@ class Config(StudyConfig):
             "among_lone_other_edge": among_lone(self.other_edge_prob),
         }
 
+    @cached_property
+    def studies(self) -> dict[str, Study]:
+        return {name: make_study(self, build_tree(root)) for name, root in self.trees.items()}
+
 
 def check(cfg: Config) -> None:
-    for root in cfg.trees().values():
+    for root in cfg.trees.values():
         tree = check_study(cfg, root, n_lanes_per_seed=len(cfg.ratios))
         _check_ratios(cfg, root)
         if not edges(tree):
             raise ValueError(f"--tree {cfg.tree}: no feature has a parent feature, so there is no order to get wrong")
+    if cfg.max_cosine is not None:
+        cfg.studies  # noqa: B018  whether it can be reached is known only once they are made
 
 
 def _check_ratios(cfg: Config, root: Node) -> None:
@@ -108,18 +120,18 @@ def _check_ratios(cfg: Config, root: Node) -> None:
 
 
 def n_steps(cfg: Config) -> int:
-    return cfg.n_steps * (1 if cfg.tree is not None else 3)
+    return cfg.n_steps * len(cfg.trees)
 
 
-def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    by_tree = {name: _run_tree(cfg, root, progress) for name, root in cfg.trees().items()}
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    by_tree = {name: _run_tree(cfg, cfg.trees[name], study, work) for name, study in cfg.studies.items()}
     first = next(iter(by_tree.values()))
     return {"ratios": cfg.ratios, **{name: first[name] for name in FIELDS}, "trees": by_tree}
 
 
-def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
+def _run_tree(cfg: Config, root: Node, study: Study, work: Work) -> dict[str, Any]:
     """Every ratio and seed in one program: the ratios differ only in the magnitudes of the tree."""
-    study, n_ratios = make_study(cfg, root), len(cfg.ratios)
+    n_ratios = len(cfg.ratios)
     trees = [build_tree(scale_children(root, ratio)) for ratio in cfg.ratios]
     magnitudes = np.repeat([tree.magnitude_mean for tree in trees], cfg.n_seeds, axis=0)
     source = TreeSource(
@@ -130,7 +142,8 @@ def _run_tree(cfg: Config, root: Node, progress: Progress) -> dict[str, Any]:
     train_cfg = train_config(cfg, study.tree)
     hypers = make_hypers(cfg, study.tree, make_weighting(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
     keys = jnp.tile(study.keys, n_ratios)
-    state, _ = train_grid(keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
+    work.compiling()
+    state, _ = train_grid(keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
     saes = jax.device_get(trained_saes(state))
     check_trained(saes, cfg, cfg.seeds * n_ratios)
     rows = []
@@ -225,5 +238,7 @@ def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
     ax.minorticks_off()
 
 
+EXPERIMENT = Experiment("ordering", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("ordering")
+    main(EXPERIMENT)

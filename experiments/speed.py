@@ -30,7 +30,8 @@ from experiments import TOY_SET
 from experiments.bench.jobs import MOST_ROUNDS, Job, has_peers, run_job
 from experiments.bench.speed_report import plot, summary
 from experiments.common.cli import main
-from experiments.common.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
+from experiments.common.experiment import Experiment
+from experiments.common.study import PairConfig, check_study, make_hypers, train_config
 from experiments.sweeps.cell import make_weighting
 from toy.checks import Whole, check_fields
 from toy.data.source import TreeSource
@@ -40,6 +41,7 @@ from toy.features.tree import build_tree, sample_features
 from toy.sae import RELU, Activation, BatchTopK, TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid
+from toy.training.loop import Progress
 from toy.training.run import train
 
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
@@ -92,7 +94,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
             for shape in GPU_WIDTHS
             for dtype in GPU_TYPES
         ]
-    study = make_study(cfg)
+    study = cfg.study
     train_cfg = train_config(cfg, study.tree)
     hypers = make_hypers(cfg, study.tree, make_weighting(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
     one, many = (TreeSource(study.tree, W_feat) for W_feat in (study.W_feat[0], study.W_feat))  # type: ignore[arg-type]
@@ -102,7 +104,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         "grid": time_chunks(partial(grid, cfg=train_cfg), progress, n_lanes=cfg.n_seeds),
         "sampling": time_sampling(one, cfg.batch_size),
         "generator": time_generator(cfg),
-        "toy": time_toy(cfg, study.keys[0], one, study.root if peers else None),
+        "toy": time_toy(cfg, study.keys[0], one, cfg.tree.root if peers else None),
         "width": [],
         "gpu": gpu,
         "peers": peers,
@@ -225,5 +227,7 @@ def time_whole() -> dict[str, float]:
     return {"seconds": seconds, "peak_memory_gb": usage.ru_maxrss * kilobyte / 1e9}
 
 
+EXPERIMENT = Experiment("speed", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("speed")
+    main(EXPERIMENT)

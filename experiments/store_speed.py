@@ -25,14 +25,15 @@ from matplotlib.figure import Figure
 from experiments.bench.jobs import MOST_ROUNDS
 from experiments.common import plots
 from experiments.common.cli import main
+from experiments.common.experiment import Experiment
 from experiments.common.memory import check_fits
-from experiments.common.study import Progress
 from experiments.sweeps.cell import make_weighting
 from toy.checks import SEED, Whole, check_fields
 from toy.data.source import ArraySource, Source, Stream
 from toy.data.store import Store, open_store, write_store
 from toy.data.stream import ShardSource
 from toy.training.config import Hypers, TrainConfig, check_memory
+from toy.training.loop import Progress
 from toy.training.run import train
 
 DTYPES = ("float32", "bfloat16")
@@ -203,5 +204,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("store_speed", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("store_speed")
+    main(EXPERIMENT)

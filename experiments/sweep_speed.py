@@ -24,13 +24,14 @@ from matplotlib.figure import Figure
 from experiments.bench.jobs import has_peers
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.study import Progress
+from experiments.common.experiment import Experiment
 from experiments.sweep import read_sweep
 from experiments.sweeps.cell import Cell, built, d_in, root_of
 from experiments.sweeps.drive import make_plan, open_store, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import n_compiled
 from experiments.sweeps.spec import Sweep
+from toy.training.loop import Progress
 
 KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
 
@@ -153,5 +154,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("sweep_speed", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("sweep_speed")
+    main(EXPERIMENT)

@@ -13,12 +13,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments import LANGUAGE_SET
-from experiments.common.cli import DEFAULT_OUT, check_writable, experiment_module, run_experiment
+from experiments import tinystories_absorption, tinystories_fvu, tinystories_mmc
+from experiments.common.cli import DEFAULT_OUT, check_writable, run_experiment
 from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
-from experiments.common.study import Progress
 from experiments.language.chain import (
     activations_stage,
     check,
@@ -32,6 +31,7 @@ from experiments.language.concepts import check_words
 from experiments.language.config import LanguageConfig
 from experiments.language.saes import n_steps, train_site
 from experiments.language.stages import notes
+from toy.training.loop import Progress
 
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 
@@ -56,8 +56,8 @@ def main() -> None:
         if options.stage == "figures":
             for one in options.config.of_models:
                 check_words(one, load_tokens(one))
-            for name in LANGUAGE_SET:
-                run_experiment(experiment_module(name), options.config, options.out)
+            for module in (tinystories_mmc, tinystories_fvu, tinystories_absorption):
+                run_experiment(module.EXPERIMENT, options.config, options.out)
             return
         with progress_bar(n_steps(options.config), options.stage) as bar:
             lines = [line for one in options.config.of_models for line in make(one, options.stage, bar.update)]

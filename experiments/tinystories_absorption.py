@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.study import Progress
+from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, load_tokens
 from experiments.language.chain import check as check_chain
@@ -29,6 +29,7 @@ from experiments.language.saes import KINDS, SiteSAEs, measure_sites, n_steps
 from toy.eval.metrics import mean_known
 from toy.lm.absorption import MIN_ROWS
 from toy.lm.model import Site
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
@@ -193,5 +194,7 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
+EXPERIMENT = Experiment("tinystories_absorption", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_absorption")
+    main(EXPERIMENT)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.study import Progress
+from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
 from experiments.language.config import LanguageConfig
@@ -25,6 +25,7 @@ from toy.eval.streaming import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 PLACES = {"above the large vanilla SAE": ("^", 1.06), "below all": ("v", 0.02), "undefined": ("x", 0.94)}
@@ -192,5 +193,7 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     density.set_xlabel("log10(share of tokens on)", fontsize=6.5)
 
 
+EXPERIMENT = Experiment("tinystories_fvu", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_fvu")
+    main(EXPERIMENT)

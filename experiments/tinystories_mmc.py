@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
-from experiments.common.study import Progress
+from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
 from experiments.language.chain import Chain, check
 from experiments.language.config import LanguageConfig
@@ -22,6 +22,7 @@ from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_
 from toy.eval.metrics import mean_known
 from toy.eval.streaming import concatenate, max_correlation
 from toy.lm.model import Site
+from toy.training.loop import Progress
 
 Config = LanguageConfig
 __all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
@@ -89,5 +90,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
+EXPERIMENT = Experiment("tinystories_mmc", Config, run, summary, plot, check, n_steps)
+
 if __name__ == "__main__":
-    main("tinystories_mmc")
+    main(EXPERIMENT)

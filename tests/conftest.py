@@ -17,6 +17,8 @@ from jaxtyping import install_import_hook
 # Most of the suite's time is compiling programs that then run for a few steps; processes it starts inherit this.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 2)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands: programs of tests are theirs alone
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

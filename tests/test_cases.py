@@ -16,7 +16,9 @@ from fuzzing import accepted, watched
 
 from experiments import absorption, ground_truth
 from experiments.common.cli import as_png, describe, load_record
-from experiments.common.study import PairConfig, with_tree
+from experiments.common.experiment import Work
+from experiments.common.study import PairConfig
+from experiments.common.tree_option import TreeOption
 from experiments.sweep import read_sweep
 from experiments.sweeps.record import load_sweep_record
 from toy.data.activations import open_matrix
@@ -122,14 +124,14 @@ def test_a_tree_is_read_told_drawn_and_sampled_as_its_marginals_say(path: Path) 
     on = np.asarray(sample_features(jax.random.key(0), tree, 20_000)) > 0
     error = np.sqrt(marginals(tree) * (1 - marginals(tree)) / len(on))
     assert (np.abs(on.mean(axis=0) - marginals(tree)) <= 5 * error + 1e-9).all()
-    cfg = with_tree(ground_truth.Config(tree=path, n_seeds=2, n_rows=200, d_in=512))
+    cfg = ground_truth.Config(tree=TreeOption(str(path)), n_seeds=2, n_rows=200, d_in=512)
     with watched():
         assert as_png(ground_truth.plot(record_of(ground_truth, cfg)))
 
 
 def record_of(module: Any, cfg: Any) -> dict[str, Any]:
     """What is written of an experiment."""
-    results = module.run(cfg, lambda _: None)
+    results = module.run(cfg, Work())
     return plain({"config": describe(cfg), "seeds": cfg.seeds, "results": results})
 
 
@@ -155,14 +157,14 @@ def test_a_tree_that_cannot_be_drawn_or_read_is_refused_by_name(name: str, told:
 
 @pytest.mark.parametrize("name", ["tree_mathtext_bad.json", "tree_nul_newline.json"])
 def test_names_are_drawn_as_they_are(name: str) -> None:
-    cfg = with_tree(ground_truth.Config(tree=CASES / "attack" / name, n_seeds=1, n_rows=100, d_in=64))
+    cfg = ground_truth.Config(tree=TreeOption(str(CASES / "attack" / name)), n_seeds=1, n_rows=100, d_in=64)
     assert as_png(ground_truth.plot(record_of(ground_truth, cfg)))
 
 
 @pytest.mark.parametrize("name", ["rare_real", "rare", "one_feature", "always_on", "dollar_pair"])
 def test_a_tree_without_anything_to_measure_has_a_record_and_a_figure(name: str) -> None:
-    tree = CASES / f"trees/{name}.json"
-    cfg = with_tree(absorption.Config(tree=tree, n_seeds=1, n_steps=10, n_eval_rows=200, n_topk_seeds=1))
+    tree = TreeOption(str(CASES / f"trees/{name}.json"))
+    cfg = absorption.Config(tree=tree, n_seeds=1, n_steps=10, n_eval_rows=200, n_topk_seeds=1)
     absorption.check(cfg)
     record = record_of(absorption, cfg)
     assert absorption.summary(record)

@@ -7,24 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from commands import exit_code
+from commands import change, command, experiment
 
-from experiments import __main__
+from experiments import TOY_SET, __main__
 from experiments.common import cli, exits, options, progress, study
 from toy.features.named import TREES
 
 NAME = "ground_truth"
 SMALL = ("--n-seeds", "1")
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object, name: str = NAME) -> int:
-    return exit_code(__main__.main if name == "" else partial(cli.main, name), monkeypatch, *arguments)
 
 
 def started(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[bytes]:
@@ -44,7 +39,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def ended(error: BaseException) -> int:
     """What a command exits with that raises this."""
-    with pytest.raises(SystemExit) as stop, cli.clean_exit():
+    with pytest.raises(SystemExit) as stop, exits.clean_exit():
         raise error
     return int(stop.value.code or 0)
 
@@ -81,7 +76,7 @@ def test_an_error_is_one_short_line(
 @pytest.mark.parametrize("error", [ValueError("given"), KeyError("ours")])
 def test_the_traceback_is_shown_where_it_is_wanted(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEBACK", "1")
-    with pytest.raises(type(error)), cli.clean_exit():
+    with pytest.raises(type(error)), exits.clean_exit():
         raise error
 
 
@@ -164,7 +159,7 @@ def test_help_has_at_least_40_columns(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert command(monkeypatch, "--help") == 0
+    assert command(monkeypatch, NAME, "--help") == 0
     text = capsys.readouterr().out
     assert "--n-seeds" in text
     assert len(text) < 100_000
@@ -188,7 +183,7 @@ def test_other_numbers_are_no_whole_ones(
 ) -> None:
     with pytest.raises(ValueError, match="is not a whole number"):
         options.whole(text)
-    assert command(monkeypatch, f"--n-seeds={text}") == 2
+    assert command(monkeypatch, NAME, f"--n-seeds={text}") == 2
     assert "--n-seeds" in capsys.readouterr().err
 
 
@@ -218,7 +213,7 @@ def test_a_misspelt_tree_gets_the_right_spelling(
     given: str, meant: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     assert meant in TREES
-    assert command(monkeypatch, "--tree", given, "--out", tmp_path / "out", name=name) == 2
+    assert command(monkeypatch, name, "--tree", given, "--out", tmp_path / "out") == 2
     assert f"--tree {given}: there is no such file; did you mean {meant}?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -227,7 +222,7 @@ def test_a_misspelt_tree_gets_the_right_spelling(
 def test_a_seed_that_jax_would_wrap_is_one_line(
     seed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    assert command(monkeypatch, f"--seed={seed}", "--out", tmp_path / "out") == 2
+    assert command(monkeypatch, NAME, f"--seed={seed}", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: seed: ")
     assert error.count("\n") == 1
@@ -239,39 +234,37 @@ def test_a_tree_is_read_once_so_it_may_come_from_a_pipe(
 ) -> None:
     """All experiments of the set ask for it; a pipe that is read again is empty."""
     read, write = os.pipe()
-    os.write(write, b'{"active_prob": 1, "is_read_out": false, "children": [{"active_prob": 0.25, "id": "piped"}]}')
+    os.write(write, b'{"active_prob": 0.5, "id": "piped", "children": [{"active_prob": 0.25}]}')
     os.close(write)
-    monkeypatch.setattr(__main__, "TOY_SET", ("ground_truth", "absorption"))
     seen = []
-    monkeypatch.setattr(__main__, "run_experiment", lambda module, config, out: seen.append(study.load_root(config)))
-    assert command(monkeypatch, "--tree", f"/dev/fd/{read}", "--out", tmp_path, name="") == 0, capsys.readouterr().err
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, *_: seen.append(config.tree.root))
+    assert command(monkeypatch, "", "--tree", f"/dev/fd/{read}", "--out", tmp_path) == 0, capsys.readouterr().err
     os.close(read)
-    assert [root.children[0].name for root in seen] == ["piped", "piped"]
+    assert [root.name for root in seen] == ["piped"] * len(TOY_SET)
 
 
 def test_the_record_holds_the_tree_with_all_its_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = {"active_prob": 1 / 3, "id": "c", "magnitude_mean": 1.23456789012}
     tree = {"active_prob": 0.123456789012, "id": "p", "children": [child]}
     (tmp_path / "tree.json").write_text(json.dumps(tree))
-    assert command(monkeypatch, *SMALL, "--n-rows", 9, "--tree", tmp_path / "tree.json", "--out", tmp_path) == 0
+    assert command(monkeypatch, NAME, *SMALL, "--n-rows", 9, "--tree", tmp_path / "tree.json", "--out", tmp_path) == 0
     assert json.loads((tmp_path / f"{NAME}.json").read_text())["config"]["tree"] == tree
 
 
 def test_the_record_is_written_before_the_figure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    module = cli.experiment_module(NAME)
-    plot = module.plot
-    monkeypatch.setattr(module, "plot", raising(KeyError("a panel")))
-    assert command(monkeypatch, *SMALL, "--out", tmp_path) == 2
+    plot = experiment(NAME).plot
+    change(monkeypatch, NAME, plot=raising(KeyError("a panel")))
+    assert command(monkeypatch, NAME, *SMALL, "--out", tmp_path) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"the record {tmp_path}/{NAME}.json is kept, its figure {tmp_path}/{NAME}.png is missing" in error
     assert f"draw it with python -m experiments.{NAME} --redraw --out {tmp_path}" in error
     assert "KeyError: 'a panel'" in error
     assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.json"]
-    monkeypatch.setattr(module, "plot", plot)
-    assert command(monkeypatch, "--redraw", "--out", tmp_path) == 0
+    change(monkeypatch, NAME, plot=plot)
+    assert command(monkeypatch, NAME, "--redraw", "--out", tmp_path) == 0
     assert (tmp_path / f"{NAME}.png").exists()
 
 
@@ -292,7 +285,7 @@ def test_a_figure_of_an_earlier_run_is_told_apart(
 ) -> None:
     (tmp_path / f"{NAME}.png").write_bytes(b"old")
     monkeypatch.setattr(cli, "write_figure", raising(stop))
-    assert command(monkeypatch, *SMALL, "--out", tmp_path) == code
+    assert command(monkeypatch, NAME, *SMALL, "--out", tmp_path) == code
     error = capsys.readouterr().err
     assert told in error
     assert f"{NAME}.png is of an earlier run: draw it with" in error
@@ -303,8 +296,8 @@ def test_a_name_that_a_folder_has_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     (tmp_path / f"{NAME}.png").mkdir()
-    monkeypatch.setattr(cli.experiment_module(NAME), "run", lambda *_: pytest.fail("ran in spite of it"))
-    assert command(monkeypatch, *SMALL, "--out", tmp_path) == 2
+    change(monkeypatch, NAME, run=lambda *_: pytest.fail("ran in spite of it"))
+    assert command(monkeypatch, NAME, *SMALL, "--out", tmp_path) == 2
     assert f"{NAME}.png" in capsys.readouterr().err
 
 
@@ -330,7 +323,7 @@ def test_a_record_that_cannot_be_drawn_is_named(
 ) -> None:
     content, message = BROKEN_RECORDS[fault]
     (tmp_path / f"{NAME}.json").write_text(content)
-    assert command(monkeypatch, "--redraw", "--out", tmp_path) == 2
+    assert command(monkeypatch, NAME, "--redraw", "--out", tmp_path) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / f"{NAME}.json") in error
     assert message in error
@@ -355,9 +348,14 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress.progress_bar(4, "cosines") as bar:
         bar.tell("fast")
         bar.update(4)
-        bar._bar.refresh()
-    assert "cosines: 100%|██████████| 4/4" in capsys.readouterr().err
+        bar.compiling()
+        assert bar.line().endswith("4 of 4 steps, compiling")
+        bar.update(0)
+        assert bar.line().endswith("4 of 4 steps")
+    told = capsys.readouterr().err
+    assert "cosines: 100%|██████████| 4/4" in told
+    assert "compiling" in told

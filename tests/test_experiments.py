@@ -1,17 +1,17 @@
 """The experiments at tiny size: the shape of records, figures from records alone, and the command line."""
 
 import json
+import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import exit_code
+from commands import change, command, experiment
 
-from experiments import BENCHMARKS, LANGUAGE_SET, TOY_SET, __main__
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption, speed, store_speed
 from experiments.bench import cases as bench_cases
 from experiments.common import cli, study
 from toy.io import plain
@@ -33,19 +33,13 @@ def figures(tmp_path_factory) -> Path:
     """Every experiment of the toy set, run once through the command line's own function."""
     out = tmp_path_factory.mktemp("figures")
     for name in TOY_SET:
-        module = cli.experiment_module(name)
         sizes = {} if name == "ground_truth" else TINY
-        cli.run_experiment(module, module.Config(**sizes), out)
+        cli.run_experiment(experiment(name), experiment(name).config(**sizes), out)
     return out
 
 
 def record_of(figures: Path, name: str) -> dict:
     return json.loads((figures / f"{name}.json").read_text())
-
-
-def command(monkeypatch, name: str, *arguments: str) -> int:
-    """What `python -m experiments[.NAME] ARGUMENTS` exits with."""
-    return exit_code(__main__.main if name == "" else partial(cli.main, name), monkeypatch, *arguments)
 
 
 @pytest.mark.parametrize("name", TOY_SET)
@@ -90,22 +84,19 @@ def test_ordering_record_has_a_row_a_ratio_and_an_entry_a_seed(figures):
 def test_the_figure_is_drawn_from_the_record_alone(figures, name, monkeypatch, tmp_path):
     record = figures / f"{name}.json"
     (tmp_path / record.name).write_bytes(record.read_bytes())
-    module = cli.experiment_module(name)
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("redrawing must not run anything"))
+    change(monkeypatch, name, run=lambda *_: pytest.fail("redrawing must not run anything"))
     assert command(monkeypatch, name, "--redraw", "--out", str(tmp_path)) == 0
     assert (tmp_path / f"{name}.png").read_bytes() == (figures / f"{name}.png").read_bytes()
 
 
 def test_the_same_seeds_give_the_same_numbers_bit_for_bit(figures, tmp_path):
-    study._trained.clear()
-    module = cli.experiment_module("absorption")
-    again = cli.run_experiment(module, module.Config(**TINY), tmp_path)
+    again = cli.run_experiment(absorption.EXPERIMENT, absorption.Config(n_seeds=2, n_steps=60), tmp_path)
     assert plain(again["results"]) == record_of(figures, "absorption")["results"]
 
 
 def test_a_seed_gives_the_same_features_whatever_the_number_of_seeds():
-    few, many = (study.make_study(study.TreeConfig(seed=3, n_seeds=n)) for n in (1, 4))
-    later = study.make_study(study.TreeConfig(seed=5, n_seeds=1))
+    few, many = (study.TreeConfig(seed=3, n_seeds=n).study for n in (1, 4))
+    later = study.TreeConfig(seed=5, n_seeds=1).study
     assert np.array_equal(few.W_feat[0], many.W_feat[0])
     assert np.array_equal(later.W_feat[0], many.W_feat[2])
 
@@ -165,7 +156,7 @@ def test_a_bad_tree_is_one_line_exit_code_2_and_no_file(name, fault, monkeypatch
         (("--d-in", "1000000000"), "d_in: a matrix of"),
         (("--n-seeds", "1000000000"), "n_seeds and d_in: need at least"),
         (("--n-latents", "1000000000"), "n_latents: must be at most"),
-        (("--batch-size", "1000000000"), "n_seeds and batch_size: need at least"),
+        (("--batch-size", "1000000000"), "batch_size = 1,000,000,000"),
         (("--n-eval-rows", "1000000000000"), "n_eval_rows: need at least"),
     ],
 )
@@ -201,8 +192,7 @@ def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, 
 def test_a_bad_option_of_another_experiment_is_named_before_any_work(
     name, arguments, message, monkeypatch, capsys, tmp_path
 ):
-    module = cli.experiment_module(name)
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a bad option"))
+    change(monkeypatch, name, run=lambda *_: pytest.fail("ran in spite of a bad option"))
     assert command(monkeypatch, name, *arguments, "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -239,7 +229,7 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
     def stopped(*_):
         raise stop("stopped here")
 
-    monkeypatch.setattr(cli.experiment_module("ground_truth"), "run", stopped)
+    change(monkeypatch, "ground_truth", run=stopped)
     assert command(monkeypatch, "ground_truth", "--n-seeds", "1", "--out", str(tmp_path)) == code
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "ground_truth.json": b"old",
@@ -250,7 +240,6 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
 def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_path):
     (tmp_path / "tree.json").write_text(json.dumps(TREE))
     out = tmp_path / "out"
-    absorption = cli.experiment_module("absorption")
     kinds = absorption.activations
     monkeypatch.setattr(absorption, "activations", lambda cfg, tree: dict(list(kinds(cfg, tree).items())[1:3]))  # time
     arguments = ("--tree", str(tmp_path / "tree.json"), "--out", str(out), "--n-seeds", "2", "--n-steps", "40")
@@ -262,28 +251,101 @@ def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_pat
 def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert command(monkeypatch, "", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *BENCHMARKS]
-    files = Path(cli.__file__).parent.glob("*.py")
-    commands = {path.stem for path in files if f'    main("{path.stem}")' in path.read_text(encoding="utf-8")}
-    assert commands == {*TOY_SET, *LANGUAGE_SET, *BENCHMARKS}
+    assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS]
+    files = Path(__main__.__file__).parent.glob("*.py")
+    commands = {path.stem for path in files if "    main(EXPERIMENT)" in path.read_text(encoding="utf-8")}
+    assert commands == {*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS}
+
+
+@pytest.mark.parametrize("option", ["--list", "--help"])
+def test_the_list_and_the_help_of_all_need_no_jax(option):
+    text = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '{option}']\n"
+        "try: runpy.run_module('experiments', run_name='__main__')\n"
+        "finally: print({'jax', 'toy', 'matplotlib'} & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
+def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
+    configs = []
+    change(monkeypatch, "cosines", check=lambda config: configs.append(config) or 1 / 0)
+    for given in ((), ("--preset", "post"), ("--preset", "post", "--n-steps", "7")):
+        command(monkeypatch, "cosines", *given, "--d-in", "31", "--out", str(tmp_path))
+    default, post, mixed = configs
+    assert {name: getattr(post, name) for name in study.PRESETS["post"]} == study.PRESETS["post"]
+    assert default.n_steps == absorption.Config().n_steps
+    assert (mixed.n_steps, mixed.learning_rate) == (7, post.learning_rate)
+    assert [config.d_in for config in configs] == [31] * 3
+
+
+def test_a_preset_and_the_shared_options_reach_every_experiment(monkeypatch, tmp_path):
+    configs = {}
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, *_: configs.update({experiment.name: config}))
+    assert command(monkeypatch, "", "--preset", "post", "--n-seeds", "2", "--d-in", "40", "--out", str(tmp_path)) == 0
+    assert {(config.n_seeds, config.d_in) for config in configs.values()} == {(2, 40)}
+    assert {config.n_steps for name, config in configs.items() if name != "ground_truth"} == {20_000}
+
+
+def test_a_tree_of_the_users_own_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(TREE))
+    folders = []
+    monkeypatch.setattr(cli, "run_experiment", lambda experiment, config, out, *_: folders.append(str(out)))
+    for given in ((), ("--tree", "mine.json"), ("--tree", "three_level"), ("--tree", "mine.json", "--out", "here")):
+        assert command(monkeypatch, "cosines", *given) == 0
+    assert folders == ["figures", "runs/mine", "runs/three_level", "here"]
+    folders.clear()
+    assert command(monkeypatch, "", "--tree", "mine.json") == 0
+    assert set(folders) == {"runs/mine"}
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_a_figure_is_written_as_vectors_the_same_every_time(kind, start, figures, monkeypatch, tmp_path):
+    (tmp_path / "cosines.json").write_bytes((figures / "cosines.json").read_bytes())
+    images = []
+    for _ in range(2):
+        assert command(monkeypatch, "cosines", "--redraw", "--format", kind, "--out", str(tmp_path)) == 0
+        images.append((tmp_path / f"cosines.{kind}").read_bytes())
+    assert images[0].startswith(start)
+    assert images[0] == images[1]
+    assert (tmp_path / "cosines.png").exists()
+
+
+def test_a_second_process_finds_every_program_compiled(tmp_path):
+    """A program that is not found is compiled and kept under another name."""
+    environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+    arguments = [sys.executable, "-m", "experiments.ground_truth", "--n-seeds", "1", "--out", str(tmp_path)]
+    kept = []
+    for _ in range(2):
+        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+        kept.append({path.name for path in (tmp_path / "cache" / "matryoshka-toy" / "compiled").glob("*-cache")})
+    assert kept[0]
+    assert kept[0] == kept[1]
 
 
 def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, capsys):
     assert command(monkeypatch, "absorption", "--help") == 0
     text = capsys.readouterr().out
-    fields = cli.experiment_module("absorption").Config.__dataclass_fields__
+    fields = absorption.Config.__dataclass_fields__
     assert all("--" + field.replace("_", "-") in text for field in fields)
     assert "Claim:" in text
 
 
 def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(monkeypatch, tmp_path, capsys):
-    module = cli.experiment_module("speed")
-    monkeypatch.setattr(module, "CHUNK", 10)
-    monkeypatch.setattr(module, "WIDTHS", ((640, 16, 32),))
-    monkeypatch.setattr(module, "THREADS", (1,))
-    monkeypatch.setattr(module, "N_FEATURES", (20, 40))
-    config = module.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
-    results = cli.run_experiment(module, config, tmp_path)["results"]
+    monkeypatch.setattr(speed, "CHUNK", 10)
+    monkeypatch.setattr(speed, "WIDTHS", ((640, 16, 32),))
+    monkeypatch.setattr(speed, "THREADS", (1,))
+    monkeypatch.setattr(speed, "N_FEATURES", (20, 40))
+    config = speed.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
+    results = cli.run_experiment(speed.EXPERIMENT, config, tmp_path)["results"]
     timings = [results["one_run"], results["grid"], results["sampling"], *results["toy"].values()]
     assert all(0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"] for timing in timings)
     assert [table["job"]["threads"] for table in results["width"]] == [1]
@@ -311,10 +373,9 @@ def test_store_speed_times_reading_and_training_in_turn(monkeypatch, tmp_path, c
 
 
 def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(monkeypatch, capsys, tmp_path):
-    module = cli.experiment_module("store_speed")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran in spite of a disk that is too small"))
-    assert module.check(module.Config(n_rows=1_000_000)) is None  # 792 bytes a row
+    monkeypatch.setattr(store_speed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    change(monkeypatch, "store_speed", run=lambda *_: pytest.fail("ran in spite of a disk that is too small"))
+    assert store_speed.check(store_speed.Config(n_rows=1_000_000)) is None  # 792 bytes a row
     assert command(monkeypatch, "store_speed", "--n-rows", "2e6", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert "n_rows and d_in: the stores take 1 GiB in" in error
@@ -336,10 +397,9 @@ def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
 
 
 def test_absorption_counts_the_steps_of_what_it_trains():
-    module = cli.experiment_module("absorption")
-    assert module.n_steps(module.Config(n_steps=100)) == 2 * 100 + 8 * 50
-    assert module.n_steps(module.Config(n_steps=100, n_topk_seeds=0)) == 2 * 100
-    assert module.n_steps(module.Config(n_steps=1)) == 2 + 8
+    assert absorption.n_steps(absorption.Config(n_steps=100)) == 2 * 100 + 8 * 50
+    assert absorption.n_steps(absorption.Config(n_steps=100, n_topk_seeds=0)) == 2 * 100
+    assert absorption.n_steps(absorption.Config(n_steps=1)) == 2 + 8
 
 
 def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresholds(figures):
@@ -352,8 +412,10 @@ def test_absorption_has_entries_of_the_topk_family_with_the_gap_of_their_thresho
 
 
 def test_the_committed_records_are_of_this_shape_and_their_figures_stand_beside_them():
-    folder = Path(cli.__file__).parent.parent / "figures"
-    for path in folder.glob("*.json"):
+    folder = Path(__main__.__file__).parents[1] / "figures"
+    paths = list(folder.glob("*.json"))
+    assert paths
+    for path in paths:
         assert list(json.loads(path.read_text())) == ["name", "config", "seeds", "versions", "seconds", "results"]
         stands_for = path.name.startswith("sweep_") and path.stem != "sweep_speed"  # a sweep has a figure a metric
         assert list(folder.glob(f"{path.stem}_*.png" if stands_for else f"{path.stem}.png")), path

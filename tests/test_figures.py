@@ -1,8 +1,7 @@
 """Figures of trees that users bring: odd names, features that are never or always on, and what is said in words."""
 
 import json
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -12,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from experiments import absorption, all_prefixes, cosines, ground_truth, ordering
-from experiments.common import cli, fonts, given, measured, plots
+from experiments.common import cli, fonts, measured, plots
 from experiments.common import study as st
+from experiments.common.experiment import Work
+from experiments.common.tree_option import TreeOption
 from experiments.sweeps.cell import make_weighting
 from toy.eval.against_tree import inference_gap
 from toy.features.named import forest
@@ -31,9 +32,9 @@ def named(names: list[str]) -> Node:
 
 def record_of(module, root: Node, **options) -> dict:
     """The record of an experiment on a tree, as a file has it."""
-    cfg = module.Config(tree=given.GivenTree("tree", root), **options)
-    module.check(cfg)
-    results = module.run(cfg, lambda _: None)
+    cfg = module.Config(tree=TreeOption("tree", root), **options)
+    module.EXPERIMENT.check(cfg)
+    results = module.run(cfg, Work())
     return plain({"name": "x", "config": cli.describe(cfg), "seeds": cfg.seeds, "results": results})
 
 
@@ -193,40 +194,35 @@ def test_records_hold_the_target_and_the_figure_names_who_misses_it():
 def test_a_tree_is_read_once_and_the_record_holds_what_was_trained(tmp_path):
     path = tmp_path / "tree.json"
     save_tree(path, HALF_NEVER)
-    cfg = st.with_tree(cosines.Config(tree=path, **SMALL))
+    cfg = cosines.Config(tree=TreeOption(str(path)), **SMALL)
+    assert cfg.tree.root == HALF_NEVER
     path.unlink()
-    assert st.with_tree(cfg) is cfg
-    cosines.check(cfg)
-    assert st.load_root(cfg) == HALF_NEVER
+    cosines.EXPERIMENT.check(cfg)
     assert cli.describe(cfg)["tree"]["children"][0]["id"] == "p"
-    other = object()
-    assert st.with_tree(other) is other
-    assert st.with_tree(st.TreeConfig()).tree is None
-    assert st.load_root(st.with_tree(st.TreeConfig(tree=Path("ordering")))).children[0].name == "parent"
+    assert TreeOption("ordering").root.children[0].name == "parent"
 
 
-def test_saes_of_an_edited_file_are_trained_anew(tmp_path, monkeypatch):
-    path, trained = tmp_path / "tree.json", []
-    train_grid = st.train_grid
+def test_what_several_experiments_show_is_trained_once(monkeypatch):
+    trained, work, train_grid = [], Work(), st.train_grid
     monkeypatch.setattr(st, "train_grid", lambda *args, **options: trained.append(1) or train_grid(*args, **options))
-    monkeypatch.setattr(st, "_trained", {})
-    for root, runs in ((LONE, 1), (LONE, 1), (HALF_NEVER, 2)):
-        save_tree(path, root)
-        cfg = cosines.Config(tree=path, **SMALL)
-        st.train_seeds(cfg, st.make_study(cfg), "vanilla", lambda _: None)
-        assert len(trained) == runs
+    tree = TreeOption("tree", LONE)
+    for config, n_trained in (
+        (cosines.Config(tree=tree, **SMALL), 1),
+        (absorption.Config(tree=tree, n_topk_seeds=0, **SMALL), 1),
+        (cosines.Config(tree=tree, **{**SMALL, "n_steps": 6}), 2),
+        (cosines.Config(tree=TreeOption("tree", HALF_NEVER), **SMALL), 3),
+    ):
+        st.train_seeds(config, config.study, "vanilla", work)
+        assert len(trained) == n_trained
 
 
-def test_given_trees_are_equal_by_content_however_deep(tmp_path):
+def test_a_deep_tree_is_described(tmp_path):
     data: dict = {"active_prob": 0.5}
     for _ in range(250):
         data = {"active_prob": 1, "children": [data]}
     (tmp_path / "tree.json").write_text(json.dumps(data))
-    one, other = (given.read_given(tmp_path / "tree.json") for _ in range(2))
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != given.GivenTree("", LONE)
-    assert cli.describe(st.with_tree(cosines.Config(tree=cast(Path, one), d_in=300)))["n_seeds"] == 32
+    tree = TreeOption(str(tmp_path / "tree.json"))
+    assert cli.describe(cosines.Config(tree=tree, d_in=300))["n_seeds"] == 32
 
 
 def test_many_leaves_and_levels_are_drawn():

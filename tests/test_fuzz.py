@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from killed import FACTS, N_SHARDS, make_shard
 from safetensors.numpy import save
 
-from experiments.common.cli import Command, experiment_module
+from experiments import absorption
+from experiments.common.cli import Command
 from experiments.common.options import parse
 from experiments.sweep import read_sweep
 from experiments.sweeps.program import program_of
@@ -438,9 +439,8 @@ GIVEN = st.dictionaries(st.sampled_from((*NUMBERS, *REALS, "tree")), st.sampled_
 
 @fuzzed(600, GIVEN)
 def test_options(data: dict[str, str]) -> None:
-    module = experiment_module("absorption")
     arguments = [word for name, value in data.items() for word in (f"--{name.replace('_', '-')}", value)]
-    config = accepted(parsed, module, arguments)
+    config = accepted(parsed, absorption, arguments)
     if config is None:
         return
     for name in data.keys() & {*NUMBERS, *REALS}:
@@ -448,7 +448,7 @@ def test_options(data: dict[str, str]) -> None:
         assert value is None or math.isfinite(value)
         assert value is None or value == float(data[name]) >= 0
     assert config.seed + config.n_seeds <= 2**32
-    accepted(module.check, config)
+    accepted(absorption.check, config)
 
 
 folders = itertools.count()

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from experiments.common import cli, progress, signals
+from experiments.common import exits, progress, signals
 
 BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 
 def ended(work: Callable[[], None]) -> Any:
     """What a command exits with that does this work."""
-    with pytest.raises(SystemExit) as stop, cli.clean_exit("all is kept"):
+    with pytest.raises(SystemExit) as stop, exits.clean_exit("all is kept"):
         work()
     return stop.value.code
 
@@ -41,7 +41,7 @@ def test_a_signal_ends_a_command_in_one_line(number: int, code: int, capsys: pyt
     assert ended(lambda: signal.raise_signal(number)) == code
     assert capsys.readouterr().err == f"{told(number)}\n"
     assert [signal.getsignal(each) for each in signals.SIGNALS] == before
-    signals.raise_ignored()  # nothing is left of it
+    signals.raise_swallowed()  # nothing is left of it
 
 
 @BOTH
@@ -59,21 +59,6 @@ def test_progress_raises_an_interrupt_that_was_swallowed(number: int, code: int,
     assert ended(work) == code
     assert steps == [0, 1, 2, 3]
     assert told(number) in capsys.readouterr().err
-
-
-def test_an_interrupt_that_python_ignored_is_raised_again_without_progress(capsys: pytest.CaptureFixture) -> None:
-    class Gone:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    def work() -> None:
-        Gone()
-        time.sleep(30)
-
-    start = time.monotonic()
-    assert ended(work) == 143
-    assert time.monotonic() - start < 10
-    assert capsys.readouterr().err == "terminated; all is kept\n"
 
 
 def test_work_that_winds_down_by_itself_is_not_interrupted_again() -> None:
@@ -127,7 +112,7 @@ def test_a_second_signal_ends_the_process_at_once(number: int, code: int, monkey
 def test_a_signal_that_is_to_be_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with cli.clean_exit():
+        with exits.clean_exit():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -137,7 +122,7 @@ def test_a_thread_has_no_handlers_of_its_own() -> None:
     seen: list[Any] = []
 
     def work() -> None:
-        with cli.clean_exit():
+        with exits.clean_exit():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
@@ -171,7 +156,7 @@ def test_an_early_end_does_not_take_python_down_below_the_work_of_jax(end: str, 
     """What JAX still computes then crashes: one in ten interrupts in the first second of a run did."""
     text = (
         "import sys; sys.argv = ['-m']; import experiments\n"
-        "from experiments.common.start import exit_with\n"
+        "from experiments.common.exits import exit_with\n"
         "class Part:\n"
         "    def __del__(self): print('torn down')\n"
         f"part = Part()\n{end}"

@@ -416,7 +416,7 @@ def test_speed_counts_cells_programs_and_shapes(made: Path, monkeypatch: pytest.
     (tmp_path / "in" / "possible.yaml").write_text(yaml.safe_dump(possible))
     file = str(tmp_path / "in" / "possible.yaml")
     monkeypatch.setattr(sys, "argv", ["x", "--sweep", file, "--no-peers", "--out", str(tmp_path)])
-    cli.main("sweep_speed")
+    cli.main(sweep_speed.EXPERIMENT)
     record = json.loads((tmp_path / "sweep_speed.json").read_text())
     assert record["config"]["sweep"] == "possible.yaml"  # and no path of this machine
     results = record["results"]

@@ -1,36 +1,39 @@
 """The command line of an experiment, and the one place that writes records and figures."""
 
 import contextlib
-import dataclasses
+import inspect
 import io
 import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal
 
 import jax
-import matplotlib
+import matplotlib as mpl
 import tyro
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.exits import clean_exit, say
-from experiments.common.options import check_tree, parse
+from experiments.common.exits import clean_exit
+from experiments.common.experiment import Config, Experiment, Work
+from experiments.common.options import parse
 from experiments.common.progress import progress_bar
-from experiments.common.study import TreeConfig, load_root, with_tree
+from experiments.common.study import PRESETS
 from toy.checks import quoted
 from toy.features.tree_json import tree_to_dict
 from toy.io import load_json, plain, prepare, save_json, writing
 from toy.lm.hub import is_hub_name
+from toy.sae import SAE
 
 DEFAULT_OUT = Path("figures")
-Config = TypeVar("Config")
+OWN_OUT = Path("runs")  # of trees that are not the experiment's
+Format = Literal["pdf", "svg"]
+NO_DATE: dict[str, dict] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 @dataclass(frozen=True)
@@ -38,74 +41,77 @@ class Command(Generic[Config]):
     """What every experiment takes beside its own options."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path = DEFAULT_OUT
-    """Folder for the record and the figure."""
+    out: Path | None = None
+    """Folder for the record and the figure; default: figures, and with --tree runs/TREE."""
+    format: Format | None = None
+    """Write the figure as vectors, too."""
     redraw: bool = False
     """Draw the figure again from the record in that folder, without running anything."""
 
+    @property
+    def folder(self) -> Path:
+        return default_out(self.config) if self.out is None else self.out
 
-def main(name: str) -> None:
+
+def main(experiment: Experiment) -> None:
     """Entry point of `python -m experiments.NAME`."""
-    module = experiment_module(name)
     with clean_exit():
-        command = parse(Command[module.Config], prog=f"python -m experiments.{name}", description=module.__doc__)
+        command = parse_command(experiment)
         if command.redraw:
-            redraw(module, command.out)
+            redraw(experiment, command.folder, command.format)
         else:
-            run_experiment(module, command.config, command.out)
+            run_experiment(experiment, command.config, command.folder, command.format)
 
 
-def experiment_module(name: str) -> ModuleType:
-    return __import__(f"experiments.{name}", fromlist=["run"])
+def parse_command(experiment: Experiment) -> Command:
+    """The command line's options; those that are not given are the preset's."""
+    about = {
+        "prog": f"python -m experiments.{experiment.name}",
+        "description": inspect.getdoc(inspect.getmodule(experiment.run)),
+    }
+    kind = Command[experiment.config]
+    command = parse(kind, **about)
+    preset = PRESETS[getattr(command.config, "preset", "default")]
+    return parse(kind, default=Command(experiment.config(**preset)), **about) if preset else command
 
 
-def run_experiment(module: ModuleType, config: Any, out: Path) -> dict[str, Any]:
+def default_out(config: Any) -> Path:
+    """The committed figures are of the experiments' own trees: others have a folder of their own."""
+    tree = getattr(config, "tree", None)
+    return DEFAULT_OUT if tree is None or tree is type(config).tree else OWN_OUT / Path(tree.name).stem
+
+
+def run_experiment(
+    experiment: Experiment,
+    config: Any,
+    out: Path,
+    vector: Format | None = None,
+    trained: dict[Hashable, SAE] | None = None,
+) -> dict[str, Any]:
     """Run, write the record, print the result's lines, draw; return the record as it stands on disk.
 
     The record comes before the figure, so that nothing that was computed is lost if the figure cannot be drawn.
     """
-    name = module.__name__.rpartition(".")[2]
+    name = experiment.name
     check_writable(out)
-    config = read_once(config)
-    module.check(config)
-    for suffix in ("json", "png"):
+    experiment.check(config)
+    for suffix in ("json", *_formats(vector)):
         prepare(out / f"{name}.{suffix}")
     start = time.monotonic()
-    with progress_bar(module.n_steps(config), name) as bar:
-        results = module.run(config, bar.update)
-    record = plain(
-        {
-            "name": name,
-            "config": {},
-            "seeds": config.seeds,
-            "versions": versions(),
-            "seconds": time.monotonic() - start,
-            "results": results,
-        }
-    )
-    record["config"] = plain(describe(config), digits=None)  # exactly what was run, its tree included
+    with progress_bar(experiment.n_steps(config), name) as bar:
+        results = experiment.run(config, Work(bar.update, bar.compiling, {} if trained is None else trained))
+    seconds = time.monotonic() - start
+    record = {"name": name, "config": plain(describe(config), digits=None)}  # exactly what was run, its tree included
+    record |= plain({"seeds": config.seeds, "versions": versions(), "seconds": seconds, "results": results})
+    if experiment.caption is not None:
+        record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
     with figure_missing(name, out):
-        for line in module.summary(record):
+        for line in experiment.summary(record):
             print(f"{name}: {line}")
-        write_figure(out / f"{name}.png", draw(module, record))
-    print(f"{name}: {record['seconds']:.0f} s, {out / name}.json, {out / name}.png", flush=True)
+        draw(experiment, record, out, vector)
+    print(f"{name}: {seconds:.0f} s, {out / name}.json, {out / name}.png", flush=True)
     return record
-
-
-def read_once(config: Any) -> Any:
-    """The configuration with the tree itself in place of its file, which may be a pipe and is never read again.
-
-    Prints what the reader noted. Raises: ValueError naming the file and what is wrong in it.
-    """
-    if not isinstance(config, TreeConfig):
-        return config
-    check_tree(config.tree)
-    read = with_tree(config)
-    if read is not config:
-        for note in read.tree.notes:
-            say(f"{config.tree}: {note}")
-    return read
 
 
 @contextlib.contextmanager
@@ -130,13 +136,12 @@ def figure_missing(name: str, out: Path) -> Iterator[None]:
 
 def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
-    data = dataclasses.asdict(config)
-    data.pop("cache", None)
+    data = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "cache"}
     for name in ("corpus", "model", "tokenizer", "sweep"):
         if data.get(name) is not None and not is_hub_name(str(data[name])):
             data[name] = Path(data[name]).name
     if "tree" in data:
-        data["tree"] = tree_to_dict(load_root(config))
+        data["tree"] = tree_to_dict(data["tree"].root)
     return data
 
 
@@ -160,23 +165,15 @@ def load_record(path: Path, name: str | None = None) -> dict[str, Any]:
     return record
 
 
-def redraw(module: ModuleType, out: Path) -> None:
-    """Draw an experiment's figure from its record. Raises: ValueError naming the record; OSError."""
-    name = module.__name__.rpartition(".")[2]
-    record = load_record(out / f"{name}.json", name)
-    with reading(out / f"{name}.json"):
-        image = draw(module, record)
-    write_figure(out / f"{name}.png", image)
+def redraw(experiment: Experiment, out: Path, vector: Format | None = None) -> None:
+    """Draw an experiment's figure from its record, which anybody may have changed.
 
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Of a record, which anybody may have changed: what its parts are is found when they are used.
-
-    Raises: ValueError naming the record.
+    Raises: ValueError naming the record; OSError.
     """
+    path = out / f"{experiment.name}.json"
+    record = load_record(path, experiment.name)
     try:
-        yield
+        draw(experiment, record, out, vector)
     except (MemoryError, OSError):
         raise
     except Exception as error:
@@ -184,22 +181,32 @@ def reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be drawn: run the experiment anew: {quoted(told)}") from error
 
 
-def draw(module: ModuleType, record: dict[str, Any]) -> bytes:
-    """The figure of a record as PNG."""
-    matplotlib.use("Agg")
-    return as_png(module.plot(record))
-
-
-def as_png(figure: Figure) -> bytes:
-    image = io.BytesIO()
-    with plots.style():
-        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
-    return image.getvalue()
+def draw(experiment: Experiment, record: dict[str, Any], out: Path, vector: Format | None = None) -> None:
+    """Write the figure of a record as PNG, and as vectors where they are asked for."""
+    figure = experiment.plot(record)
+    for kind in _formats(vector):
+        write_figure(out / f"{experiment.name}.{kind}", as_image(figure, kind))
 
 
 def write_figure(path: Path, image: bytes) -> None:
     with writing(path) as file:
         file.write(image)
+
+
+def _formats(vector: Format | None) -> list[str]:
+    return ["png"] if vector is None else ["png", vector]
+
+
+def as_image(figure: Figure, kind: str) -> bytes:
+    """The bytes of a file, which are the same every time."""
+    image = io.BytesIO()
+    with plots.style(), mpl.rc_context({"svg.hashsalt": "matryoshka-toy"}):
+        figure.savefig(image, format=kind, dpi=200, metadata=NO_DATE[kind])
+    return image.getvalue()
+
+
+def as_png(figure: Figure) -> bytes:
+    return as_image(figure, "png")
 
 
 def check_writable(out: Path, option: str = "--out") -> None:

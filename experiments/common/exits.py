@@ -1,22 +1,43 @@
-"""How commands end: a fault of the user's is one line and exit code 2, an interrupt says what is kept."""
+"""How commands start and end: a fault of the user's is one line and exit code 2, an interrupt says what is kept.
 
+Nothing here imports JAX, which takes seconds, before it is needed.
+"""
+
+import atexit
 import contextlib
+import io
 import os
-import select
+import signal
 import sys
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NoReturn
 
-import jax
+from experiments.common.signals import SIGNALS, interruptible
 
-from experiments.common.signals import interruptible
-from experiments.common.start import exit_with, show_any_text
-from toy.checks import quoted
-
-MAX_CPU_DEVICES = 8
 MOST_TOLD = 600  # characters of an error
+MAX_CPU_DEVICES = 8
 NOTHING_KEPT = "nothing of the unfinished experiment was written"
 INTERRUPTED = 128  # to which the signal's number is added, as shells do
-_USERS = (ValueError, OSError, ImportError, RecursionError, MemoryError, OverflowError)
+SIGPIPE = 13  # which Windows has not
+_REMEDIES = {
+    MemoryError: "out of memory: ask for less, such as fewer seeds or smaller batches",
+    RecursionError: "something given is nested too deeply",
+    OverflowError: "a number given is too large",
+}
+_codes: list[int] = []  # with which the command ends early
+
+
+def start() -> None:
+    """Set the process up as a command's, before it imports anything large: importing takes seconds and may fail."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other for seconds on a busy machine
+    os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whichever display a notebook's environment asks for
+    show_any_text()
+    sys.excepthook = _cannot_start
+    atexit.register(_skip_teardown)  # before all others, so it is called last
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
 
 
 @contextlib.contextmanager
@@ -29,112 +50,124 @@ def clean_exit(kept: str = NOTHING_KEPT) -> Iterator[None]:
     show_any_text()
     with interruptible() as received:
         try:
-            use_all_cores()
+            if "jax" in sys.modules:
+                set_up_jax()
             try:
                 yield
             finally:
-                _flush()
+                if sys.stdout is not None and not sys.stdout.closed:
+                    sys.stdout.flush()  # which may fail: the disk is full, or the reader has gone
         except KeyboardInterrupt as stop:
             exit_with(_interrupted(received, str(stop) or kept))
+        except BrokenPipeError:  # nobody reads stdout any longer, as after `| head`
+            exit_with(INTERRUPTED + SIGPIPE)
         except Exception as error:
             if received and "KeyboardInterrupt" in str(error):  # JAX makes its own error of one in a callback
                 exit_with(_interrupted(received, kept))
-            code = report(error)
-            if code is None:
+            if os.environ.get("TRACEBACK"):
                 raise
+            told, code = told_of(error)
+            say(told)
             exit_with(code)
 
 
-def use_all_cores() -> None:
-    """Make every core a device of its own: lanes of a grid then run on all of them (about twice as fast on two)."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX is already running: keep its devices
-        jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
-
-
-def report(error: Exception) -> int | None:
-    """Print an error in one line. Returns the exit code, or None if the traceback is wanted."""
-    if isinstance(error, BrokenPipeError) and _is_left():
-        _drop_output()
-        return INTERRUPTED + 13  # SIGPIPE's number, as of other programs before `| head`
-    if os.environ.get("TRACEBACK"):
-        return None
-    told, code = told_of(error)
-    say(told)
-    return code
+def exit_with(code: int) -> NoReturn:
+    """End a command before its work is done. Raises: SystemExit."""
+    _codes.append(code)
+    sys.exit(code)
 
 
 def told_of(error: Exception) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
     text = " ".join(str(error).split())
-    missing = _missing_device()
-    if missing is not None:
+    if missing := _missing_device():
         return f"error: {missing}", 2
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return f"error: out of memory: ask for less, such as fewer seeds or smaller batches: {text}".rstrip(": "), 2
-    if isinstance(error, RecursionError):
-        return f"error: something given is nested too deeply: {text}", 2
-    if isinstance(error, OverflowError):
-        return f"error: a number given is too large: {text}", 2
-    if isinstance(error, _USERS):
+    if "RESOURCE_EXHAUSTED" in text:  # JAX's own error
+        error = MemoryError(text)
+    for kind, remedy in _REMEDIES.items():
+        if isinstance(error, kind):
+            return f"error: {remedy}: {text}".rstrip(": "), 2
+    if isinstance(error, ValueError | OSError | ImportError):
         return f"error: {text or type(error).__name__}", 2
     how = "set TRACEBACK=1 for the traceback and report it"
-    return f"unexpected {type(error).__name__}: {quoted(text, MOST_TOLD - 100)}; {how}", 1
+    return f"unexpected {type(error).__name__}: {text[: MOST_TOLD - 150]}; {how}", 1
 
 
 def say(text: str) -> None:
     """Print one line to stderr, if anybody reads it, whatever characters it has."""
-    line = quoted(" ".join(text.split()), MOST_TOLD)
+    from toy.checks import quoted
+
     with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
         if sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            print(quoted(" ".join(text.split()), MOST_TOLD), file=sys.stderr, flush=True)
 
 
-def _interrupted(received: list[int], kept: str) -> int:
-    number = received[0] if received else 2
-    say(f"{'interrupted' if number == 2 else 'terminated'}; {kept}")
-    return INTERRUPTED + number
+def show_any_text() -> None:
+    """Escape what the encoding of the terminal or pipe does not have, instead of failing to print it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+def set_up_jax() -> None:
+    """Make every core a device of its own, so that lanes of a grid run on all of them, and keep compiled programs.
+
+    They are kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=0
+    keeps none.
+    """
+    import jax
+
+    from experiments.common.cache import user_cache
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with contextlib.suppress(RuntimeError):  # JAX is already running: keep its devices
+            jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
 
 
 def _missing_device() -> str | None:
     """What is wrong with JAX_PLATFORMS, if it is: errors of many kinds come of a device that is not there."""
-    given = os.environ.get("JAX_PLATFORMS", "")
-    if not given:
+    given = os.environ.get("JAX_PLATFORMS")
+    if not given or "jax" not in sys.modules:
         return None
     try:
-        jax.devices()
+        sys.modules["jax"].devices()
     except Exception:
-        return f"JAX_PLATFORMS={quoted(given, 40)}: JAX has no such device here: unset it, or set it to cpu"
+        return f"JAX_PLATFORMS={given[:40]}: JAX has no such device here: unset it, or set it to cpu"
     return None
 
 
-def _flush() -> None:
-    """What is printed may fail to be written only now: the disk is full, or the reader has gone. Raises: OSError."""
-    if sys.stdout is None or sys.stdout.closed:
+def _interrupted(received: list[int], kept: str) -> int:
+    number = received[0] if received else signal.SIGINT
+    say(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {kept}")
+    return INTERRUPTED + number
+
+
+def _skip_teardown() -> None:
+    """Leave without taking Python's parts down: what JAX still computes of unfinished work crashes on them."""
+    if _codes:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, full, or nobody reads it
+                stream.flush()
+        os._exit(_codes[-1])
+
+
+def _leave(number: int, frame: Any) -> None:
+    """End at once, while nothing but imports is under way."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
+    os._exit(INTERRUPTED + number)
+
+
+def _cannot_start(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell errors of imports, such as those of JAX's settings in the environment, in one line."""
+    if os.environ.get("TRACEBACK") or not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
         return
-    try:
-        sys.stdout.flush()
-    except OSError:
-        if not _is_left():
-            _drop_output()
-        raise
-
-
-def _drop_output() -> None:
-    """What stdout could not be given is not to be tried again by Python when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_left() -> bool:
-    """Whether nobody reads stdout any longer, as after `| head`. Other broken pipes are errors."""
-    if sys.stdout is None or not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    text = " ".join(str(error).split())[: MOST_TOLD - 200]
+    how = "check the environment's settings, or set TRACEBACK=1 for the traceback"
+    print(f"error: cannot start: {kind.__name__}: {text}: {how}", file=sys.stderr, flush=True)
+    os._exit(2)  # Python itself would exit with 1

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from toy.training.config import memory
 
+FLOAT = 4  # bytes
+
 
 def check_fits(least_bytes: Mapping[str, int]) -> None:
     """`least_bytes` are by the options that decide them.

@@ -1,21 +1,16 @@
 """Options of command lines: whole numbers such as 1e3, terminals of any width, and names that are misspelt."""
 
 import contextlib
-import difflib
 import inspect
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from toy.checks import quoted
-from toy.features.named import TREES
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 1_000
 MOST_DIGITS = 30  # of a whole number that is given with an exponent
@@ -30,12 +25,14 @@ class _Root(Generic[Options]):
     options: Annotated[Options, tyro.conf.arg(name="")]
 
 
-def parse(options: Any, **described: Any) -> Any:
+def parse(options: Any, default: Any = None, **described: Any) -> Any:
     """The options that a command was given; what it does not have ends it with exit code 2, as do words for numbers.
 
     Raises: ValueError, as the options' class does when it is made.
     """
     described = {"description": inspect.getdoc(options)} | described
+    if default is not None:
+        described["default"] = _Root(default)
     with _readable_width(), _constructors:
         return tyro.cli(_Root[options], config=(tyro.conf.FlagCreatePairsOff,), **described).options
 
@@ -61,7 +58,7 @@ def whole(text: str) -> int:
         number = Decimal(text) if "e" in text.lower() else Decimal("NaN")
         if number.is_finite() and abs(number.adjusted()) < MOST_DIGITS and number == int(number):
             return int(number)
-    raise ValueError(f"{quoted(text)} is not a whole number")
+    raise ValueError(f"{text!r:.40} is not a whole number")
 
 
 @contextlib.contextmanager
@@ -75,12 +72,3 @@ def _readable_width() -> Iterator[None]:
         del os.environ["COLUMNS"]
         if given is not None:
             os.environ["COLUMNS"] = given
-
-
-def check_tree(tree: Any) -> None:
-    """Raises: ValueError with the right spelling, if `tree` is no file and nearly the name of a known tree."""
-    if not isinstance(tree, str | Path) or str(tree) in TREES or Path(tree).exists():
-        return
-    near = difflib.get_close_matches(str(tree).lower(), TREES, n=1)
-    if near:
-        raise ValueError(f"--tree {quoted(str(tree))}: there is no such file; did you mean {near[0]}?")

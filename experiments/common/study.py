@@ -1,40 +1,59 @@
 """What the experiments on trained SAEs share: options, features, and training over seeds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.common.given import GivenTree, read_given
-from experiments.common.memory import check_fits
+from experiments.common.experiment import Work
+from experiments.common.memory import FLOAT, check_fits
+from experiments.common.tree_option import TREE_OPTION, TreeOption
 from experiments.sweeps.cell import make_weighting
 from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import check_directions, make_directions
-from toy.features.named import TREES
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.loss import Sparsity
 from toy.prefixes import Weighting
 from toy.sae import RELU, SAE, Activation, ReLU
-from toy.training.config import Hypers, TrainConfig
+from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_memory
 from toy.training.grid import train_grid, trained_saes
 
-FLOAT = 4  # bytes
-COPIES = 4  # in training: parameters, gradients, and Adam's two moments
-MAX_STEPS = 2**31 - 1  # JAX counts them in 32 bits
-Progress = Callable[[int], Any]
+MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
+SAES = ("vanilla", "matryoshka")
+LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
+REFERENCE = TreeOption("reference")
 _HYPERS = Hypers._field_defaults
+Preset = Literal["default", "post"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "post": {
+        "n_steps": 20_000,
+        "batch_size": 200,
+        "learning_rate": 2e-2,
+        "sparsity_coef": 1.0,
+        "control_rate": 3e-4,
+        "reinit_below": 0.3,
+    },
+}
+
+
+class Study(NamedTuple):
+    """The features of an experiment: one tree, and one dictionary per seed."""
+
+    tree: Tree
+    keys: jax.Array  # [n_seeds], of the training runs
+    W_feat: np.ndarray  # [n_seeds n_features d_in]
 
 
 @dataclass(frozen=True)
 class TreeConfig:
     """Which features there are."""
 
-    tree: Path | None = None
+    tree: Annotated[TreeOption, TREE_OPTION] = REFERENCE
     """JSON file of your own tree (see the README), or a named one: reference, three_level, ordering."""
     d_in: int = 30
     """Dimension of the activations."""
@@ -57,11 +76,18 @@ class TreeConfig:
     def seeds(self) -> list[int]:
         return list(range(self.seed, self.seed + self.n_seeds))
 
+    @cached_property
+    def study(self) -> Study:
+        """The study of the option's tree, made when it is first asked for."""
+        return make_study(self, self.tree.tree)
+
 
 @dataclass(frozen=True)
 class StudyConfig(TreeConfig):
     """How the SAEs are trained and measured."""
 
+    preset: Preset = "default"
+    """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
     n_latents: int | None = None
     """Number of latents; default: the number of features."""
     target_l0: float | None = None
@@ -69,7 +95,7 @@ class StudyConfig(TreeConfig):
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
     batch_size: int = TrainConfig.batch_size
-    """Rows a training step."""
+    """Rows per training step."""
     sparsity: Sparsity = TrainConfig.sparsity
     """Penalty of activations weighted by decoder norm: L1, or the post's logarithm."""
     learning_rate: float = _HYPERS["learning_rate"]
@@ -77,7 +103,7 @@ class StudyConfig(TreeConfig):
     sparsity_coef: float = _HYPERS["sparsity_coef"]
     """Sparsity coefficient from which the L0 controller starts."""
     control_rate: float = _HYPERS["control_rate"]
-    """Relative change of the coefficient a step; 0 keeps it fixed."""
+    """Relative change of the coefficient per step; 0 keeps it fixed."""
     reinit_below: float = _HYPERS["reinit_below"]
     """Latents that contribute less than this share of the median start anew; 0 turns it off."""
     n_eval_rows: int = 20_000
@@ -95,7 +121,7 @@ class PairConfig(StudyConfig):
     """A vanilla SAE beside a Matryoshka one."""
 
     n_prefixes: int = 10
-    """Prefixes a batch of the Matryoshka SAE, the full one included."""
+    """Prefixes per batch of the Matryoshka SAE, the full one included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,50 +132,45 @@ class PairConfig(StudyConfig):
         return {"vanilla": "vanilla", "matryoshka": f"sampled_{self.n_prefixes}"}
 
 
-class Study(NamedTuple):
-    """The features of an experiment: one tree, one dictionary a seed."""
-
-    root: Node
-    tree: Tree
-    keys: jax.Array  # [n_seeds]
-    W_feat: np.ndarray  # [n_seeds n_features d_in]
-
-
-def with_tree(cfg: Any) -> Any:
-    """The configuration with the tree itself in place of its name, read once; others come back as they are.
-
-    Raises: `TreeError` naming the file.
-    """
-    if not isinstance(cfg, TreeConfig) or cfg.tree is None or isinstance(cfg.tree, GivenTree):
-        return cfg
-    return replace(cfg, tree=read_given(cfg.tree))
-
-
-def load_root(cfg: TreeConfig) -> Node:
-    """The configuration's tree; a file is read only where `with_tree` has not done so. Raises: `TreeError`."""
-    given = with_tree(cfg).tree
-    return TREES["reference"]() if given is None else given.root
-
-
-def seed_keys(cfg: TreeConfig) -> tuple[jax.Array, jax.Array]:
-    """Keys of the directions and of the training runs, one a seed, whatever the number of seeds."""
+def make_study(cfg: TreeConfig, tree: Tree) -> Study:
+    """Directions and keys of every seed, the same whatever the number of seeds."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(np.array(cfg.seeds))
-    return keys[:, 0], keys[:, 1]
+    W_feat = make_directions(keys[:, 0], tree.n_features, cfg.d_in, max_cosine=cfg.max_cosine, norm_std=cfg.norm_std)
+    return Study(tree, keys[:, 1], np.asarray(W_feat))
 
 
-def make_study(cfg: TreeConfig, root: Node | None = None) -> Study:
-    root = load_root(cfg) if root is None else root
-    tree = build_tree(root)
-    keys_directions, keys = seed_keys(cfg)
-    W_feat = make_directions(
-        keys_directions, tree.n_features, cfg.d_in, max_cosine=cfg.max_cosine, norm_std=cfg.norm_std
-    )
-    return Study(root, tree, keys, np.asarray(W_feat))
+def check_features(cfg: TreeConfig, tree: Tree) -> None:
+    """Raises: ValueError, before any work, for directions that cannot be or need more memory than there is."""
+    check_directions(tree.n_features, cfg.d_in, cfg.max_cosine)
+    each = cfg.d_in**2 if cfg.max_cosine is None else tree.n_features * (tree.n_features + cfg.d_in)
+    check_fits({"n_seeds and d_in": FLOAT * cfg.n_seeds * each})  # a whole rotation per seed, or all cosines
+    if cfg.max_cosine is not None and tree is cfg.tree.tree:
+        cfg.study  # noqa: B018  whether it can be reached is known only once it is made
+
+
+def check_study(cfg: StudyConfig, root: Node | None = None, n_lanes_per_seed: int = 1) -> Tree:
+    """Returns the tree. Raises: ValueError as `check_features`, and for SAEs that cannot be trained or measured."""
+    tree = cfg.tree.tree if root is None else build_tree(root)
+    if not mean_l0(tree):
+        raise ValueError(f"tree: no feature of {cfg.tree} is ever on, so nothing can be learnt; raise an active_prob")
+    check_features(cfg, tree)
+    train_cfg = train_config(cfg, tree)
+    check_memory(cfg.d_in, train_cfg, cfg.n_seeds * n_lanes_per_seed)
+    per_row = tree.n_features + cfg.d_in + train_cfg.n_latents
+    check_fits({"n_eval_rows": 2 * FLOAT * cfg.n_eval_rows * per_row})  # measured in float64
+    return tree
 
 
 def held_out_features(cfg: StudyConfig, tree: Tree) -> np.ndarray:
     """[n_eval_rows n_features] of the first seed, the same for every SAE."""
     return np.asarray(sample_features(held_out_key(jax.random.key(cfg.seed)), tree, cfg.n_eval_rows))
+
+
+def shown_batch(seed: int, tree: Tree, batch_size: int) -> np.ndarray:
+    """A batch without all-zero rows, sorted so that rows with the same features on stand together."""
+    features = np.asarray(sample_features(jax.random.key(seed), tree, batch_size))
+    features = features[features.any(axis=1)]
+    return features[np.lexsort((features > 0).T[::-1])[::-1]]
 
 
 def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> TrainConfig:
@@ -186,73 +207,30 @@ def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, activation: A
     )
 
 
-_trained: dict[
-    tuple[StudyConfig, str, Activation], SAE
-] = {}  # several figures show the same SAEs; `python -m experiments`
-
-
-def train_seeds(
-    cfg: StudyConfig, study: Study, weighting: str, progress: Progress, activation: Activation = RELU
-) -> SAE:
-    """The trained SAE of every seed, with a leading axis. In one process, each is trained only once."""
+def train_seeds(cfg: StudyConfig, study: Study, weighting: str, work: Work, activation: Activation = RELU) -> SAE:
+    """The trained SAE of every seed, with a leading axis. Raises: ValueError where training diverged."""
     train_cfg = train_config(cfg, study.tree, activation)
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
-    shared = replace(study_options(cfg), tree=GivenTree("", study.root))
-    if (shared, weighting, activation) in _trained:
-        progress(cfg.n_steps)
-    else:
-        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
-        source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
-        in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
-        state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)
-        saes = jax.device_get(trained_saes(state))
-        check_trained(saes, cfg, cfg.seeds)
-        _trained[shared, weighting, activation] = saes
-    return _trained[shared, weighting, activation]
+    key = study_options(cfg), weighting, activation
+    if key in work.trained:
+        work(cfg.n_steps)
+        return work.trained[key]
+    hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
+    source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
+    in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
+    work.compiling()
+    state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
+    saes = jax.device_get(trained_saes(state))
+    check_trained(saes, cfg, cfg.seeds)
+    return work.trained.setdefault(key, saes)
 
 
 def study_options(cfg: StudyConfig) -> StudyConfig:
-    """What of an experiment's options is a study's."""
-    return StudyConfig(**{field.name: getattr(cfg, field.name) for field in fields(StudyConfig)})
-
-
-def check_study(cfg: StudyConfig, root: Node | None = None, n_lanes_per_seed: int = 1) -> Tree:
-    """Say what is wrong with the options, before any work; gives the tree.
-
-    Raises: ValueError for options that cannot be, or that need more memory than there is.
-    """
-    root = load_root(cfg) if root is None else root
-    tree = build_tree(root)
-    if not mean_l0(tree):
-        raise ValueError(f"tree: no feature of {cfg.tree} is ever on, so nothing can be learnt; raise an active_prob")
-    check_directions(tree.n_features, cfg.d_in, cfg.max_cosine)
-    train_cfg = train_config(cfg, tree)
-    check_fits(
-        least_bytes(cfg, tree.n_features)
-        | training_bytes(cfg, tree.n_features, train_cfg.n_latents, cfg.n_seeds * n_lanes_per_seed)
-    )
-    if cfg.max_cosine is not None:
-        make_study(cfg, root)  # whether it can be reached is known only once it is
-    return tree
-
-
-def least_bytes(cfg: TreeConfig, n_features: int) -> dict[str, int]:
-    """What the directions of all seeds need, by the options that decide it: a whole rotation each, or all cosines."""
-    each = cfg.d_in**2 if cfg.max_cosine is None else n_features * (n_features + cfg.d_in)
-    return {"n_seeds and d_in": FLOAT * cfg.n_seeds * each}
-
-
-def training_bytes(cfg: StudyConfig, n_features: int, n_latents: int, n_lanes: int) -> dict[str, int]:
-    """Likewise for training all lanes at once, and for measuring one SAE in float64."""
-    parameters = COPIES * n_lanes * 2 * n_latents * cfg.d_in
-    per_row = n_features + cfg.d_in + n_latents
-    return {
-        "n_seeds, n_latents and d_in": FLOAT * parameters,
-        "n_seeds and batch_size": FLOAT * n_lanes * cfg.batch_size * per_row,
-        "n_eval_rows": 2 * FLOAT * cfg.n_eval_rows * per_row,
-    }
+    """The options that an experiment shares with other studies."""
+    names = {field.name for field in fields(StudyConfig)} - {"preset"}  # whose settings stand in the others
+    return StudyConfig(**{name: getattr(cfg, name) for name in names})
 
 
 def check_trained(saes: SAE, cfg: StudyConfig, seeds: list[int]) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.common.study import Progress
 from experiments.language.config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.language.memory import check_memory
 from experiments.language.stages import Counted, digest_of, notes, stage
@@ -23,6 +22,7 @@ from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_token
 from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, train_lm, unigram_entropy
 from toy.lm.weights import load_model, model_digest, save_model
 from toy.training.checkpoint import FileCheckpoint
+from toy.training.loop import Progress
 
 PROMPTS = ("Once upon a time", "One day, there was a little girl named")
 

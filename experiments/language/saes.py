@@ -11,7 +11,6 @@ import numpy as np
 
 from experiments.common.measured import lane
 from experiments.common.provenance import code_digest
-from experiments.common.study import Progress
 from experiments.language.chain import Activations, Chain, facts_of_model, load_chain, n_layers
 from experiments.language.config import SPARSITY_COEF, LanguageConfig
 from experiments.language.stages import Counted, notes, stage
@@ -24,6 +23,7 @@ from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import off_target
 from toy.training.grid import train_grid, trained_saes
+from toy.training.loop import Progress
 
 KINDS = ("vanilla", "matryoshka")
 CODE = ("toy.training.grid", "toy.data.stream", "experiments.sweeps.cell")  # what trains SAEs

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.provenance import code_digest, file_digest
-from experiments.common.study import Progress
 from toy.data.shards import sha256_of
 from toy.io import is_signed, load_json, locked, plain, save_json, signed
 from toy.training.jax_settings import jax_flags
+from toy.training.loop import Progress
 
 DONE = "stage.json"  # written last
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")

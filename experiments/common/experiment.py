@@ -1,0 +1,59 @@
+"""What an experiment is: a value that the command line runs, records and draws."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from matplotlib.figure import Figure
+
+from toy.sae import SAE
+
+
+class Options(Protocol):
+    """Options of an experiment: a frozen dataclass."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that the record names."""
+        ...
+
+
+Config = TypeVar("Config", bound=Options)
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the command hands to `run`, which calls it with the number of steps that were just done.
+
+    An experiment that needs no more can take it as a `Progress`.
+    """
+
+    progress: Callable[[int], Any] = lambda n: None
+    compiling: Callable[[], Any] = lambda: None
+    """Called before a program is compiled, which the progress bar shows until the next steps are done."""
+    trained: dict[Hashable, SAE] = field(default_factory=dict)
+    """SAEs by what determines them: `python -m experiments` trains those that several figures show only once."""
+
+    def __call__(self, n_steps: int) -> None:
+        self.progress(n_steps)
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[Config]):
+    """An experiment: its options, what it computes, and how its record is told and drawn."""
+
+    name: str
+    """Of the module, the record and the figure."""
+    config: type[Config]
+    run: Callable[[Config, Work], Record]
+    """Returns the results as plain JSON."""
+    summary: Callable[[Record], list[str]]
+    """Returns lines to print about a record."""
+    plot: Callable[[Record], Figure]
+    check: Callable[[Config], object]
+    """Raises ValueError before any work for options that cannot be."""
+    n_steps: Callable[[Config], int]
+    """Returns how many steps `run` will tell of."""
+    caption: Callable[[Record], str] | None = None
+    """Returns the figure's caption, which the record keeps."""
