@@ -1,9 +1,6 @@
 """A run over several devices or processes is the run on one, and each device holds its share alone."""
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
+from processes import finish, start
 
 from toy.data.source import ArraySource
 from toy.prefixes import sampled
@@ -18,29 +16,9 @@ from toy.sae import TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 
-HERE = Path(__file__).parent
 RUNS = ["relu sampled", "relu all", "relu hybrid", "topk", "batchtopk auxk restarts", "relu microbatches"]
 ON_EVERY_MESH = ["relu sampled", "batchtopk auxk restarts"]
 Arrays = dict[str, np.ndarray]
-
-
-def start(script: str, *args: str) -> subprocess.Popen:
-    """A process of its own, which imports this checkout."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(HERE / script), *args]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(processes: list[subprocess.Popen], timeout: float) -> None:
-    """Wait for all of them; none outlives this."""
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=timeout)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def read(path: Path) -> Arrays:
