@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=float, default=1, metavar="TIMES", help="how many times 10,000 inputs are tried")
+    parser.addoption("--fuzz", type=float, default=0.05, metavar="TIMES", help="how many times 10,000 inputs are tried")
     parser.addoption("--kill-seed", type=int, default=0, metavar="SEED", help="kill processes at other points")
     parser.addoption("--fuzz-seed", type=int, default=None, metavar="SEED", help="try other inputs than the usual ones")
 

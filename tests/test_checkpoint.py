@@ -65,6 +65,7 @@ def test_a_run_that_was_stopped_twice_ends_as_the_whole_bit_for_bit(run: Train, 
     assert told == [28, 7, 7, 7, 7, 4]  # a chunk was done and not yet saved, both times
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_goes_on_in_another(tmp_path: Path) -> None:
     process = start("killed.py", "train", tmp_path)
     output, _ = process.communicate(timeout=120)
@@ -137,6 +138,7 @@ def test_what_another_process_is_writing_is_not_removed(tmp_path: Path) -> None:
 IN_USE = r"run: another run uses it: wait for its end, stop it, or give another path"
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_has_a_checkpoint(tmp_path: Path) -> None:
     process = start("killed.py", "long", tmp_path)
     assert process.stdout is not None

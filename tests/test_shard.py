@@ -46,6 +46,7 @@ def of_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ar
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "mesh"),
     [(run, "both") for run in RUNS] + [(run, mesh) for run in ON_EVERY_MESH for mesh in ("batch", "latents")],
@@ -62,6 +63,7 @@ def test_on_eight_devices_a_run_is_what_it_is_on_one(
         assert_close(several[name], one[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "n_parts"), [("one", 1), ("batch", 1), ("latents", 8), ("both", 2)])
 @pytest.mark.parametrize("run", ON_EVERY_MESH)
 def test_every_device_holds_its_share_of_the_latents_and_no_more(
@@ -82,6 +84,7 @@ def test_every_device_holds_its_share_of_the_latents_and_no_more(
     assert shapes == expected
 
 
+@pytest.mark.slow
 def test_two_processes_over_the_network_agree_with_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

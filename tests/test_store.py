@@ -185,6 +185,7 @@ def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_more_shards_than_files_that_may_be_open_are_opened_or_told_before_any_work(tmp_path: Path) -> None:
     output = start("killed.py", "shards", tmp_path).communicate(timeout=120)[0]
     assert "opened 300 shards" in output, output

@@ -424,10 +424,12 @@ def finished(process: subprocess.Popen) -> tuple[str, int]:
     return output, process.returncode
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_table(tmp_path: Path, undisturbed: list[Any]) -> None:
     assert table(on_ray(tmp_path)) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
     tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
 ) -> None:
@@ -442,6 +444,7 @@ def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
     assert table(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_slurm_s_local_executor_gives_the_same_table_though_a_job_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,6 +560,7 @@ def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:
     assert sorted([first, *answers]) == [(i, 2 * i) for i in range(100)]
 
 
+@pytest.mark.slow
 def test_every_device_works_and_changes_not_one_bit() -> None:
     first, second = jax.local_devices()
     with jax.default_device(first):
