@@ -11,18 +11,15 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.bench.jobs import has_peers
-from experiments.common import plots
+from experiments.bench.report import caption, plot, summary
+from experiments.bench.timing import Table, has_peers
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.sweep import read_sweep
@@ -31,9 +28,10 @@ from experiments.sweeps.drive import make_plan, open_store, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import n_compiled
 from experiments.sweeps.spec import Sweep
+from toy.checks import Whole, check_fields
 from toy.training.loop import Progress
 
-KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
+PEER = "SAELens, {}".format
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class Config:
     """Measure SAELens beside it where it is installed (left out with --no-peers)."""
 
     def __post_init__(self) -> None:
-        if self.n_peer_runs < 1:
-            raise ValueError(f"n_peer_runs: must be at least 1, got {self.n_peer_runs}")
+        check_fields(self, n_peer_runs=Whole())
 
     @property
     def seeds(self) -> list[int]:
@@ -66,18 +63,17 @@ def n_steps(cfg: Config) -> int:
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    sweep = read_sweep(cfg.sweep)
-    results = time_sweep(sweep, progress)
-    peers = time_peers(cfg, sweep) if cfg.peers and has_peers() else {}
-    if peers:
-        share = np.mean([cell.training.objective == "vanilla" for cell in sweep.cells()])
-        seconds = dict(zip(KINDS, (median(peers[kind]) for kind in KINDS), strict=True))
-        a_cell = share * seconds["standard"] + (1 - share) * seconds["matryoshka_batchtopk"]
-        results |= {"sae_lens_s_per_cell": float(a_cell), "ratio": float(a_cell / results["s_per_cell"])}
-    return {"sweep": sweep.as_data(), "sae_lens_s": peers, **results}
+    sweep, peers = read_sweep(cfg.sweep), cfg.peers and has_peers()
+    cases = {"this sweep": time_sweep(sweep, progress)} | (time_peers(cfg, sweep) if peers else {})
+    table = Table("A sweep from cold", "cells per hour", (), 3_600, per_second=True).of(
+        cases, jax.devices()[0].device_kind
+    )
+    missing = [] if peers else ["SAELens (install the extra peers)"]
+    return {"sweep": sweep.as_data(), "tables": [table], "not_measured": missing}
 
 
 def time_sweep(sweep: Sweep, progress: Progress) -> dict[str, Any]:
+    """Seconds per cell of the whole sweep, and what it took."""
     compiled = n_compiled()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -86,75 +82,41 @@ def time_sweep(sweep: Sweep, progress: Progress) -> dict[str, Any]:
         run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows))
         seconds = time.perf_counter() - start
         rows = list(store.rows())
-    shapes = {built(cell.tree).tree.parent.tobytes() + built(cell.tree).tree.group.tobytes() for cell in sweep.cells()}
+    trees = [built(cell.tree).tree for cell in sweep.cells()]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
+        "seconds": [seconds / len(rows)],
         "n_cells": len(rows),
         "n_failed": sum(row.error is not None for row in rows),
-        "n_tree_shapes": len(shapes),
-        "seconds": seconds,
-        "s_per_cell": seconds / len(rows),
+        "n_tree_shapes": len({tree.parent.tobytes() + tree.group.tobytes() for tree in trees}),
         "n_programs": len(plan.groups),
         "n_compilations": n_compiled() - compiled,
         "n_devices": jax.local_device_count(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (2**20 if sys.platform == "darwin" else 2**10),
+        "peak_memory_mb": memory / (2**20 if sys.platform == "darwin" else 2**10),
     }
 
 
-def time_peers(cfg: Config, sweep: Sweep) -> dict[str, list[float]]:
-    """Seconds of SAELens' runs, kinds in turn."""
+def time_peers(cfg: Config, sweep: Sweep) -> dict[str, Any]:
+    """SAELens' seconds per run, kinds in turn, and what a cell takes at the sweep's share of vanilla cells."""
     from experiments.bench import peers  # an optional extra, slow to import
 
-    cells = list(sweep.cells())
-    of_kind: dict[str, Callable[[Cell], bool]] = {
-        "standard": lambda cell: cell.training.objective == "vanilla",
-        "matryoshka_batchtopk": lambda cell: cell.training.objective != "vanilla",
-    }
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    kinds: dict[str, list[Cell]] = {"standard": [], "matryoshka_batchtopk": []}
+    for cell in sweep.cells():
+        kinds["standard" if cell.training.objective == "vanilla" else "matryoshka_batchtopk"].append(cell)
+    found: dict[str, Any] = {PEER(kind): {"seconds": []} for kind, cells in kinds.items() if cells}
     for i in range(cfg.n_peer_runs):
-        for kind, is_of in of_kind.items():
-            own = [cell for cell in cells if is_of(cell)]
-            cell = own[(2 * i + 1) * len(own) // (2 * cfg.n_peer_runs)]
-            training = cell.training
-            shape = {"d_in": d_in(cell), "batch_size": training.batch_size, "seed": training.seed}
-            found[kind].append(peers.toy_run(kind, tree=root_of(cell.tree), n_steps=training.n_steps, **shape))
-    return found
+        for kind, cells in kinds.items():
+            for cell in cells[(2 * i + 1) * len(cells) // (2 * cfg.n_peer_runs) :][:1]:
+                training = cell.training
+                shape = {"d_in": d_in(cell), "batch_size": training.batch_size, "seed": training.seed}
+                run = peers.toy_run(kind, tree=root_of(cell.tree), n_steps=training.n_steps, **shape)
+                found[PEER(kind)]["seconds"].append(run)
+    shares = {PEER(kind): len(cells) / len(sweep) for kind, cells in kinds.items() if cells}
+    mixed = sum(share * np.median(found[name]["seconds"]) for name, share in shares.items())
+    return found | {PEER("mixed as in the sweep"): {"seconds": [float(mixed)], "to": "this sweep"}}
 
 
-def summary(record: dict[str, Any]) -> list[str]:
-    r = record["results"]
-    lines = [
-        f"{r['n_cells']:,} cells of {r['n_tree_shapes']} tree shapes in {r['seconds']:.0f} s, {r['n_failed']} failed; "
-        f"{r['n_programs']} programs, compiled {r['n_compilations']} times on {r['n_devices']} devices; peak memory "
-        f"{r['peak_memory_mb']:,.0f} MB"
-    ]
-    if "ratio" in r:
-        lines.append(f"SAELens {r['sae_lens_s_per_cell']:.1f} s a cell, {r['ratio']:.0f} times as long")
-    return lines
-
-
-def plot(record: dict[str, Any]) -> Figure:
-    r = record["results"]
-    names, values = ["this sweep"], [[3_600 / r["s_per_cell"]]]
-    for kind, seconds in r["sae_lens_s"].items():
-        names.append(f"SAELens\n{kind.replace('_', ' ')}")
-        values.append([3_600 / s for s in seconds])
-    with plots.styled(2.2) as figure:
-        ax = figure.subplots()
-        colours = [plots.COLOURS["matryoshka"], *[plots.COLOURS["other"]] * (len(names) - 1)]
-        for y, (of_one, colour) in enumerate(zip(values, colours, strict=True)):
-            ax.plot(of_one, [y] * len(of_one), "o", color=colour, markersize=3, alpha=0.5)
-            ax.plot(median(of_one), y, "|", color=colour, markersize=14, markeredgewidth=2)
-            ax.text(median(of_one), y - 0.36, f"{median(of_one):,.0f}", ha="center", fontsize=7)
-        ax.set_yticks(range(len(names)), names)
-        ax.set(xscale="log", xlabel="cells an hour (log scale)", ylim=(len(names) - 0.5, -0.8))
-        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-        text = f"{r['n_cells']:,} cells of {r['n_tree_shapes']} tree shapes; bars: medians, dots: runs"
-        figure.supxlabel(f"{text}; {record['versions']['devices']}.", fontsize=6, color="#555555")
-    return figure
-
-
-EXPERIMENT = Experiment("sweep_speed", Config, run, summary, plot, check, n_steps)
+EXPERIMENT = Experiment("sweep_speed", Config, run, summary, plot, check, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

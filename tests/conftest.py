@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: the workers'
 
 import fuzzing
 import jax
+import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
@@ -22,7 +23,8 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=float, default=1, metavar="TIMES", help="how many times 10,000 inputs are tried")
+    parser.addoption("--fuzz", type=float, default=0.05, metavar="TIMES", help="how many times 10,000 inputs are tried")
+    parser.addoption("--kill-seed", type=int, default=0, metavar="SEED", help="kill processes at other points")
     parser.addoption("--fuzz-seed", type=int, default=None, metavar="SEED", help="try other inputs than the usual ones")
 
 
@@ -53,3 +55,11 @@ def x64() -> Iterator[None]:
     """Float64 inside the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def kill_points(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Draws the points where processes are killed: the same each time, unless --kill-seed says others."""
+    seed = request.config.getoption("--kill-seed")
+    print(f"killed at the points of --kill-seed {seed}")
+    return np.random.default_rng(seed)

@@ -18,7 +18,7 @@ MOST_BYTES = 2 * 2**30
 MOST_TOLD = 1_000  # characters of a refusal: a path, and 300 of a file at the most
 T = TypeVar("T")
 
-times: float = 1  # `pytest --fuzz TIMES`: how many times the usual number of inputs is tried
+times: float = 1  # `pytest --fuzz TIMES`: how many times 10,000 inputs are tried
 first_seed: int | None = None  # `pytest --fuzz-seed SEED`
 
 ODD = (

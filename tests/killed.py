@@ -1,13 +1,19 @@
-"""What tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests."""
+"""What tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests.
+
+With KILL_AT=n in the environment the process kills itself at the n-th call that the code which keeps files makes or
+answers: between opening, writing and renaming, and at the same place each time.
+"""
 
 import os
+import random
 import resource
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +21,7 @@ import ray
 
 from experiments.sweeps import program
 from experiments.sweeps.cell import Cell
-from experiments.sweeps.drive import Done, make_plan, open_store, run_plan
+from experiments.sweeps.drive import make_plan, open_store, run_plan
 from experiments.sweeps.engines import LocalEngine, RayEngine
 from experiments.sweeps.lanes import Row, run_cells
 from experiments.sweeps.spec import Sweep, parse_sweep
@@ -31,8 +37,22 @@ from toy.training.run import train
 
 CFG = TrainConfig(20, n_steps=60, batch_size=24, n_lr_warmup_steps=10, reinit_every=10)
 KEY, HYPERS, CHUNK = jax.random.key(0), Hypers(sampled(20), target_l0=2.0), 7
-LONG, SHORT_CHUNK = replace(CFG, n_steps=1_200), 2
+LONG, SHORT_CHUNK = replace(CFG, n_steps=400), 2
 FACTS, N_SHARDS = {"model": "m"}, 6
+
+KEEPERS = ("/toy/files/", "/toy/data/", "/toy/training/checkpoint", "/experiments/sweeps/store")
+
+
+def die_at(n: int) -> None:
+    random.seed(n)  # drivers of sweeps begin at a random place
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal n
+        n -= any(keeper in frame.f_code.co_filename for keeper in KEEPERS)
+        if n == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
 
 
 def stream() -> ShardSource:
@@ -54,7 +74,7 @@ def train_and_die(folder: Path) -> None:
 
 
 def train_long(folder: Path) -> None:
-    """Saved after every chunk, which takes about as long as the chunk; tells each, so that a kill can be aimed."""
+    """Saves after every chunk, and prints each."""
     kept = FileCheckpoint(folder / "run", every_s=0)
     train(KEY, stream(), HYPERS, cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept, progress=lambda n: print(n, flush=True))
 
@@ -65,14 +85,12 @@ def make_shard(i: int) -> dict[str, np.ndarray]:
     return {name: rng.normal(size=(50 + i, 4)).astype(np.float32) for name in ("a", "b")} | columns
 
 
-def export_slowly(folder: Path) -> None:
-    def slowly(i: int) -> dict[str, np.ndarray]:
-        with (folder.parent / "made").open("a") as file:
-            file.write(f"{i}\n")
-        time.sleep(0.1)
+def export(folder: Path) -> None:
+    def make(i: int) -> dict[str, np.ndarray]:
+        print(i, flush=True)
         return make_shard(i)
 
-    write_store(folder, FACTS, N_SHARDS, slowly)
+    write_store(folder, FACTS, N_SHARDS, make)
 
 
 def open_many_shards(folder: Path) -> None:
@@ -110,19 +128,14 @@ def few_lanes() -> None:
     program.MOST_LANES = int(os.environ.get("LANES", "2"))
 
 
-def sweep_slowly(folder: Path) -> None:
-    """Tells when it trains, and after each group; killed between, in a group or while rows are written."""
+def sweep(folder: Path) -> None:
+    """Prints how many cells have no row yet."""
     few_lanes()
-    sweep = small_sweep()
-    store = open_store(folder / "sweep.sqlite", sweep)
-    plan = make_plan(sweep, store.finished())
+    small = small_sweep()
+    store = open_store(folder / "sweep.sqlite", small)
+    plan = make_plan(small, store.finished())
     print(plan.n_missing, flush=True)
-
-    def progress(done: Done) -> None:
-        print(done.n_rows, flush=True)
-        time.sleep(0.2)  # so that kills come before the end
-
-    run_plan(sweep, plan, store, LocalEngine(), progress=progress)
+    run_plan(small, plan, store, LocalEngine())
 
 
 def run_few(cells: Sequence[Cell]) -> list[Row]:
@@ -157,19 +170,21 @@ def sweep_on_ray(folder: Path) -> None:
         configure_logging=False,
         runtime_env={"env_vars": environment},
     )
-    sweep = small_sweep()
-    store = open_store(folder / "sweep.sqlite", sweep)
-    run_plan(sweep, make_plan(sweep), store, RayEngine(), run=run_and_die_once if "DIED" in os.environ else run_few)
+    small = small_sweep()
+    store = open_store(folder / "sweep.sqlite", small)
+    run_plan(small, make_plan(small), store, RayEngine(), run=run_and_die_once if "DIED" in os.environ else run_few)
     ray.shutdown()
 
 
 if __name__ == "__main__":
+    if "KILL_AT" in os.environ:
+        die_at(int(os.environ["KILL_AT"]))
     what = {
         "train": train_and_die,
         "long": train_long,
-        "store": export_slowly,
+        "store": export,
         "shards": open_many_shards,
-        "sweep": sweep_slowly,
+        "sweep": sweep,
         "ray": sweep_on_ray,
     }
     what[sys.argv[1]](Path(sys.argv[2]))

@@ -1,7 +1,6 @@
 """A run that was stopped at any moment goes on to the same end, bit for bit; another run's file is refused."""
 
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from killed import CFG, CHUNK, HYPERS, KEY, LONG, SHORT_CHUNK, stream
-from test_shard import mesh_of_two, start
+from processes import killed, start
+from test_shard import mesh_of_two
 from test_train import SHARED, equal, tree_source
 
 from toy.data.activations import Activations
@@ -65,8 +65,9 @@ def test_a_run_that_was_stopped_twice_ends_as_the_whole_bit_for_bit(run: Train, 
     assert told == [28, 7, 7, 7, 7, 4]  # a chunk was done and not yet saved, both times
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_goes_on_in_another(tmp_path: Path) -> None:
-    process = start("killed.py", "train", str(tmp_path))
+    process = start("killed.py", "train", tmp_path)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
     told: list[int] = []
@@ -75,18 +76,12 @@ def test_a_process_that_was_killed_goes_on_in_another(tmp_path: Path) -> None:
     assert equal(resumed, one(stream()))
 
 
-def test_a_training_killed_at_random_moments_ends_as_the_whole_bit_for_bit(tmp_path: Path) -> None:
-    rng, done = np.random.default_rng(), []
-    for _ in range(5):
-        process = start("killed.py", "long", str(tmp_path))
-        assert process.stdout is not None
-        done.append(int(process.stdout.readline()))  # what the checkpoint had, or the first chunk
-        for _ in range(rng.integers(20)):
-            process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.01))
-        process.kill()
-        process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, f"it ended before the kill, after {done}"
+@pytest.mark.slow
+def test_a_training_killed_while_it_saves_ends_as_the_whole_bit_for_bit(
+    tmp_path: Path, kill_points: np.random.Generator
+) -> None:
+    points = kill_points.integers(1_500, 4_000, 3).tolist()
+    done = [int(killed("long", tmp_path, at).split()[0]) for at in points]  # what the checkpoint had, or a chunk
     assert done == sorted(done)  # no kill takes back what was saved before it
     kept = FileCheckpoint(tmp_path / "run")
     assert equal(
@@ -143,8 +138,9 @@ def test_what_another_process_is_writing_is_not_removed(tmp_path: Path) -> None:
 IN_USE = r"run: another run uses it: wait for its end, stop it, or give another path"
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_has_a_checkpoint(tmp_path: Path) -> None:
-    process = start("killed.py", "long", str(tmp_path))
+    process = start("killed.py", "long", tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
     kept = FileCheckpoint(tmp_path / "run", every_s=0)

@@ -89,6 +89,7 @@ def test_a_device_that_is_not_there_is_named_whatever_jax_made_of_it(
     assert "error: JAX_PLATFORMS=cuda: JAX has no such device here: unset it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "code", "told"),
     [
@@ -109,6 +110,7 @@ def test_help_is_shown_in_any_environment(environment: dict[str, str | None], co
     assert not code or done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_a_user_without_name_and_home_gets_help_of_every_command() -> None:
     """Of the modules that know a cache; `Path.home` raises what it does for such a user."""
     homeless = (

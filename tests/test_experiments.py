@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import change, command, experiment
 
-from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption, speed, store_speed
-from experiments.bench import cases as bench_cases
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption
 from experiments.common import cli, study
 from toy.io import plain
 
@@ -337,63 +335,6 @@ def test_help_shows_the_claim_and_every_field_of_the_configuration(monkeypatch, 
     fields = absorption.Config.__dataclass_fields__
     assert all("--" + field.replace("_", "-") in text for field in fields)
     assert "Claim:" in text
-
-
-def test_speed_measures_toy_width_and_width_and_says_what_it_has_not_measured(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(speed, "CHUNK", 10)
-    monkeypatch.setattr(speed, "WIDTHS", ((640, 16, 32),))
-    monkeypatch.setattr(speed, "THREADS", (1,))
-    monkeypatch.setattr(speed, "N_FEATURES", (20, 40))
-    config = speed.Config(n_seeds=2, n_steps=3_000, n_rounds=2, whole=False, peers=False)
-    results = cli.run_experiment(speed.EXPERIMENT, config, tmp_path)["results"]
-    timings = [results["one_run"], results["grid"], results["sampling"], *results["toy"].values()]
-    assert all(0 < timing["min_us"] <= timing["median_us"] <= timing["max_us"] for timing in timings)
-    assert [table["job"]["threads"] for table in results["width"]] == [1]
-    for table in results["width"]:
-        assert {*bench_cases.DENSE, *bench_cases.SPARSE, *bench_cases.STEPS, "matmul"} == set(table["cases"])
-        for name, case in table["cases"].items():
-            assert len(case["ms"]) == (2 if name.startswith("step") else 2 * bench_cases.LOSS_CALLS)
-            assert case["min_ms"] == pytest.approx(min(case["ms"]), rel=1e-4)
-    said = capsys.readouterr().out
-    assert "GPU: not measured (python -m experiments.speed --device gpu)" in said
-    assert "SAELens: not measured" in said
-
-
-def test_store_speed_times_reading_and_training_in_turn(monkeypatch, tmp_path, capsys):
-    sizes = ("--n-rows", "3000", "--d-in", "8", "--n-latents", "150", "--batch-size", "16", "--n-rounds", "2")
-    assert command(monkeypatch, "store_speed", *sizes, "--out", str(tmp_path)) == 0
-    results = record_of(tmp_path, "store_speed")["results"]
-    assert {name: len(rates) for name, rates in results["read"].items()} == {"float32": 2, "bfloat16": 2}
-    assert all(len(rates) == 4 and min(rates) > 0 for rates in results["trained"].values())  # 2 chunks a round
-    expected = np.median(results["read"]["float32"]) / np.median(results["trained"]["matryoshka"])
-    assert results["ratio"] == pytest.approx(expected, rel=1e-4)
-    assert f"{expected:.0f} times as fast as training" in capsys.readouterr().out
-    assert command(monkeypatch, "store_speed", "--n-rows", "1", "--out", str(tmp_path)) == 2
-    assert "n_rows" in capsys.readouterr().err
-
-
-def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(store_speed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
-    change(monkeypatch, "store_speed", run=lambda *_: pytest.fail("ran in spite of a disk that is too small"))
-    assert store_speed.check(store_speed.Config(n_rows=1_000_000)) is None  # 792 bytes a row
-    assert command(monkeypatch, "store_speed", "--n-rows", "2e6", "--out", str(tmp_path / "out")) == 2
-    error = capsys.readouterr().err
-    assert "n_rows and d_in: the stores take 1 GiB in" in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_gpu_that_is_not_there_is_one_line_before_any_work(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.speed", "--device", "gpu", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "on gpu failed" in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_absorption_counts_the_steps_of_what_it_trains():

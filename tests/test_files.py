@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_shard import HERE
+from processes import HERE
 
 from toy.data.store import open_store, write_store
 from toy.io import load_arrays, load_json, save_arrays, save_json, save_sae, writing

@@ -1,9 +1,6 @@
 """A run over several devices or processes is the run on one, and each device holds its share alone."""
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
+from processes import finish, start
 
 from toy.data.source import ArraySource
 from toy.prefixes import sampled
@@ -18,29 +16,9 @@ from toy.sae import TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 
-HERE = Path(__file__).parent
 RUNS = ["relu sampled", "relu all", "relu hybrid", "topk", "batchtopk auxk restarts", "relu microbatches"]
 ON_EVERY_MESH = ["relu sampled", "batchtopk auxk restarts"]
 Arrays = dict[str, np.ndarray]
-
-
-def start(script: str, *args: str) -> subprocess.Popen:
-    """A process of its own, which imports this checkout."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(HERE / script), *args]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(processes: list[subprocess.Popen], timeout: float) -> None:
-    """Wait for all of them; none outlives this."""
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=timeout)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def read(path: Path) -> Arrays:
@@ -68,6 +46,7 @@ def of_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Ar
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "mesh"),
     [(run, "both") for run in RUNS] + [(run, mesh) for run in ON_EVERY_MESH for mesh in ("batch", "latents")],
@@ -84,6 +63,7 @@ def test_on_eight_devices_a_run_is_what_it_is_on_one(
         assert_close(several[name], one[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "n_parts"), [("one", 1), ("batch", 1), ("latents", 8), ("both", 2)])
 @pytest.mark.parametrize("run", ON_EVERY_MESH)
 def test_every_device_holds_its_share_of_the_latents_and_no_more(
@@ -104,6 +84,7 @@ def test_every_device_holds_its_share_of_the_latents_and_no_more(
     assert shapes == expected
 
 
+@pytest.mark.slow
 def test_two_processes_over_the_network_agree_with_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -132,6 +132,7 @@ def test_a_thread_has_no_handlers_of_its_own() -> None:
     assert seen == [before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 8.0])
 @BOTH
 def test_a_process_ends_soon_with_its_code_and_one_line(number: int, code: int, seconds: float, tmp_path: Path) -> None:
@@ -151,6 +152,7 @@ def test_a_process_ends_soon_with_its_code_and_one_line(number: int, code: int, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "code", "told"), [("exit_with(143)", 143, ""), ("", 0, "torn down\n")])
 def test_an_early_end_does_not_take_python_down_below_the_work_of_jax(end: str, code: int, told: str) -> None:
     """What JAX still computes then crashes: one in ten interrupts in the first second of a run did."""

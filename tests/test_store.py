@@ -1,8 +1,6 @@
 """A store is what was put into it, whatever was killed on the way; every fault is told by its file."""
 
 import json
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from killed import FACTS, N_SHARDS, make_shard
-from test_shard import start
+from processes import killed, start
 
 from toy.data.store import Store, StoreError, open_store, signed, write_store
 from toy.io import load_json, locked, save_arrays, save_json
@@ -94,25 +92,21 @@ def test_rows_and_sites_that_are_not_there_are_refused(tmp_path: Path) -> None:
 # --- killed, resumed, refused -------------------------------------------------------------------------------
 
 
-def test_an_export_that_was_killed_loses_at_most_a_shard_and_ends_as_the_whole(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_export_that_was_killed_loses_at_most_a_shard_and_ends_as_the_whole(
+    tmp_path: Path, kill_points: np.random.Generator
+) -> None:
     written(tmp_path / "whole")
-    folder, made = tmp_path / "s", tmp_path / "made"
-    for n_made in (2, 4):
-        process = start("killed.py", "store", str(folder))
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if made.exists() and len(made.read_text().split()) >= n_made:
-                break
-            time.sleep(0.01)
-        process.kill()
-        output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
+    folder = tmp_path / "s"
+    made = []
+    for at in kill_points.integers(500, 2_000, 2):
+        made += killed("store", folder, int(at)).split()
         with pytest.raises(StoreError, match=r"manifest\.json: cannot be read: .*not finished"):
             open_store(folder)
     again: list[int] = []
     written(folder, make_shard=lambda i: again.append(i) or make_shard(i))
-    assert again == list(range(again[0], N_SHARDS))
-    assert len(made.read_text().split()) + len(again) <= N_SHARDS + 2
+    assert again == list(range(N_SHARDS - len(again), N_SHARDS))
+    assert len(made) + len(again) <= N_SHARDS + 2
     assert contents(folder) == contents(tmp_path / "whole")
 
 
@@ -191,8 +185,9 @@ def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_more_shards_than_files_that_may_be_open_are_opened_or_told_before_any_work(tmp_path: Path) -> None:
-    output = start("killed.py", "shards", str(tmp_path)).communicate(timeout=120)[0]
+    output = start("killed.py", "shards", tmp_path).communicate(timeout=120)[0]
     assert "opened 300 shards" in output, output
     assert "s: 300 shards are as many open files, and the system allows this process 280: have the limit" in output
     assert "nothing was made" in output, output

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -407,24 +406,6 @@ def test_the_thousand_cells_are_of_many_shapes_and_few_programs() -> None:
     assert len({cell.tree for cell in cells}) == 40
     assert len({program_of(cell) for cell in cells}) <= 8
     assert {cell.training.n_steps for cell in cells} == {5_000}
-
-
-def test_speed_counts_cells_programs_and_shapes(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sweep_speed.check(sweep_speed.Config())
-    possible = SWEEP | {"name": "small", "axes": SWEEP["axes"] | {"edge_prob": [0.2, 0.3]}}
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "possible.yaml").write_text(yaml.safe_dump(possible))
-    file = str(tmp_path / "in" / "possible.yaml")
-    monkeypatch.setattr(sys, "argv", ["x", "--sweep", file, "--no-peers", "--out", str(tmp_path)])
-    cli.main(sweep_speed.EXPERIMENT)
-    record = json.loads((tmp_path / "sweep_speed.json").read_text())
-    assert record["config"]["sweep"] == "possible.yaml"  # and no path of this machine
-    results = record["results"]
-    assert (results["n_cells"], results["n_failed"], results["n_programs"], results["sae_lens_s"]) == (16, 0, 1, {})
-    assert results["n_compilations"] <= 2
-    assert results["s_per_cell"] == pytest.approx(results["seconds"] / 16, rel=1e-4)
-    assert 50 < results["peak_memory_mb"] < 100_000
-    assert (tmp_path / "sweep_speed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_help_shows_the_engines_and_a_misspelt_option_its_spelling(

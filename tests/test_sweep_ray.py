@@ -43,6 +43,7 @@ ray.shutdown()
 LOCALHOST = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # 127.0.0.1, ::1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are listed as Linux does it")
 def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(tmp_path: Path) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

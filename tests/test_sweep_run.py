@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import submitit
 from killed import few_lanes, run_and_die_once, small_sweep
-from test_shard import start
+from processes import killed, start
 
 from experiments.sweeps import drive, engines, lanes, program
 from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
@@ -385,32 +384,22 @@ def test_a_tree_that_is_far_too_large_is_an_impossible_cell(tmp_path: Path) -> N
     assert (plan.n_missing, len(plan.impossible)) == (1, 1)
 
 
-def test_a_driver_killed_at_ten_random_moments_ends_in_the_same_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_a_driver_killed_while_it_writes_rows_ends_in_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_points: np.random.Generator
 ) -> None:
-    """A cell a group. Drivers wait a little after each, so that ten kills leave something to do."""
-    monkeypatch.setenv("LANES", "1")
+    """A group has one cell, so that kills leave something to do."""
     monkeypatch.setattr(program, "MOST_LANES", 1)
-    seed, missing = time.time_ns() % 2**32, []
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(10):
-        process = start("killed.py", "sweep", str(tmp_path))
-        assert process.stdout is not None
-        missing.append(int(process.stdout.readline()))
-        for _ in range(rng.integers(2)):  # groups that are done before the kill
-            process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+    points = kill_points.integers(100, 400, 4).tolist()
+    missing = [int(killed("sweep", tmp_path, at, LANES=1).split()[0]) for at in points]
     assert missing == sorted(missing, reverse=True)  # no kill takes a row back
     assert missing[0] > missing[-1] > 0
     assert table(run_all(tmp_path, LocalEngine())) == table(run_all(tmp_path / "whole", LocalEngine()))
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_store_make_one_table(tiny_groups: None, tmp_path: Path, undisturbed: list[Any]) -> None:
-    processes = [start("killed.py", "sweep", str(tmp_path)) for _ in range(2)]
+    processes = [start("killed.py", "sweep", tmp_path) for _ in range(2)]
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
@@ -425,7 +414,7 @@ def on_ray(folder: Path, **environment: str) -> SweepStore:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        output, code = finished(start("killed.py", "ray", str(folder)))
+        output, code = finished(start("killed.py", "ray", folder))
     assert code == 0, output
     return opened(folder, small_sweep())
 
@@ -435,10 +424,12 @@ def finished(process: subprocess.Popen) -> tuple[str, int]:
     return output, process.returncode
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_table(tmp_path: Path, undisturbed: list[Any]) -> None:
     assert table(on_ray(tmp_path)) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
     tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
 ) -> None:
@@ -453,6 +444,7 @@ def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
     assert table(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_slurm_s_local_executor_gives_the_same_table_though_a_job_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,6 +560,7 @@ def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:
     assert sorted([first, *answers]) == [(i, 2 * i) for i in range(100)]
 
 
+@pytest.mark.slow
 def test_every_device_works_and_changes_not_one_bit() -> None:
     first, second = jax.local_devices()
     with jax.default_device(first):

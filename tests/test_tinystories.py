@@ -37,6 +37,7 @@ TINY = (
     *("--lm-steps", "3", "--n-latents", "24", "--reference-widths", "8", "16", "--target-l0", "2", "4"),
     *("--n-steps", "6", "--batch-size", "32", "--n-seeds", "2", "--locations", "mlp_out"),
 )
+pytestmark = pytest.mark.slow
 
 
 def command(monkeypatch, *arguments: str) -> int:

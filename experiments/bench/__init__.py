@@ -1,1 +1,1 @@
-"""Timed work: jobs in processes of their own, their cases, and the same work in SAELens."""
+"""Benchmarks: `timing` starts a `worker` per table, which calls the cases of `small`, `wide` or `stores` in turn."""

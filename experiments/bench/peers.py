@@ -8,7 +8,6 @@ activations, Adam at 3e-4, no autocast, no wandb, no evaluation, no checkpoints.
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from itertools import cycle
 from typing import Any
 from unittest.mock import patch
@@ -24,23 +23,22 @@ from toy.features.node import Node, features
 from toy.features.tree import build_tree, mean_l0
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "matryoshka_batchtopk")
-N_BATCHES = 4
+N_BATCHES, N_PREFIXES = 4, 10
 
 
 def training_step(
-    architecture: str, *, d_in: int, n_latents: int, batch_size: int, k: int, n_prefixes: int = 10, seed: int = 0
+    architecture: str, *, d_in: int, n_latents: int, batch_size: int, k: int, seed: int = 0
 ) -> Callable[[], None]:
     """A function that takes one full step of `SAETrainer.fit` on the next of a few fixed batches of N(0, 1) in memory.
 
-    A step includes the forward pass, the loss, the backward pass, the clipping of the gradient's norm, Adam, the
-    schedules, and the bookkeeping of dead latents and firing rates. It excludes making the batches, and the progress
-    bar. SAELens 6 neither rescales the decoder nor projects its gradient. The auxiliary loss of the three TopK kinds
-    costs time only while latents are dead, that is have not fired for over 1000 steps: never in the first 1001 calls.
-    `standard` has an L1 penalty and no k.
+    A step has the forward pass, the loss, the backward pass, the clipping of the gradient's norm, Adam, the schedules,
+    and the bookkeeping of dead latents and firing rates; making the batches and the progress bar are left out. The
+    auxiliary loss of the three TopK kinds costs time only while latents have not fired for over 1000 steps: never in
+    the first 1001 calls. `standard` has an L1 penalty and no k.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sae = make_sae(architecture, d_in=d_in, n_latents=n_latents, k=k, n_prefixes=n_prefixes)
+        sae = make_sae(architecture, d_in=d_in, n_latents=n_latents, k=k)
         batches = [torch.randn(batch_size, d_in) for _ in range(N_BATCHES)]
     cfg = SAETrainerConfig(
         total_training_samples=10_000_000,  # of no effect on a constant learning rate
@@ -58,33 +56,18 @@ def training_step(
 
 
 def toy_run(
-    architecture: str,
-    *,
-    tree: Node,
-    n_steps: int,
-    d_in: int = 30,
-    n_latents: int | None = None,
-    batch_size: int = 200,
-    k: float | None = None,
-    n_prefixes: int = 10,
-    seed: int = 0,
+    architecture: str, *, tree: Node, n_steps: int, d_in: int = 30, batch_size: int = 200, seed: int = 0
 ) -> float:
     """Seconds of SAELens' `train_toy_sae` on a feature tree: `n_steps` steps, each with a fresh batch.
 
-    Includes drawing the batches (sampling, hierarchy, product with the directions) and all of `training_step`'s steps.
-    Excludes imports, the directions, which SAELens orthogonalises by 200 steps of its own, and the initialisation.
-    Default: as many latents as features, and the tree's exact mean L0 as k (`topk`: rounded, at least 1).
+    Drawing the batches and all of `training_step`'s work are in it; imports, the directions, which SAELens makes
+    orthogonal by 200 steps of its own, and the initialisation are not. There are as many latents as features, and k is
+    the tree's exact mean L0.
     """
     n_features = len(features(tree))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sae = make_sae(
-            architecture,
-            d_in=d_in,
-            n_latents=n_features if n_latents is None else n_latents,
-            k=mean_l0(build_tree(tree)) if k is None else k,
-            n_prefixes=n_prefixes,
-        )
+        sae = make_sae(architecture, d_in=d_in, n_latents=n_features, k=mean_l0(build_tree(tree)))
         directions = FeatureDictionary(n_features, d_in)
         generator = make_generator(tree)
         with patch.object(sae_trainer, "tqdm", partial(sae_trainer.tqdm, disable=True)):  # there is no option for it
@@ -93,30 +76,24 @@ def toy_run(
             return time.perf_counter() - start
 
 
-def make_sae(architecture: str, *, d_in: int, n_latents: int, k: float, n_prefixes: int) -> TrainingSAE[Any]:
-    """An SAE to train, of SAELens' defaults but for its shape, k and, if Matryoshka, its `prefix_widths`."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture: needs one of {', '.join(ARCHITECTURES)}, got {architecture}")
-    options = {"architecture": architecture, "d_in": d_in, "d_sae": n_latents}
-    if architecture == "topk":
-        options["k"] = max(1, round(k))
-    elif architecture != "standard":
-        options["k"] = k
+def make_sae(architecture: str, *, d_in: int, n_latents: int, k: float) -> TrainingSAE[Any]:
+    """An SAE to train, of SAELens' defaults but for its shape, k (`topk`: rounded) and its Matryoshka widths."""
+    options: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "d_sae": n_latents}
+    if architecture != "standard":
+        options["k"] = max(1, round(k)) if architecture == "topk" else k
     if architecture == "matryoshka_batchtopk":
-        options["matryoshka_widths"] = prefix_widths(n_latents, n_prefixes)
+        options["matryoshka_widths"] = prefix_widths(n_latents)
     return TrainingSAE.from_dict(options)
 
 
-def prefix_widths(n_latents: int, n_prefixes: int) -> list[int]:
-    """`n_prefixes` widths in geometric progression from 1 to n_latents, rounded, each at least one above the last.
+def prefix_widths(n_latents: int) -> list[int]:
+    """At most 10 widths in geometric progression from 1 to n_latents, rounded, each at least one above the last.
 
     SAELens keeps its widths fixed, and decodes only the latents that each adds: what that costs grows with the width
     before the last, which this choice keeps small.
     """
-    if not 2 <= n_prefixes <= n_latents:
-        raise ValueError(f"n_prefixes: needs at least 2 and at most n_latents = {n_latents}, got {n_prefixes}")
     widths: list[int] = []
-    for width in np.geomspace(1, n_latents, n_prefixes):
+    for width in np.geomspace(1, n_latents, min(N_PREFIXES, n_latents)):
         widths.append(max(round(float(width)), widths[-1] + 1 if widths else 1))
     return widths
 
@@ -163,7 +140,3 @@ def make_generator(tree: Node) -> ActivationGenerator:
 def set_threads(n: int) -> None:
     """Threads that PyTorch uses inside an operation; by default one a core. Holds for the whole process."""
     torch.set_num_threads(n)
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("sae-lens", "torch")}
