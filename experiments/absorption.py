@@ -20,9 +20,17 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
-from experiments.common.measured import evaluate_seeds, known, lane, missed_clause, missed_targets, summarise
+from experiments.common.measured import (
+    caption_text,
+    evaluate_seeds,
+    known,
+    lane,
+    missed_targets,
+    no_holes,
+    outcome_text,
+    summarise,
+)
 from experiments.common.study import (
-    LABELS,
     MOST_SHOWN,
     SAES,
     PairConfig,
@@ -42,6 +50,8 @@ from toy.features.node import Node, feature_names
 from toy.features.tree import Tree, build_tree, edges, mean_l0
 from toy.features.tree_json import tree_from_dict
 from toy.sae import RELU, SAE, BatchTopK, TopK, encode
+
+MOST_EDGES = 20  # that panel d shows seed by seed
 
 
 @dataclass(frozen=True)
@@ -150,93 +160,104 @@ def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
 
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
-    for name in (*SAES, *(f"{kind}_{name}" for kind in topk_names(record) for name in SAES)):
-        r = record["results"][name]
-        holes = known(r["hole_rate"])
-        text = f"hole rate {np.mean(holes):.4f} ({min(holes):.3f} to {max(holes):.3f})" if holes else "no edges"
-        lines.append(f"{name} recovered {r['recovered']}/{r['n_seeds']}, {text}, min cosine {min(r['min_cosine']):.3f}")
-        for gap, values in r.get("inference_gap", {}).items():
-            if there := known(values):
-                low, high = (f"{100 * value:+.1f}%" for value in (min(there), max(there)))
-                lines.append(f"{name} {gap} with its threshold against training: {low} to {high}")
+    for kind in ("", *topk_kinds(record)):
+        for name in SAES:
+            r = record["results"][kind + name]
+            lines.append(f"{kind}{name} {outcome_text(r)}, min cosine {min(r['min_cosine']):.3f}")
+            for gap, values in r.get("inference_gap", {}).items():
+                if there := known(values):
+                    low, high = (f"{100 * value:+.1f}%" for value in (min(there), max(there)))
+                    lines.append(f"{kind}{name} {gap} with its threshold against training: {low} to {high}")
     return lines + missed_targets(record["results"])
 
 
-def topk_names(record: dict[str, Any]) -> list[str]:
-    """Of the TopK family, without the weighting."""
-    return [name.removesuffix("_vanilla") for name in record["results"] if name.endswith("_vanilla")]
+def topk_kinds(record: dict[str, Any]) -> list[str]:
+    """The kinds of the TopK family, as their names in the record begin: `topk_2_`."""
+    return [name.removesuffix("vanilla") for name in record["results"] if name.endswith("_vanilla")]
+
+
+def caption(record: dict[str, Any]) -> str:
+    config, results, kinds = record["config"], record["results"], topk_kinds(record)
+    text = (
+        f"Matryoshka: {config['n_prefixes']} sampled prefixes; a to c: rows of the first seed's batch that are not all "
+        "zero; d: P(parent's latent off | child on); e: parent's latent where no child is on, and where one is; "
+        "dots: seeds; bars: mean or share with 95% interval; dotted: target of L0"
+    )
+    if kinds:
+        text += f"; TopK family: {results[kinds[0] + 'vanilla']['n_seeds']} seeds, half the steps"
+    return caption_text(record, text, results)
 
 
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
-    names = plots.shown_names(root)
-    shown = {"ground truth": results["features"]} | {LABELS[name]: results[name]["example"] for name in SAES}
-    high = max([1.0, *(value for rows in shown.values() for row in rows for value in known(row))])
-    with plots.styled(6.8) as figure:
-        rows = figure.add_gridspec(2, 1, height_ratios=[1.4, 1])
-        top, bottom = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-        panels = top.subplots(1, 3)
-        for ax, letter, (title, values) in zip(panels, "abc", shown.items(), strict=True):
-            plots.heatmap(ax, values, low=0, high=high, colours="Greys", empty="no row has a feature on")
-            plots.label_columns(ax, names, size=5)
-            ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
-        panels[0].set(xlabel="feature", ylabel="row of the batch")
-        top.colorbar(panels[0].images[0], ax=panels, label="activation / size of feature", shrink=0.7)
-        holes, recovery, parent = bottom.subplots(1, 3, width_ratios=[5, 4, 3])
-        _plot_edges(holes, results, root)
-        _plot_recovery(recovery, record)
+    with plots.styled(7.8) as figure:
+        rows = plots.stacked(figure, 1.6, 1, 1.05)
+        _plot_batch(rows[0], results, plots.shown_names(root))
+        plots.name_kinds(rows[1])
+        holes, parent = rows[1].subplots(1, 2, width_ratios=[3, 1])
+        why = no_holes(root)
+        _plot_edges(holes, results, root, why)
         _plot_parent(parent, results)
-        text = f"Matryoshka: {record['config']['n_prefixes']} sampled prefixes; a to c: seed {record['seeds'][0]}"
-        if topk_names(record):
-            n_seeds = results[topk_names(record)[0] + "_vanilla"]["n_seeds"]
-            text += f"; e: {n_seeds} seeds of the TopK family, half the steps"
-        plots.caption(figure, record, f"{text}; dots: seeds; bars: mean or share, 95% interval{missed_clause(results)}")
+        kinds = ["", *topk_kinds(record)]
+        marks = [
+            plots.Mark(x + 0.36 * i - 0.18, results[kind + name], plots.COLOURS[name])
+            for x, kind in enumerate(kinds)
+            for i, name in enumerate(SAES)
+        ]
+        labels = [kind.replace("topk_", "TopK ").replace("batchT", "BatchT").rstrip("_") or "ReLU" for kind in kinds]
+        plots.outcomes(rows[2].subplots(1, 5), "fghij", marks, labels, why)
     return figure
 
 
-def _plot_edges(ax: Axes, results: dict[str, Any], root: Node) -> None:
-    names, pairs = [plots.shown_name(name, 12) for name in feature_names(root)], edges(build_tree(root))
-    drawn = []
-    for i, name in enumerate(SAES):
-        for x, rates in enumerate(zip(*results[name]["hole_rate_per_edge"], strict=True)):
-            drawn.append(plots.spread(ax, x + 0.3 * i - 0.15, list(rates), plots.COLOURS[name], width=0.08))
-        ax.plot([], [], color=plots.COLOURS[name], label=LABELS[name])
-    plots.label_columns(ax, [f"{names[p]}→{names[c]}" for p, c in pairs], size=7)
-    ax.set(title="d  Holes: P(parent's latent off | child on)", ylabel="hole rate", ylim=(-0.05, 1.05))
-    if any(drawn):
-        ax.legend(loc="best")
+def _plot_batch(figure: Any, results: dict[str, Any], names: list[str]) -> None:
+    shown = {"ground truth": results["features"]} | {plots.LABELS[name]: results[name]["example"] for name in SAES}
+    high = max([1.0, *(value for rows in shown.values() for row in rows for value in known(row))])
+    panels = figure.subplots(1, 3, sharey=True)
+    for ax, letter, (title, values) in zip(panels, "abc", shown.items(), strict=True):
+        plots.heatmap(ax, values, low=0, high=high, colours="Greys", empty="no row has a feature on")
+        plots.label_columns(ax, names)
+        ax.set(title=f"{letter}  {title}", xlabel="latent of feature")
+    panels[0].set(xlabel="feature", ylabel="row of the batch")
+    figure.colorbar(panels[0].images[0], ax=panels, label="activation / size of feature", shrink=0.7)
+
+
+def _plot_edges(ax: Axes, results: dict[str, Any], root: Node, empty: str) -> None:
+    """The hole rate of every edge: a dot per seed, or a row of a heatmap where there are more than `MOST_EDGES`."""
+    names, pairs = [plots.shown_name(name, 8) for name in feature_names(root)], edges(build_tree(root))
+    rates = {name: results[name]["hole_rate_per_edge"] for name in SAES}
+    ax.set_title("d  Hole rate per edge")
+    if len(pairs) > MOST_EDGES:
+        image = plots.heatmap(ax, rates["vanilla"] + rates["matryoshka"], low=0, high=1, colours="Greys", empty=empty)
+        n_seeds = len(rates["vanilla"])
+        ax.axhline(n_seeds - 0.5, color=plots.COLOURS["other"], linewidth=1.5)
+        ax.set_yticks([(n_seeds - 1) / 2, 1.5 * n_seeds - 0.5], ["vanilla\nseeds", "Matryoshka\nseeds"])
+        ax.figure.colorbar(image, ax=ax, label="hole rate")
     else:
-        plots.nothing(ax, "no child is on in the held-out rows" if pairs else "no feature has a parent feature")
-
-
-def _plot_recovery(ax: Axes, record: dict[str, Any]) -> None:
-    results, kinds = record["results"], ["", *(f"{kind}_" for kind in topk_names(record))]
-    for x, kind in enumerate(kinds):
-        for i, name in enumerate(SAES):
-            r = results[kind + name]
-            plots.share(ax, x + 0.3 * i - 0.15, r["recovered"], r["n_seeds"], plots.COLOURS[name])
-    labels = [
-        "ReLU",
-        *(kind[:-1].replace("batchtopk_", "BatchTopK ").replace("topk_", "TopK ") for kind in kinds[1:]),
-    ]
-    ax.set_xticks(range(len(kinds)), labels, rotation=90, fontsize=5.5)
-    ax.set(title="e  Recovered", ylabel="share of seeds", xlim=(-0.5, len(kinds) - 0.5), ylim=(-0.05, 1.05))
+        drawn = [
+            plots.spread(ax, x + 0.3 * i - 0.15, one_edge, plots.COLOURS[name], width=0.08)
+            for i, name in enumerate(SAES)
+            for x, one_edge in enumerate(zip(*rates[name], strict=True))
+        ]
+        ax.set(ylabel="hole rate", ylim=(-0.05, 1.05))
+        if not any(drawn):
+            plots.nothing(ax, empty)
+    plots.label_columns(ax, [f"{names[parent]}→{names[child]}" for parent, child in pairs])
 
 
 def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
     drawn = [
-        plots.spread(ax, 2.5 * i + j, results[name][key], plots.COLOURS[name])
+        plots.spread(ax, x + 0.3 * i - 0.15, results[name][field], plots.COLOURS[name], width=0.08)
         for i, name in enumerate(SAES)
-        for j, key in enumerate(("parent_alone", "parent_with_child"))
+        for x, field in enumerate(("parent_alone", "parent_with_child"))
     ]
     if not any(drawn):
         plots.nothing(ax, "no parent is on,\nor there is none")
-    ax.axhline(1, color="#999999", linewidth=0.7, linestyle=":")
-    ax.set_xticks([0, 1, 2.5, 3.5], ["alone", "with\nchild"] * 2)
-    ax.set(title="f  Parent's latent", ylabel="activation / size of feature", ylim=(-0.05, None))
+    ax.axhline(1, color=plots.COLOURS["truth"], linewidth=0.7, linestyle=":")
+    ax.set_xticks([0, 1], ["alone", "with child"])
+    ax.set(title="e  Parent's latent", ylabel="activation / size", xlim=(-0.5, 1.5), ylim=(-0.05, None))
 
 
-EXPERIMENT = Experiment("absorption", Config, run, summary, plot, check, n_steps)
+EXPERIMENT = Experiment("absorption", Config, run, summary, plot, check, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -13,13 +13,20 @@ With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in e
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
-from experiments.common.measured import evaluate_seeds, mean_text, missed_clause, missed_targets, summarise
+from experiments.common.measured import (
+    caption_text,
+    evaluate_seeds,
+    mean_text,
+    missed_targets,
+    no_holes,
+    outcome_text,
+    summarise,
+)
 from experiments.common.study import (
     StudyConfig,
     aimed_l0,
@@ -74,111 +81,70 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name, r in record["results"].items():
-        lines.append(
-            f"{name} recovered {r['recovered']}/{r['n_seeds']}, hole rate {mean_text(r['hole_rate'], '.4f')}; "
-            + ", ".join(f"{kind.replace('_', ' ')} {mean_text(_recovered_only(r, kind), '+.3f')}" for kind in MIXINGS)
-        )
+        means = ", ".join(f"{kind.replace('_', ' ')} {mean_text(_recovered_only(r, kind), '+.3f')}" for kind in MIXINGS)
+        lines.append(f"{name} {outcome_text(r)}; {means}")
     return lines + missed_targets(record["results"])
 
 
 def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
-    """Mixing of the recovered seeds: where a feature is lost, its pairs say nothing."""
+    """Mixing in the recovered seeds: where a feature is lost, its pairs say nothing."""
     return [v for v, ok in zip(result["mixing"][kind], result["recovered_seeds"], strict=True) if ok and v is not None]
 
 
-def n_trained(name: str, n_latents: int) -> int:
-    """How many different prefixes a batch a weighting trains (or stands for, in `expected`)."""
-    kind, _, number = name.partition("_")
-    return {"vanilla": 1, "all": n_latents}.get(kind) or min(int(number), n_latents)
+def caption(record: dict[str, Any]) -> str:
+    text = (
+        "Prefixes per batch: vanilla has the full one alone; numbers are sampled ones, the full one included; "
+        "exp.: the exact expectation of so many sampled; all: every prefix with equal weight; f to h: mean cosine over "
+        "pairs of related features, recovered seeds alone; dots: seeds; bars: mean or share with 95% interval; "
+        "dotted: target of L0"
+    )
+    return caption_text(record, text, _distinct(record))
 
 
 def plot(record: dict[str, Any]) -> Figure:
-    results, config = record["results"], record["config"]
-    n_latents = config["n_latents"] or build_tree(tree_from_dict(config["tree"])).n_features
-    panels = {
-        "a  Recovered": ("share of seeds", _plot_recovered),
-        "b  Holes": ("mean hole rate", _plot_holes),
-        **{
-            f"{letter}  Mixing {label}": ("mean cosine\n(recovered seeds)", _plot_mixing(kind))
-            for letter, (kind, label) in zip("cde", MIXINGS.items(), strict=True)
-        },
-    }
+    results, root = _distinct(record), tree_from_dict(record["config"]["tree"])
+    marks = [plots.Mark(x, r, plots.COLOURS[_kind(name)]) for x, (name, r) in enumerate(results.items())]
+    labels = [_label(name) for name in results]
     with plots.styled(4.4) as figure:
-        axes = figure.subplots(2, 3).ravel()
-        for ax, (title, (ylabel, draw)) in zip(axes, panels.items(), strict=False):
-            drawn = [draw(ax, result, *_position(name, n_latents)) for name, result in results.items()]
+        top, bottom = plots.stacked(figure, 1.1, 1)
+        plots.name_kinds(top)
+        plots.outcomes(top.subplots(1, 5), "abcde", marks, labels, no_holes(root))
+        for ax, letter, (kind, label) in zip(bottom.subplots(1, 3), "fgh", MIXINGS.items(), strict=True):
+            ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.6)
+            drawn = [plots.spread(ax, mark.x, _recovered_only(mark.result, kind), mark.colour) for mark in marks]
             if not any(drawn):
-                plots.nothing(ax, _why_empty(title, results))
-            ax.set(xscale="log", title=title, ylabel=ylabel, xlabel="prefixes a batch", xlim=(0.8, 1.45 * n_latents))
-            ticks = sorted({n_trained(name, n_latents) for name in results})
-            ax.set_xticks(ticks, [str(tick) for tick in ticks])
-            ax.minorticks_off()
-        legend = axes[len(panels)]
-        legend.axis("off")
-        for label, name in {_label(name): name for name in results}.items():
-            _, colour, marker = _position(name, n_latents)
-            legend.plot([], [], marker, color=colour, label=label)
-        legend.legend(loc="center left", handlelength=1, fontsize=7.5)
-        every = [f"{n} sampled are every prefix" for n in config["n_prefixes"] if n > n_latents]
-        shown = "; ".join([f"{n_latents} latents", *every])
-        plots.caption(
-            figure, record, f"{shown}; dots: seeds; bars: mean or share with 95% interval{missed_clause(results)}"
-        )
+                plots.nothing(ax, _why_empty(results))
+            ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
+            ax.set(title=f"{letter}  Mixing {label}", ylabel="mean cosine", xlim=(-0.6, len(labels) - 0.4))
     return figure
 
 
-def _position(name: str, n_latents: int) -> tuple[float, str, str]:
-    """x (moved a little aside, so that equal numbers do not hide each other), colour and marker."""
-    x, kind = float(n_trained(name, n_latents)), name.partition("_")[0]
-    if kind == "vanilla":
-        return x, plots.COLOURS["vanilla"], "o"
-    if kind == "sampled":
-        return x, plots.COLOURS["matryoshka"], "o"
-    if kind == "expected":
-        return x * 1.16, plots.COLOURS["other"], "s"
-    return x * 1.16, plots.COLOURS["truth"], "D"
+def _distinct(record: dict[str, Any]) -> dict[str, Any]:
+    """The results without samples of so many prefixes that each is every prefix, as in `all`."""
+    n_latents = record["config"]["n_latents"] or build_tree(tree_from_dict(record["config"]["tree"])).n_features
+    return {
+        name: result
+        for name, result in record["results"].items()
+        if not (name.startswith("sampled_") and int(name.removeprefix("sampled_")) >= n_latents)
+    }
+
+
+def _kind(name: str) -> str:
+    return "vanilla" if name == "vanilla" else "matryoshka"
 
 
 def _label(name: str) -> str:
     kind, _, number = name.partition("_")
-    return {
-        "vanilla": "vanilla (full prefix only)",
-        "sampled": "sampled each batch",
-        "expected": f"exact expectation of {number} sampled",
-        "all": "all, equal weight",
-    }[kind]
+    return {"sampled": number, "expected": f"{number} exp."}.get(kind, kind)
 
 
-def _why_empty(title: str, results: dict[str, Any]) -> str:
-    related = [value for r in results.values() for value in r["mixing"]["parent_to_child"] if value is not None]
-    if not related:
+def _why_empty(results: dict[str, Any]) -> str:
+    if not any(value is not None for r in results.values() for value in r["mixing"]["parent_to_child"]):
         return "no feature has a parent feature"
-    if "Mixing" not in title:
-        return "no child is on in the held-out rows"
-    recovered = any(r["recovered"] for r in results.values())
-    return "no feature has siblings" if recovered else "no seed recovered the tree"
+    return "no feature has siblings" if any(r["recovered"] for r in results.values()) else "no seed recovered"
 
 
-def _plot_recovered(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
-    plots.share(ax, x, result["recovered"], result["n_seeds"], colour, marker=marker)
-    ax.set_ylim(-0.05, 1.05)
-    return True
-
-
-def _plot_holes(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
-    ax.set_ylim(-0.05, 1.05)
-    return plots.spread(ax, x, result["hole_rate"], colour, width=0.04 * x)
-
-
-def _plot_mixing(kind: str) -> Any:
-    def draw(ax: Axes, result: dict, x: float, colour: str, marker: str) -> bool:
-        ax.axhline(0, color="#999999", linewidth=0.6)
-        return plots.spread(ax, x, list(_recovered_only(result, kind)), colour, width=0.04 * x)
-
-    return draw
-
-
-EXPERIMENT = Experiment("all_prefixes", Config, run, summary, plot, check_study, n_steps)
+EXPERIMENT = Experiment("all_prefixes", Config, run, summary, plot, check_study, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -14,14 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
-from experiments.common.measured import evaluate_seeds, lane, mean_text, missed_clause, missed_targets, summarise
+from experiments.common.measured import (
+    caption_text,
+    evaluate_seeds,
+    lane,
+    mean_text,
+    missed_targets,
+    no_holes,
+    outcome_text,
+    summarise,
+)
 from experiments.common.study import (
-    LABELS,
     SAES,
     PairConfig,
     aimed_l0,
@@ -75,50 +84,63 @@ def _cosines(sae: Any, W_feat: np.ndarray, side: str) -> np.ndarray:
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for name in SAES:
-        values = record["results"][name]["decoder"]["mixing"]
+        r = record["results"][name]
+        values = r["decoder"]["mixing"]
         means = ", ".join(f"{kind.replace('_', ' ')} {mean_text(values[kind], '+.3f')}" for kind in KINDS)
+        lines.append(f"{name} {outcome_text(r)}")
         lines.append(f"{name} decoder mixing {means}; largest |off-diagonal| {max(values['max_off_diagonal']):.3f}")
     return lines + missed_targets(record["results"])
 
 
+def caption(record: dict[str, Any]) -> str:
+    text = (
+        f"a to d: cosines, seed {record['seeds'][0]}; e, f: mean cosine over pairs of related features; dots: seeds; "
+        "bars: mean or share with 95% interval; dotted: target of L0"
+    )
+    return caption_text(record, text, record["results"])
+
+
 def plot(record: dict[str, Any]) -> Figure:
-    results = record["results"]
-    names = plots.shown_names(tree_from_dict(record["config"]["tree"]))
-    with plots.styled(7.6) as figure:
-        grid = figure.add_gridspec(3, 2, height_ratios=[1.35, 1.35, 1])
-        axes = []
-        for row, side in enumerate(SIDES):
-            for column, name in enumerate(SAES):
-                ax = figure.add_subplot(grid[row, column])
-                plots.heatmap(ax, results[name][side]["cosines"], low=-1, high=1, colours="RdBu_r")
-                plots.label_columns(ax, names, size=5.5)
-                plots.label_rows(ax, names, size=5.5)
-                ax.set(title=f"{'abcd'[2 * row + column]}  {LABELS[name]}, {side}", xlabel="true feature")
-                ax.set_ylabel("latent of feature")
-                axes.append(ax)
-        figure.colorbar(axes[0].images[0], ax=axes, label="cosine", shrink=0.5)
-        for column, side in enumerate(SIDES):
-            ax = figure.add_subplot(grid[2, column])
-            ax.axhline(0, color="#999999", linewidth=0.7)
-            drawn = []
-            for i, name in enumerate(SAES):
-                for x, kind in enumerate(KINDS):
-                    values = results[name][side]["mixing"][kind]
-                    drawn.append(plots.spread(ax, x + 0.3 * i - 0.15, values, plots.COLOURS[name], width=0.07))
-                ax.plot([], [], color=plots.COLOURS[name], label=LABELS[name])
-            if not any(drawn):
-                plots.nothing(ax, "no feature has a parent feature")
-            ax.set_xticks(range(len(KINDS)), list(KINDS.values()), fontsize=6.5)
-            ax.set(title=f"{'ef'[column]}  Mixing, {side}: mean over pairs", ylabel="mean cosine")
-            if side == "decoder":
-                ax.legend(loc="upper center")
-        seed = record["seeds"][0]
-        text = f"a to d: seed {seed}; e, f: dots are seeds, bars mean and 95% interval"
-        plots.caption(figure, record, text + missed_clause(results))
+    results, root = record["results"], tree_from_dict(record["config"]["tree"])
+    with plots.styled(8.4) as figure:
+        rows = plots.stacked(figure, 4.6, 1.8, 1.6)
+        _plot_heatmaps(rows[0], results, plots.shown_names(root))
+        plots.name_kinds(rows[1])
+        for ax, letter, side in zip(rows[1].subplots(1, 2), "ef", SIDES, strict=True):
+            _plot_mixing(ax, results, side)
+            ax.set(title=f"{letter}  Mixing, {side}", ylabel="mean cosine")
+        marks = [plots.Mark(i, results[name], plots.COLOURS[name]) for i, name in enumerate(SAES)]
+        plots.outcomes(rows[2].subplots(1, 5), "ghijk", marks, ["", ""], no_holes(root))
     return figure
 
 
-EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check_study, n_steps)
+def _plot_heatmaps(figure: Any, results: dict[str, Any], names: list[str]) -> None:
+    panels = figure.subplots(2, 2)
+    for row, side in enumerate(SIDES):
+        for column, name in enumerate(SAES):
+            ax = panels[row, column]
+            plots.heatmap(ax, results[name][side]["cosines"], low=-1, high=1, colours="RdBu_r")
+            plots.label_columns(ax, names)
+            plots.label_rows(ax, names)
+            ax.set(title=f"{'abcd'[2 * row + column]}  {plots.LABELS[name]}, {side}", ylabel="latent of feature")
+            if row:
+                ax.set_xlabel("true feature")
+    figure.colorbar(panels[0, 0].images[0], ax=panels, label="cosine", shrink=0.5)
+
+
+def _plot_mixing(ax: Axes, results: dict[str, Any], side: str) -> None:
+    ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.7)
+    drawn = [
+        plots.spread(ax, x + 0.3 * i - 0.15, results[name][side]["mixing"][kind], plots.COLOURS[name], width=0.07)
+        for i, name in enumerate(SAES)
+        for x, kind in enumerate(KINDS)
+    ]
+    if not any(drawn):
+        plots.nothing(ax, "no feature has a parent feature")
+    ax.set_xticks(range(len(KINDS)), list(KINDS.values()), fontsize=6.5)
+
+
+EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check_study, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

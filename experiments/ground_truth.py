@@ -12,15 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
+from experiments.common.measured import caption_text
 from experiments.common.memory import FLOAT, check_fits
 from experiments.common.study import MOST_SHOWN, TreeConfig, check_features, shown_batch
 from toy.checks import Whole, check_fields
 from toy.features.directions import cosine_matrix
+from toy.features.node import walk
 from toy.features.tree import marginals, mean_l0, sample_features
 from toy.features.tree_json import tree_from_dict
 
@@ -80,61 +83,60 @@ def summary(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def caption(record: dict[str, Any]) -> str:
+    results, n_rows = record["results"], record["config"]["n_rows"]
+    text = (
+        "a: the tree, on the lines P(child on | parent on), dashed where at most one of the children is on; b: the "
+        f"{len(results['batch'])} rows of a batch that are not all zero, sorted; c: cosines of the directions of the "
+        f"first seed; d: sampled minus exact P(on) in binomial standard errors, {n_rows:,} rows per seed; dots: seeds; "
+        f"bars: mean with 95% interval; exact mean L0 {results['mean_l0']:.4g}"
+    )
+    return caption_text(record, text)
+
+
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
     names = plots.shown_names(root)
-    batch, frequency = np.array(results["batch"]), np.array(results["frequency"])
-    with plots.styled(5.6) as figure:
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1])
-        ax = figure.add_subplot(grid[0, 0])
+    n_leaves = sum(not node.children for _, _, node in walk(root))
+    with plots.styled(float(np.clip(0.09 * n_leaves, 6.4, 9.2))) as figure:
+        grid = figure.add_gridspec(3, 2, width_ratios=[1, 1.15], height_ratios=[1.2, 1.2, 1])
+        ax = figure.add_subplot(grid[:, 0])
+        ax.set_title("a  The tree")
         plots.draw_tree(ax, root, names)
-        ax.set_title("a  The tree: P(child on | parent on);\n    dashed: at most one of the children")
-
-        ax = figure.add_subplot(grid[0, 1])
-        image = plots.heatmap(
-            ax,
-            batch,
-            low=0,
-            high=max(1.0, float(batch.max(initial=0))),
-            colours="Greys",
-            empty="no row has a feature on",
-        )
-        plots.label_columns(ax, names)
-        ax.set(
-            title=f"b  Features of a batch:\n    its {len(batch)} rows that are not all zero, sorted",
-            xlabel="feature",
-            ylabel="row",
-        )
-        figure.colorbar(image, ax=ax, label="magnitude", shrink=0.6)
-
-        ax = figure.add_subplot(grid[1, 0])
-        image = plots.heatmap(ax, np.array(results["cosines"]), low=-1, high=1, colours="RdBu_r")
-        ax.set_aspect("equal")
-        plots.label_columns(ax, names)
-        plots.label_rows(ax, names)
-        ax.set(title=f"c  Cosines of the directions (seed {record['seeds'][0]})", xlabel="feature", ylabel="feature")
-        figure.colorbar(image, ax=ax, label="cosine", shrink=0.8)
-
-        ax = figure.add_subplot(grid[1, 1])
-        exact = np.array(results["marginals"])
-        n_rows = record["config"]["n_rows"]
-        error = (frequency - exact) / np.sqrt(np.maximum(exact * (1 - exact), 1e-12) / n_rows)
-        for column in range(len(names)):
-            plots.spread(ax, column, list(error[:, column]), plots.COLOURS["matryoshka"], width=0.2)
-        ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.8)
-        plots.label_columns(ax, names)
-        ax.set(
-            title=f"d  Sampled minus exact P(on), {n_rows:,} rows a seed",
-            xlabel="feature",
-            ylabel="binomial standard errors",
-        )
-        plots.caption(
-            figure, record, f"Dots: seeds; bars: mean and 95% interval. Exact mean L0 {results['mean_l0']:.4g}"
-        )
+        _plot_batch(figure.add_subplot(grid[0, 1]), results, names)
+        _plot_cosines(figure.add_subplot(grid[1, 1]), results, names)
+        _plot_frequencies(figure.add_subplot(grid[2, 1]), results, names, record["config"]["n_rows"])
     return figure
 
 
-EXPERIMENT = Experiment("ground_truth", Config, run, summary, plot, check, n_steps)
+def _plot_batch(ax: Axes, results: dict[str, Any], names: list[str]) -> None:
+    high = max([1.0, *(value for row in results["batch"] for value in row)])
+    image = plots.heatmap(ax, results["batch"], low=0, high=high, colours="Greys", empty="no row has a feature on")
+    plots.label_columns(ax, names)
+    ax.set(title="b  Features of a batch", xlabel="feature", ylabel="row")
+    ax.figure.colorbar(image, ax=ax, label="magnitude", shrink=0.8)
+
+
+def _plot_cosines(ax: Axes, results: dict[str, Any], names: list[str]) -> None:
+    image = plots.heatmap(ax, results["cosines"], low=-1, high=1, colours="RdBu_r")
+    plots.label_columns(ax, names)
+    plots.label_rows(ax, names)
+    ax.set(title="c  Cosines of the directions", xlabel="feature", ylabel="feature")
+    ax.figure.colorbar(image, ax=ax, label="cosine", shrink=0.8)
+
+
+def _plot_frequencies(ax: Axes, results: dict[str, Any], names: list[str], n_rows: int) -> None:
+    exact = np.array(results["marginals"])
+    error = (results["frequency"] - exact) / np.sqrt(np.maximum(exact * (1 - exact), 1e-12) / n_rows)
+    size = float(np.clip(150 / len(names), 1, 9))
+    for column, seeds in enumerate(error.T):
+        plots.spread(ax, column, seeds, plots.COLOURS["truth"], width=0.2, size=size)
+    ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.8)
+    plots.label_columns(ax, names)
+    ax.set(title="d  Sampled minus exact P(on)", xlabel="feature", ylabel="standard errors")
+
+
+EXPERIMENT = Experiment("ground_truth", Config, run, summary, plot, check, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

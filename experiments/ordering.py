@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
-from experiments.common.measured import against_target, evaluate_seeds, known, missed_clause, missed_targets
+from experiments.common.measured import against_target, caption_text, evaluate_seeds, known, missed_targets
 from experiments.common.study import (
     Study,
     StudyConfig,
@@ -48,6 +48,13 @@ from toy.training.grid import train_grid, trained_saes
 
 COMMENT = TreeOption("ordering")
 FIELDS = ("hole_rate", "recovered", "child_first", "min_cosine")
+PER_SEED = (*FIELDS, "l0", "fvu", "shrinkage")
+OUTCOMES = {
+    "recovered": ("recovered", "-", "o"),
+    "hole_rate": ("hole rate", "--", "s"),
+    "child_first": ("child first", ":", "^"),
+}
+PRICE = {"fvu": ("FVU", "-", "o"), "l0_share": ("L0 / target", "--", "s"), "shrinkage": ("shrinkage", ":", "^")}
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,6 @@ class Config(StudyConfig):
 
     tree: Annotated[TreeOption, TREE_OPTION] = COMMENT
     """Your own tree; default: the comment's, alone and among lone features."""
-    n_seeds: int = 10
     ratios: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 8.0)
     """Child magnitude / parent magnitude."""
     prob: float = 0.3
@@ -155,7 +161,7 @@ def _run_tree(cfg: Config, root: Node, study: Study, work: Work) -> dict[str, An
     return {
         "tree": tree_to_dict(root),
         "energy_crossing": energy_crossings(study.tree),
-        **{name: [[seed[name] for seed in row] for row in rows] for name in (*FIELDS, "l0")},
+        **{name: [[seed[name] for seed in row] for row in rows] for name in PER_SEED},
         **against_target([seed["l0"] for row in rows for seed in row], aimed_l0(cfg, study.tree)),
     }
 
@@ -168,6 +174,8 @@ def _outcome(evaluation: Evaluation, tree: Tree) -> dict[str, Any]:
         "child_first": float(np.mean([latent[child] < latent[parent] for parent, child in edges(tree)])),
         "min_cosine": evaluation.min_cosine,
         "l0": evaluation.l0,
+        "fvu": evaluation.fvu,
+        "shrinkage": evaluation.shrinkage,
     }
 
 
@@ -188,19 +196,31 @@ def summary(record: dict[str, Any]) -> list[str]:
     return lines + missed_targets(results["trees"])
 
 
+def caption(record: dict[str, Any]) -> str:
+    text = (
+        f"Matryoshka ReLU SAEs, {record['config']['n_prefixes']} sampled prefixes; energy: P(on) times squared mean "
+        "magnitude, equal in parent and child at the dashed ratio; child first: share of edges whose child's latent "
+        "stands before the parent's, where the first latents are in the most prefixes; d to f: the price; "
+        "dots: means or shares over seeds with 95% interval"
+    )
+    return caption_text(record, text, record["results"]["trees"])
+
+
 def plot(record: dict[str, Any]) -> Figure:
-    results = record["results"]
-    with plots.styled(2.7) as figure:
-        axes = np.atleast_1d(figure.subplots(1, len(results["trees"]), sharey=True))
-        for letter, ax, (name, tree) in zip("abc", axes, results["trees"].items(), strict=False):
-            _plot_tree(ax, results["ratios"], tree)
-            ax.set_title(f"{letter}  {_title(record['config'], name)}")
-        axes[0].set_ylabel("hole rate, or share of seeds")
-        axes[-1].legend(loc="center right")
-        text = (
-            f"{record['config']['n_prefixes']} sampled prefixes; bars: 95% intervals over seeds; dashed: energies cross"
-        )
-        plots.caption(figure, record, text + missed_clause(results["trees"]))
+    results, config = record["results"], record["config"]
+    with plots.styled(4.2) as figure:
+        panels = figure.subplots(2, len(results["trees"]), sharex=True, sharey="row", squeeze=False)
+        for column, (name, tree) in enumerate(results["trees"].items()):
+            top, bottom = panels[:, column]
+            _plot_lines(top, results["ratios"], tree, OUTCOMES)
+            _plot_lines(bottom, results["ratios"], _with_l0_share(tree), PRICE)
+            top.set(title=f"{'abc'[column]}  {_title(config, name)}", ylim=(-0.05, 1.05))
+            bottom.set(title="def"[column], xlabel="magnitude of child / parent")
+        panels[1, 0].set_ylim(bottom=-0.05)
+        panels[0, 0].set_ylabel("rate, or share of seeds")
+        panels[1, 0].set_ylabel("value (held-out rows)")
+        for ax in panels[:, -1]:
+            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -216,29 +236,37 @@ def _title(config: dict[str, Any], name: str) -> str:
     return f"P(child | parent) {edge[name]:g},\n    {alone}"
 
 
-def _plot_tree(ax: Axes, ratios: list[float], tree: dict[str, Any]) -> None:
+def _with_l0_share(tree: dict[str, Any]) -> dict[str, Any]:
+    target = tree.get("target_l0", np.nan)
+    return {**tree, "l0_share": [[l0 / target for l0 in row] for row in tree["l0"]]}
+
+
+def _plot_lines(ax: Axes, ratios: list[float], tree: dict[str, Any], lines: dict[str, tuple[str, str, str]]) -> None:
+    """Some fields of a tree's record against the ratio, each with its label, line style and marker."""
     for at in tree["energy_crossing"]:
-        ax.axvline(at, color="#999999", linewidth=0.9, linestyle="--")
-    lines = {
-        "hole_rate": ("hole rate", plots.COLOURS["vanilla"], 0.94),
-        "child_first": ("child first", plots.COLOURS["other"], 1.0),
-        "recovered": ("recovered", plots.COLOURS["matryoshka"], 1.06),
-    }
-    for field, (label, colour, aside) in lines.items():
-        x = np.array(ratios) * aside
-        values = [np.array(known(row), float) for row in tree[field]]
-        ax.plot(x, [row.mean() if len(row) else np.nan for row in values], color=colour, linewidth=1, label=label)
-        for at, row in zip(x, values, strict=True):
-            if set(row) <= {0.0, 1.0}:
-                plots.share(ax, at, int(row.sum()), len(row), colour, width=0.8)
-            else:
-                plots.spread(ax, at, list(row), colour, width=0.02 * at)
-    ax.set(xscale="log", xlabel="magnitude of child / parent", ylim=(-0.05, 1.05))
+        ax.axvline(at, color=plots.COLOURS["truth"], linewidth=0.9, linestyle="--")
+    for i, (field, (label, line, marker)) in enumerate(lines.items()):
+        rows = [known(row) for row in tree.get(field, [[]] * len(ratios))]
+        intervals = [_interval(field, row) if row else None for row in rows]
+        means = [np.nan if found is None else found.mean for found in intervals]
+        x, colour = np.array(ratios) * 1.06 ** (i - 1), plots.COLOURS["matryoshka"]
+        style: Any = {"markersize": 4, "markerfacecolor": "white" if i else colour}
+        ax.plot(x, means, line, color=colour, marker=marker, linewidth=1, label=label, **style)
+        for at, found in zip(x, intervals, strict=True):
+            if found is not None:
+                plots.bar(ax, at, found, colour, fmt=marker, capsize=2, elinewidth=0.8, **style)
+    ax.set(xscale="log")
     ax.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     ax.minorticks_off()
 
 
-EXPERIMENT = Experiment("ordering", Config, run, summary, plot, check, n_steps)
+def _interval(field: str, values: list[float]) -> plots.Interval:
+    """The interval of a share where every seed either is so or is not, and of a mean otherwise."""
+    is_share = field == "recovered" or (field == "child_first" and set(values) <= {0, 1})
+    return plots.wilson(int(sum(values)), len(values)) if is_share else plots.bootstrap(values)
+
+
+EXPERIMENT = Experiment("ordering", Config, run, summary, plot, check, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

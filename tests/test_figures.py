@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments import absorption, all_prefixes, cosines, ground_truth, ordering
+from experiments import absorption, all_prefixes, cosines, ground_truth, ordering, pareto
 from experiments.common import cli, fonts, measured, plots
 from experiments.common import study as st
 from experiments.common.experiment import Work
@@ -50,11 +51,13 @@ HALF_NEVER = forest(Node(0.4, (Node(0.0, name="c"),), name="p"))
 
 
 @pytest.mark.parametrize("root", [RARE, ONE, ALWAYS, LONE, HALF_NEVER], ids=["rare", "one", "always", "lone", "never"])
-@pytest.mark.parametrize("module", [ground_truth, absorption, cosines, all_prefixes])
+@pytest.mark.parametrize("module", [ground_truth, absorption, cosines, all_prefixes, pareto])
 def test_trees_with_features_never_or_always_on_or_unrelated_are_drawn(module, root):
-    sizes = {"n_seeds": 2, "n_rows": 60} if module is ground_truth else dict(SMALL)
+    sizes: dict[str, Any] = {"n_seeds": 2, "n_rows": 60} if module is ground_truth else dict(SMALL)
     if module is absorption:
         sizes["n_topk_seeds"] = 0
+    if module is pareto:
+        sizes["coefs"] = (0.1, 1.0)
     if module is all_prefixes:
         sizes |= {"n_prefixes": (2,), "n_expected": 2}
     record = record_of(module, root, **sizes)
@@ -75,7 +78,7 @@ def test_panels_with_nothing_in_them_say_so():
     assert text.count("no row has a feature on") == 3
     assert "no child is on in the held-out rows" in text
     lone = record_of(cosines, LONE, **SMALL)
-    assert words(cosines.plot(lone)).count("no feature has a parent feature") == 2
+    assert words(cosines.plot(lone)).count("no feature has a parent feature") == 3
     assert "–" in cosines.summary(lone)[0]
 
 
@@ -115,7 +118,7 @@ def test_names_are_drawn_as_they_are_on_one_line_and_cut(module):
     sizes = {"n_seeds": 1, "n_rows": 60} if module is ground_truth else {**SMALL, "n_latents": None}
     figure = module.plot(record_of(module, named(ODD_NAMES), **sizes))
     texts = words(figure).split("\n")
-    for shown in ("$x^$", "a_b^{c", "100%\\frac{", "two\\nlines", "tab\\there", "_hidden", "x" * 23 + "…"):
+    for shown in ("$x^$", "a_b^{c", "100%\\frac{", "two\\nlines", "tab\\there", "_hidden", "x" * 13 + "…"):
         assert shown in texts
     assert cli.as_png(figure)
 
@@ -131,25 +134,21 @@ def test_a_users_matplotlibrc_has_no_say(tmp_path):
 
 def test_characters_without_a_font_are_told_once_and_drawn_as_boxes(monkeypatch, capsys):
     monkeypatch.setattr(fonts, "_told", set())
-    monkeypatch.setattr(fonts, "_families", lambda characters: ())
+    files = fonts._regular_files()
+    monkeypatch.setattr(fonts, "_regular_files", lambda: {fonts.BASE: files[fonts.BASE]})
     record = record_of(ground_truth, named(["犬", "é", "ω"]), n_seeds=1, n_rows=60)
     for _ in range(2):
         assert cli.as_png(ground_truth.plot(record))
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "no installed font has all characters of 犬" in error
-    assert "é" not in error
+    assert capsys.readouterr().err == "figure: no installed font has 犬: boxes stand for them\n"
 
 
 def test_another_installed_font_is_taken_for_what_the_usual_one_lacks(monkeypatch, capsys):
+    characters = {fonts.BASE: "a", "Nowhere": "b", "Other": "犬"}
     monkeypatch.setattr(fonts, "_told", set())
-    monkeypatch.setattr(fonts, "_regular_files", lambda: {fonts.BASE: "base", "Nowhere": "nothing", "Other": "other"})
-    characters = {fonts.BASE: {ord("a")}, "Nowhere": {ord("b")}, "Other": {ord("犬")}}
+    monkeypatch.setattr(fonts, "_regular_files", lambda: characters)
     monkeypatch.setattr(fonts, "_characters", lambda family: frozenset(characters[family]))
-    fonts._families.cache_clear()
     with plots.styled(1) as figure:
         text = figure.text(0, 0, "a犬")
-    fonts._families.cache_clear()
     assert text.get_fontfamily() == [fonts.BASE, "Other"]
     assert not capsys.readouterr().err
 
@@ -161,12 +160,10 @@ ON = {"n_seeds": 3, "l0": [1.1, 1.12, 1.2], "target_l0": 1.12, "off_target_seeds
 def test_l0_off_its_target_is_told_in_summary_and_caption():
     results = {"vanilla": OFF, "matryoshka": ON, "features": [[1]], "old": {"n_seeds": 1, "l0": [0.1]}}
     assert measured.missed_targets(results) == [
-        "vanilla: L0 0.86 to 0.9 misses the target 1.12 by more than 10% in 2/3 seeds"
+        "vanilla: L0 0.86 to 0.9 misses the target 1.12 by more than 10% in 2/3 SAEs"
     ]
-    assert (
-        measured.missed_clause(results) == "; L0 misses its target by more than 10%: vanilla 0.86 to 0.9 for 1.12 (2/3)"
-    )
-    assert measured.missed_clause({"matryoshka": ON}) == ""
+    told = measured.caption_text({"config": {"d_in": 3}, "seeds": [4]}, "Dots: seeds", results)
+    assert told == f"Dots: seeds; {measured.missed_targets(results)[0]}; seed 4; d_in 3."
 
 
 def test_seeds_off_target_are_counted_where_there_is_a_target():
@@ -185,10 +182,11 @@ def test_records_hold_the_target_and_the_figure_names_who_misses_it():
     vanilla = record["results"]["vanilla"]
     assert (vanilla["target_l0"], vanilla["off_target_seeds"]) == (50.0, 2)
     assert any(line.startswith("vanilla: L0") and "misses the target 50" in line for line in cosines.summary(record))
-    assert "L0 misses its target" in words(cosines.plot(record)).replace("\n", " ")
+    assert "misses the target 50" in cosines.caption(record)
     for result in record["results"].values():  # a record from before there were targets in it
         del result["target_l0"], result["off_target_seeds"]
-    assert "misses" not in words(cosines.plot(record)) + "".join(cosines.summary(record))
+    assert cosines.plot(record)
+    assert "misses" not in cosines.caption(record) + "".join(cosines.summary(record))
 
 
 def test_a_tree_is_read_once_and_the_record_holds_what_was_trained(tmp_path):
@@ -228,6 +226,68 @@ def test_a_deep_tree_is_described(tmp_path):
 def test_many_leaves_and_levels_are_drawn():
     root = forest(*(Node(0.01, name=f"f{i}") for i in range(200)))
     assert cli.as_png(ground_truth.plot(record_of(ground_truth, root, n_seeds=1, n_rows=50, d_in=200)))
+
+
+def test_names_of_many_features_do_not_overlap():
+    with plots.styled(3) as figure:
+        ax, _ = figure.subplots(1, 2)
+        plots.heatmap(ax, np.eye(100), low=0, high=1, colours="Greys")
+        plots.label_columns(ax, [f"feature {i}" for i in range(100)])
+        plots.label_rows(ax, [f"feature {i}" for i in range(100)])
+    assert cli.as_png(figure)
+    points = figure.dpi / 72
+    for labels, axis in ((ax.get_xticklabels(), "x0"), (ax.get_yticklabels(), "y0")):
+        assert len(labels) > 10
+        starts = sorted(getattr(label.get_window_extent(), axis) for label in labels)
+        assert np.diff(starts).min() >= labels[0].get_fontsize() * points
+
+
+@pytest.mark.parametrize(("n_children", "is_heatmap"), [(20, False), (21, True)])
+def test_hole_rates_of_many_edges_are_a_heatmap(n_children, is_heatmap):
+    root = Node(0.5, tuple(Node(0.3, name=f"c{i}") for i in range(n_children)), name="p")
+    record = record_of(absorption, root, **{**SMALL, "n_latents": None}, n_topk_seeds=0)
+    (panel,) = [ax for ax in absorption.plot(record).findobj(Axes) if ax.get_title(loc="left").startswith("d  ")]
+    assert bool(panel.images) == is_heatmap
+
+
+def test_every_prefix_is_drawn_once_and_mixing_without_recovery_says_why():
+    record = record_of(all_prefixes, HALF_NEVER, **{**SMALL, "n_latents": 2}, n_prefixes=(1, 2, 5), n_expected=2)
+    figure = all_prefixes.plot(record)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["vanilla", "1", "2 exp.", "all"]
+    assert words(figure).count("no seed recovered") == 3
+
+
+def test_intervals_are_those_of_the_policy_and_stay_inside_the_range():
+    assert plots.wilson(32, 32) == pytest.approx((1, 0.893, 1), abs=1e-3)
+    assert plots.wilson(0, 8) == pytest.approx((0, 0, 0.324), abs=1e-3)
+    mean, low, high = plots.bootstrap([0.0, 0.0, 0.0, 1.0])
+    assert 0 <= low < mean == 0.25 < high <= 1
+    assert plots.bootstrap([0.3]) == (0.3, 0.3, 0.3)
+
+
+def test_recovery_stands_beside_its_price():
+    record = record_of(absorption, HALF_NEVER, **SMALL, n_topk_seeds=1)
+    for text in (words(absorption.plot(record)), "".join(absorption.summary(record))):
+        assert all(price in text for price in ("FVU", "L0", "hrinkage"))
+
+
+def test_pareto_draws_every_coefficient_and_finds_the_nearest_sae():
+    record = record_of(pareto, HALF_NEVER, **SMALL, coefs=(0.1, 1.0))
+    assert [len(record["results"][kind]) for kind in ("coefs", "vanilla", "matryoshka")] == [2, 2, 2]
+    assert cli.as_png(pareto.plot(record))
+    assert len(pareto.summary(record)) == 3
+
+    def entry(recovered: int, l0: float, fvu: float) -> dict:
+        return {"recovered": recovered, "l0": [l0, l0], "fvu": [fvu, None]}
+
+    best, at_l0, at_fvu = entry(2, 1.1, 0.02), entry(0, 1.0, 0.0), entry(0, 0.8, 0.03)
+    found = pareto.matched({"vanilla": [at_l0, at_fvu], "matryoshka": [entry(1, 2.0, 0.0), entry(2, 1.2, 0.3), best]})
+    assert list(found.values()) == [best, at_l0, at_fvu]
+
+
+def test_pareto_needs_a_coefficient():
+    with pytest.raises(ValueError, match="coefs: need at least one"):
+        pareto.Config(coefs=())
 
 
 def test_drawing_needs_no_pyplot():

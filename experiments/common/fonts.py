@@ -11,56 +11,32 @@ from toy.checks import quoted
 
 BASE = "DejaVu Sans"  # comes with matplotlib
 SIGNS = "Last Resort High-Efficiency"  # comes with matplotlib: for every character a sign of its script, not itself
-MOST_NAMED = 3
 _told: set[str] = set()
 
 
 def give_fonts(figure: Figure) -> None:
-    """Give the texts that need them other fonts; tell once on stderr which texts no font can draw."""
-    texts = [text for text in _texts(figure) if _missing(text.get_text(), BASE)]
-    if not texts:
-        return
-    needed = {character for text in texts for character in _missing(text.get_text(), BASE)}
-    families = [BASE, *_families(frozenset(needed))]
-    for text in texts:
-        text.set_fontfamily(families)
-    _tell([text.get_text() for text in texts if _missing(text.get_text(), *families)])
-
-
-def _texts(figure: Figure) -> list[Text]:
+    """Let texts fall back on other fonts where they need them; tell once on stderr which characters no font has."""
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
             axis.get_ticklabels()  # sets their texts, which else happens only when they are drawn
-    return [found for found in figure.findobj(Text) if isinstance(found, Text)]
-
-
-def _tell(texts: list[str]) -> None:
-    new = [text for text in dict.fromkeys(texts) if text not in _told]
-    _told.update(new)
-    if new:
-        named = ", ".join(quoted(text, 40) for text in new[:MOST_NAMED]) + ", …" * (len(new) > MOST_NAMED)
-        print(f"figure: no installed font has all characters of {named}: boxes stand for them", file=sys.stderr)
-
-
-def _missing(text: str, *families: str) -> set[str]:
-    there = frozenset[int]().union(*map(_characters, families))
-    return {character for character in text if character.isprintable() and ord(character) not in there}
-
-
-@cache
-def _families(characters: frozenset[str]) -> tuple[str, ...]:
-    """Installed fonts, each of which has some of the characters that those before it lack."""
-    families, left = [], {ord(character) for character in characters}
-    for family in sorted(_regular_files()):
-        if left & _characters(family):
+    texts = [found for found in figure.findobj(Text) if isinstance(found, Text)]
+    characters = {character for text in texts for character in text.get_text() if character.isprintable()}
+    families, lacking = [BASE], characters - _characters(BASE)
+    for family in sorted(_regular_files()) if lacking else ():
+        if lacking & _characters(family):
             families.append(family)
-            left -= _characters(family)
-    return tuple(families)
+            lacking = lacking - _characters(family)
+    if len(families) > 1:
+        for text in texts:
+            text.set_fontfamily(families)
+    if new := sorted(lacking - _told):
+        _told.update(new)
+        print(f"figure: no installed font has {quoted(''.join(new), 40)}: boxes stand for them", file=sys.stderr)
 
 
 @cache
-def _characters(family: str) -> frozenset[int]:
-    return frozenset(font_manager.get_font(_regular_files()[family]).get_charmap())
+def _characters(family: str) -> frozenset[str]:
+    return frozenset(map(chr, font_manager.get_font(_regular_files()[family]).get_charmap()))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the experiments record of trained SAEs, one entry per seed, and how they tell of L0 that misses its target."""
+"""What the experiments record of trained SAEs, one entry per seed, and how summaries and captions tell of it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 
 from toy.eval.against_tree import Evaluation, evaluate
 from toy.eval.metrics import Mixing
-from toy.features.tree import Tree
+from toy.features.node import Node
+from toy.features.tree import Tree, build_tree, edges
 from toy.sae import RELU, SAE, Activation
 from toy.training.controllers import MAX_L0_ERROR, off_target
 
@@ -55,35 +56,42 @@ def against_target(l0: Iterable[float], target_l0: float | None) -> dict[str, An
 def missed_targets(results: dict[str, Any]) -> list[str]:
     """A line for each kind of SAE whose L0 misses the target; none for records that do not hold the target."""
     return [
-        f"{name}: L0 {_range(r)} misses the target {r['target_l0']:.3g} by more than {MAX_L0_ERROR:.0%} in {_count(r)} "
-        f"{'seeds' if 'n_seeds' in r else 'SAEs'}"
-        for name, r in _off_target(results).items()
+        f"{name}: L0 {_missed(r)} misses the target {r['target_l0']:.3g} by more than {MAX_L0_ERROR:.0%} in "
+        f"{r['off_target_seeds']}/{np.size(r['l0'])} SAEs"
+        for name, r in results.items()
+        if isinstance(r, dict) and r.get("off_target_seeds")
     ]
 
 
-def missed_clause(results: dict[str, Any]) -> str:
-    """The same as a clause of a caption; empty where no target is missed."""
-    missed = [f"{name} {_range(r)} for {r['target_l0']:.3g} ({_count(r)})" for name, r in _off_target(results).items()]
-    return f"; L0 misses its target by more than {MAX_L0_ERROR:.0%}: {', '.join(missed)}" if missed else ""
-
-
-def _off_target(results: dict[str, Any]) -> dict[str, Any]:
-    return {name: r for name, r in results.items() if isinstance(r, dict) and r.get("off_target_seeds")}
-
-
-def _count(result: dict[str, Any]) -> str:
-    return f"{result['off_target_seeds']}/{len(_l0(result))}"
-
-
-def _range(result: dict[str, Any]) -> str:
+def _missed(result: dict[str, Any]) -> str:
     """The least and the greatest L0 that miss the target, one number where they look alike."""
-    missed = [value for value in _l0(result) if off_target(value, result["target_l0"])] or _l0(result)
+    missed = [value for value in np.ravel(result["l0"]).tolist() if off_target(value, result["target_l0"])]
     return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(missed), max(missed))))
 
 
-def _l0(result: dict[str, Any]) -> list[float]:
-    """A value per seed, or per ratio and seed."""
-    return np.ravel(result["l0"]).tolist()
+def caption_text(record: dict[str, Any], text: str, results: dict[str, Any] | None = None) -> str:
+    """A figure's caption: the text, the targets that kinds of SAE in `results` miss, seeds and configuration."""
+    config, seeds = record["config"], record["seeds"]
+    parts = [text, *missed_targets(results or {})]
+    parts.append(f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}")
+    if "n_steps" in config:
+        sparsity = {"l1": "L1", "log": "log"}[config["sparsity"]]
+        parts.append(f"{config['n_steps']:,} steps, {sparsity} sparsity")
+    return "; ".join([*parts, f"d_in {config['d_in']}"]) + "."
+
+
+def outcome_text(result: dict[str, Any]) -> str:
+    """Recovery and holes of a kind of SAE, and their price, for a summary."""
+    return (
+        f"recovered {result['recovered']}/{result['n_seeds']}, hole rate {mean_text(result['hole_rate'], '.4f')}; "
+        f"FVU {mean_text(result['fvu'], '.4f')}, L0 {mean_text(result['l0'], '.3f')}, "
+        f"shrinkage {mean_text(result['shrinkage'], '.3f')}"
+    )
+
+
+def no_holes(root: Node) -> str:
+    """Why no hole rate of a tree is known."""
+    return "no child is on in the held-out rows" if edges(build_tree(root)) else "no feature has a parent feature"
 
 
 def known(values: Iterable[float | None]) -> list[float]:

@@ -7,16 +7,17 @@ of seeds. A panel with nothing to show says why (`nothing`).
 """
 
 import contextlib
-import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import binomtest
 
 from experiments.common.fonts import BASE, give_fonts
@@ -24,6 +25,7 @@ from toy.checks import quoted
 from toy.features.node import Node, feature_names, features, walk
 
 WIDTH = 7.0  # inches: the text width of a paper
+LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 COLOURS = {"truth": "#444444", "vanilla": "#d1495b", "matryoshka": "#00798c", "other": "#edae49"}
 STYLE: Any = {
     "text.usetex": False,  # names of users are drawn as they are, not as formulas
@@ -49,8 +51,8 @@ def shown_name(name: str, most: int = 24) -> str:
 
 
 def shown_names(root: Node) -> list[str]:
-    """The names of a tree's features as figures show them."""
-    return [shown_name(name) for name in feature_names(root)]
+    """The names of a tree's features, cut to what leaves room for the panels."""
+    return [shown_name(name, 14) for name in feature_names(root)]
 
 
 @contextlib.contextmanager
@@ -75,19 +77,14 @@ def styled(height: float, **layout: Any) -> Iterator[Figure]:
         give_fonts(figure)
 
 
-def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
-    """Under the figure: what is shown, seeds and configuration."""
-    config, seeds = record["config"], record["seeds"]
-    parts = [text, f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"]
-    if "n_steps" in config:
-        sparsity = {"l1": "L1", "log": "log"}[config["sparsity"]]
-        parts.append(f"{config['n_steps']:,} steps, {sparsity} sparsity")
-    parts.append(f"d_in {config['d_in']}")
-    figure.supxlabel(textwrap.fill("; ".join(parts) + ".", 150), fontsize=6.5, color="#555555")
+def stacked(figure: Figure, *heights: float) -> list[SubFigure]:
+    """Parts of a figure, one above the other."""
+    return [figure.add_subfigure(place) for place in figure.add_gridspec(len(heights), 1, height_ratios=heights)]
 
 
 def nothing(ax: Axes, text: str) -> None:
     """Say in a panel with nothing to show why."""
+    ax.set_yticks([])
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=6, color="#777777", wrap=True)
 
 
@@ -106,16 +103,32 @@ def heatmap(
     return image
 
 
-def label_columns(ax: Axes, names: list[str], size: float = 6.5) -> None:
-    """Feature names under the columns, while they are few enough to be read."""
-    if len(names) <= 30:
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+def label_columns(ax: Axes, names: list[str], size: float = 5.5) -> None:
+    """Names under the columns: all of them, or every second, third … where there is no room for more."""
+    shown = _apart(len(names), ax.get_window_extent().width / ax.figure.dpi, size)
+    ax.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=size)
 
 
-def label_rows(ax: Axes, names: list[str], size: float = 6.5) -> None:
-    """Feature names beside the rows, likewise."""
-    if len(names) <= 30:
-        ax.set_yticks(range(len(names)), names, fontsize=size)
+def label_rows(ax: Axes, names: list[str], size: float = 5.5) -> None:
+    """Names beside the rows, likewise."""
+    shown = _apart(len(names), ax.get_window_extent().height / ax.figure.dpi, size)
+    ax.set_yticks(shown, [names[i] for i in shown], fontsize=size)
+
+
+def _apart(n_names: int, inches: float, size: float) -> list[int]:
+    """Places of as many names as stand side by side on an axis, at equal distances."""
+    room = max(1, int(inches * 72 / (1.05 * size)))
+    return list(range(0, n_names, -(-n_names // room) or 1))
+
+
+def log_scale(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with plain numbers: formulas are not drawn."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=5))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 class Interval(NamedTuple):
@@ -139,14 +152,16 @@ def bootstrap(values: Iterable[float]) -> Interval:
     return Interval(float(kept.mean()), *map(float, np.percentile(means, [2.5, 97.5])))
 
 
-def spread(ax: Axes, x: float, values: Iterable[float | None], colour: str, *, width: float = 0.12) -> bool:
+def spread(
+    ax: Axes, x: float, values: Iterable[float | None], colour: str, *, width: float = 0.12, size: float = 9
+) -> bool:
     """Every seed as a dot and their mean with its interval; returns whether any value is known, else draws nothing."""
     kept = np.array([value for value in values if value is not None], float)
     if not len(kept):
         return False
     aside = np.random.default_rng(0).uniform(-width, width, len(kept))
     ax.scatter(x + aside, kept, s=5, color=colour, alpha=0.35, linewidths=0, zorder=2)
-    bar(ax, x, bootstrap(kept), colour, fmt="_", markersize=9, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
+    bar(ax, x, bootstrap(kept), colour, fmt="_", markersize=size, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
     return True
 
 
@@ -162,24 +177,77 @@ def bar(ax: Axes, x: float, interval: Interval, colour: str, **style: Any) -> No
     ax.errorbar(x, interval.mean, error, color=colour, **style)
 
 
+class Mark(NamedTuple):
+    """A kind of SAE in panels that compare kinds: its place, its entry of the record, and its colour."""
+
+    x: float
+    result: dict[str, Any]
+    colour: str
+
+
+OUTCOMES = {
+    "recovered": "Recovered\n(share of seeds)",
+    "hole_rate": "Hole rate",
+    "fvu": "FVU",
+    "l0": "L0",
+    "shrinkage": "Shrinkage:\n‖recon‖ / ‖x‖",
+}
+
+
+def outcomes(axes: Sequence[Axes], letters: str, marks: Sequence[Mark], labels: list[str], no_holes: str) -> None:
+    """Recovery and holes, and beside them their price, in five panels; `no_holes` says why no hole rate is known."""
+    for ax, letter, (field, title) in zip(axes, letters, OUTCOMES.items(), strict=True):
+        drawn = [_outcome(ax, mark, field) for mark in marks]
+        if not any(drawn):
+            nothing(ax, no_holes if field == "hole_rate" else "not known")
+        ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
+        ax.set(title=f"{letter}  {title}", xlim=(-0.6, len(labels) - 0.4))
+        if field in ("recovered", "hole_rate"):
+            ax.set_ylim(-0.05, 1.05)
+        elif field == "fvu":
+            ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+
+
+def _outcome(ax: Axes, mark: Mark, field: str) -> bool:
+    if field == "recovered":
+        share(ax, mark.x, mark.result["recovered"], mark.result["n_seeds"], mark.colour)
+        return True
+    if field == "l0" and "target_l0" in mark.result:
+        target = mark.result["target_l0"]
+        ax.plot([mark.x - 0.25, mark.x + 0.25], [target] * 2, ":", color=COLOURS["truth"], linewidth=1.2, zorder=4)
+    return spread(ax, mark.x, mark.result[field], mark.colour, size=6)
+
+
+def name_kinds(figure: Any) -> None:
+    """A legend of the two kinds of SAE above a figure's panels."""
+    lines = [Line2D([], [], color=COLOURS[name], label=label) for name, label in LABELS.items()]
+    figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
+
+
 def draw_tree(ax: Axes, root: Node, names: list[str]) -> None:
-    """The tree from left to right: features as dots, other nodes as squares, exclusive children on a common bar."""
+    """The tree from left to right: features as dots, other nodes as squares, exclusive children on dashed lines."""
     found = walk(root)
     depth, height = _places(found)
     column = {id(node): name for node, name in zip(features(root), names, strict=True)}
-    size = float(np.clip(150 / (max(height) + 1), 2, 7))
+    per_leaf = ax.get_window_extent().height / ax.figure.dpi * 72 / (max(height) + 1)  # points
+    size = float(np.clip(per_leaf, 2, 7))
+    named = per_leaf >= 2  # smaller letters cannot be read
     for i, (_, parent, node) in enumerate(found):
         x, y = depth[i], height[i]
         if parent >= 0:
             style = "-" if not found[parent][2].exclusive else (0, (2, 1))
             elbow = [depth[parent], x - 0.45, x], [height[parent], y, y]
-            ax.plot(*elbow, color="#999999", linewidth=0.7, linestyle=style)
-            ax.text(x - 0.42, y + 0.08, f"{node.active_prob:g}", fontsize=size - 1, color="#777777", va="bottom")
-        marker, colour = ("o", COLOURS["matryoshka"]) if node.is_feature else ("s", "white")
-        ax.plot(x, y, marker, color=colour, markeredgecolor="#555555", markeredgewidth=0.5, markersize=4)
+            ax.plot(*elbow, color="#999999", linewidth=0.7, linestyle=style, zorder=1)
+            box = dict(facecolor="white", edgecolor="none", pad=0.3)
+            ax.text(x - 0.25, y, f"{node.active_prob:g}", fontsize=0.8 * size, va="center", ha="center", bbox=box)
+        marker, colour = ("o", COLOURS["truth"]) if node.is_feature else ("s", "white")
+        ax.plot(
+            x, y, marker, color=colour, markeredgecolor=COLOURS["truth"], markeredgewidth=0.5, markersize=0.5 * size
+        )
         box = dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.9)
-        ax.text(x + 0.07, y, column.get(id(node), ""), fontsize=size, va="center", bbox=box)
-    ax.set_xlim(-0.15, max(depth) + 0.45)
+        if named:
+            ax.text(x + 0.07, y, column.get(id(node), ""), fontsize=size, va="center", bbox=box)
+    ax.set(xlim=(-0.15, max(depth) + 0.45), ylim=(-1, max(height) + 1))
     ax.axis("off")
 
 

@@ -24,7 +24,6 @@ from toy.training.grid import train_grid, trained_saes
 
 MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 SAES = ("vanilla", "matryoshka")
-LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 REFERENCE = TreeOption("reference")
 _HYPERS = Hypers._field_defaults
 Preset = Literal["default", "post"]
