@@ -13,7 +13,8 @@ import pytest
 from killed import FACTS, N_SHARDS, make_shard
 from test_shard import start
 
-from toy.data.store import Store, StoreError, open_store, signed, write_store
+from toy.data.store import Store, StoreError, open_store, write_store
+from toy.digest import signed
 from toy.io import load_json, locked, save_arrays, save_json
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]
@@ -218,11 +219,11 @@ def other_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "more", "message"),
     [
-        (written, {"facts": {"model": "n"}}, r"s/manifest\.json: of another export: model was m, now is n"),
-        (written, {"facts": FACTS | {"seed": 1}}, r"s/manifest\.json: of another export: seed was absent, now is 1"),
-        (written, {"n_shards": 5}, r"s/manifest\.json: of another export: n_shards was 6, now is 5"),
-        (stopped, {"facts": {}}, r"s/unfinished\.json: of another export: model was m, now is absent"),
-        (stopped, {"n_shards": 7}, r"s/unfinished\.json: of another export: n_shards was 6, now is 7"),
+        (written, {"facts": {"model": "n"}}, r"s/manifest\.json: made with model = m, which now is n"),
+        (written, {"facts": FACTS | {"seed": 1}}, r"s/manifest\.json: made with seed = absent, which now is 1"),
+        (written, {"n_shards": 5}, r"s/manifest\.json: made with n_shards = 6, which now is 5"),
+        (stopped, {"facts": {}}, r"s/unfinished\.json: made with model = m, which now is absent"),
+        (stopped, {"n_shards": 7}, r"s/unfinished\.json: made with n_shards = 6, which now is 7"),
         (unfinished_of_nothing, {}, r"s/unfinished\.json: broken: it says no facts"),
         (other_files, {}, r"s: holds other files \(thesis\.tex\): give an empty folder"),
         (lambda folder: folder.mkdir(), {"n_shards": 0}, "s: n_shards must be at least 1"),

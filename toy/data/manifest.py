@@ -6,7 +6,8 @@ from typing import Any
 
 from toy.checks import quoted
 from toy.data.shards import DTYPES, StoreError, shard_name
-from toy.files.json_files import is_signed, load_json
+from toy.digest import is_signed
+from toy.files.json_files import load_json
 
 MANIFEST, VERSION = "manifest.json", 2
 REMEDY = "copy it again, or delete the store and export it anew"

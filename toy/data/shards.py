@@ -1,6 +1,5 @@
 """A shard of the activation store: its arrays, their checks and sums."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -106,8 +105,3 @@ def allow_files(folder: Path, n: int) -> None:
             "limit raised (ulimit -Hn), or export larger shards"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,13 +19,11 @@ from jaxtyping import Int
 from toy.checks import quoted
 from toy.data.activations import Activations
 from toy.data.manifest import MANIFEST, REMEDY, VERSION, damaged, read_manifest, read_object
-from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
-from toy.digest import digest_of
+from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, shard_name
+from toy.digest import check_same, digest_of, signed
 from toy.files.arrays import map_arrays, save_arrays
 from toy.files.atomic import is_part, locked, remove_parts
-from toy.files.json_files import content_digest, save_json, signed
-
-__all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
+from toy.files.json_files import save_json
 
 UNFINISHED = "unfinished.json"
 
@@ -125,11 +123,11 @@ def _write_shards(
     total = Total()
     for i in range(plan["n_shards"]):
         path = folder / shard_name(i)
-        mark = f"{i} of {content_digest(plan)}"
+        mark = f"{i} of {digest_of(plan)}"
         kept = _kept(path, mark)
         shard = make_shard(i) if kept is None else kept
         total.add(path, shard)
-        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else sha256_of(path)
+        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else digest_of(path)
         n_rows, n_bytes = len(shard["token"]), path.stat().st_size
         told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
         if progress is not None:
@@ -154,7 +152,7 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
             raise StoreError(f"{path}: is missing: {REMEDY}")
         if path.stat().st_size != told["bytes"]:
             raise damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
-        if verify and sha256_of(path) != told["sha256"]:
+        if verify and digest_of(path) != told["sha256"]:
             raise damaged(path, "its SHA-256 is not the manifest's")
         try:
             shard = map_arrays(path)[0]
@@ -185,13 +183,10 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
     if not isinstance(theirs.get("facts"), dict):
         raise StoreError(f"{path}: broken: it says no facts: delete the folder and export it anew")
     theirs, ours = ({"n_shards": plan.get("n_shards"), **plan["facts"]} for plan in (theirs, ours))
-    for name in [*ours, *theirs]:
-        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
-        if was != now:
-            raise StoreError(
-                f"{path}: of another export: {quoted(name)} was {quoted(was)}, now is {quoted(now)}: give another "
-                "folder"
-            )
+    try:
+        check_same(path, theirs, ours, "give another folder")
+    except ValueError as error:
+        raise StoreError(str(error)) from None
 
 
 def _kept(path: Path, mark: str) -> Shard | None:

@@ -1,6 +1,5 @@
 """Arrays in files of safetensors: written with a SHA-256 of all that they say, read within the bounds of the file."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -37,11 +36,11 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     content = save(arrays, metadata | ({SIGNATURE: _digest(arrays, metadata)} if sign else {}))
     with writing(path) as file:
         file.write(content)
-    return hashlib.sha256(content).hexdigest()
+    return digest_of(content)
 
 
 def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
-    return hashlib.sha256(f"{json.dumps(metadata, sort_keys=True)} {digest_of(arrays)}".encode()).hexdigest()
+    return digest_of(f"{json.dumps(metadata, sort_keys=True)} {digest_of(arrays)}".encode())
 
 
 def load_arrays(path: Path, *, signed: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:

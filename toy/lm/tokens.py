@@ -1,7 +1,5 @@
 """Tokens: a BPE tokenizer, trained here or read from files, and stories as rows of token ids."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,9 +67,7 @@ class Tokenizer(NamedTuple):
 
     def digest(self) -> str:
         """SHA-256 of all that decides which ids a text has."""
-        tables = b"" if self.to_own is None else np.ascontiguousarray(self.to_own, np.int64).tobytes()
-        special = json.dumps([self.begin, self.end, self.pad, self.unk])
-        return hashlib.sha256(self.bpe.to_str().encode() + special.encode() + tables).hexdigest()
+        return digest_of([self.bpe.to_str(), self.begin, self.end, self.pad, self.unk, self.to_own])
 
 
 def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:

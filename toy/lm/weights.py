@@ -1,6 +1,5 @@
 """Weights of language models on disk: our own folders, tiny_model's state dicts, GPT-Neo folders of Transformers."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from toy.checks import POSITIVE, Real, Whole, check_numbers, quoted
+from toy.digest import digest_of
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.json_files import load_json, plain, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
@@ -73,10 +73,7 @@ def save_model(folder: Path, lm: LM) -> None:
 def model_digest(lm: LM) -> str:
     """SHA-256 over what makes the model: its configuration, defaults filled in, and its parameters by name."""
     config = asdict(lm.cfg) | {"d_mlp": lm.cfg.n_hidden, "attention": lm.cfg.windows}
-    digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode())
-    for name, values in sorted(_parameters(lm).items()):
-        digest.update(f"{name} {values.dtype.str} {values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
+    return digest_of([config, digest_of(_parameters(lm))])
 
 
 def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None) -> LM:
