@@ -217,7 +217,7 @@ def test_a_file_that_is_not_one_of_torch_save_is_refused_by_name(
         tmp_path: "Is a directory",
         tmp_path / "text.pt": "not a whole zip file",
         tmp_path / "empty.pt": "not a whole zip file",
-        tmp_path / "other.pt": "no single data.pkl",
+        tmp_path / "other.pt": "which has a single data.pkl",
         tmp_path / "flipped.pt": "Bad CRC",
         torch_save({"a": Tensor(values)}, {"0": values}, "big.pt", b"big"): "not little-endian",
         torch_save({"a": 1}, {}, "number.pt"): "neither a tensor nor a dictionary of tensors",
