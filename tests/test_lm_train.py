@@ -330,7 +330,7 @@ def test_a_store_of_other_facts_and_no_site_are_refused(tmp_path: Path, trained:
     exported(tmp_path / "s", trained[0])
     with pytest.raises(StoreError, match="made with model = m, which now is n"):
         exported(tmp_path / "s", trained[0], facts={"model": "n"})
-    with pytest.raises(StoreError, match="seed was 3, now is 5"):
+    with pytest.raises(StoreError, match="seed = 3, which now is 5"):
         exported(tmp_path / "s", trained[0], seed=5)
     with pytest.raises(StoreError, match=r"made with model_sha256 = .*, which now is "):
         exported(tmp_path / "s", LM(LM_CFG, rngs=nnx.Rngs(1)))
