@@ -151,7 +151,7 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
         if not path.is_file():
             raise StoreError(f"{path}: is missing: {REMEDY}")
         if path.stat().st_size != entry["bytes"]:
-            raise damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
+            raise damaged(path, f"has {path.stat().st_size} bytes, expected {entry['bytes']}")
         if verify and digest_of(path) != entry["sha256"]:
             raise damaged(path, "its SHA-256 is not the one in the manifest")
         try:
@@ -160,7 +160,7 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
             raise StoreError(str(error)) from None
         check_shard(path, shard, {name: (site.d_in, site.dtype) for name, site in sites.items()})
         if len(shard["token"]) != entry["rows"]:
-            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {told['rows']}")
+            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {entry['rows']}")
         shards.append(shard)
     return Store(folder, manifest["facts"], sites, manifest["sha256"], tuple(shards))
 
