@@ -31,7 +31,8 @@ from experiments.sweep import read_sweep
 from experiments.sweeps.program import program_of
 from experiments.sweeps.spec import parse_sweep
 from toy.data.activations import open_matrix
-from toy.data.store import open_store, signed, write_store
+from toy.data.store import open_store, write_store
+from toy.digest import signed
 from toy.features.node import Node
 from toy.features.tree import build_tree, marginals
 from toy.features.tree_json import format_tree, tree_from_dict, tree_to_dict

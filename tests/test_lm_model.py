@@ -324,7 +324,7 @@ def test_sites_have_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layers": 0}, "n_layers: must be an integer of at least 1, got 0"),
+        ({"n_layers": 0}, "n_layers: must be at least 1, got 0"),
         ({"window": 0}, "window: must be"),
         ({"d_mlp": 0}, "d_mlp: must be"),
         ({"n_heads": 3}, "n_heads: must divide d_model = 8, got 3"),

@@ -328,11 +328,11 @@ def test_a_larger_shard_holds_many_rows_and_bfloat16_is_half_as_large(tmp_path: 
 
 def test_a_store_of_other_facts_and_no_site_are_refused(tmp_path: Path, trained: tuple[LM, Any]) -> None:
     exported(tmp_path / "s", trained[0])
-    with pytest.raises(StoreError, match="of another export: model was m, now is n"):
+    with pytest.raises(StoreError, match="made with model = m, which now is n"):
         exported(tmp_path / "s", trained[0], facts={"model": "n"})
-    with pytest.raises(StoreError, match="seed was 3, now is 5"):
+    with pytest.raises(StoreError, match="seed = 3, which now is 5"):
         exported(tmp_path / "s", trained[0], seed=5)
-    with pytest.raises(StoreError, match=r"of another export: model_sha256 was .*, now is "):
+    with pytest.raises(StoreError, match=r"made with model_sha256 = .*, which now is "):
         exported(tmp_path / "s", LM(LM_CFG, rngs=nnx.Rngs(1)))
     fewer = Rows(*(column[:3] for column in SMALL))
     begins = SMALL._replace(length=np.ones_like(SMALL.length), start=np.zeros_like(SMALL.start))
@@ -345,7 +345,7 @@ def test_a_store_of_other_facts_and_no_site_are_refused(tmp_path: Path, trained:
             export_activations(tmp_path / "t", trained[0], rows, sites, facts={})
     assert not (tmp_path / "t").exists()
     export_activations(tmp_path / "t", trained[0], fewer, SITES, facts={})
-    with pytest.raises(StoreError, match="of another export: rows_sha256 was"):
+    with pytest.raises(StoreError, match="made with rows_sha256 ="):
         export_activations(tmp_path / "t", trained[0], Rows(*(column[1:4] for column in SMALL)), SITES, facts={})
 
 

@@ -217,7 +217,7 @@ def test_a_file_that_is_not_one_of_torch_save_is_refused_by_name(
         tmp_path: "Is a directory",
         tmp_path / "text.pt": "not a whole zip file",
         tmp_path / "empty.pt": "not a whole zip file",
-        tmp_path / "other.pt": "no single data.pkl",
+        tmp_path / "other.pt": "which has a single data.pkl",
         tmp_path / "flipped.pt": "Bad CRC",
         torch_save({"a": Tensor(values)}, {"0": values}, "big.pt", b"big"): "not little-endian",
         torch_save({"a": 1}, {}, "number.pt"): "neither a tensor nor a dictionary of tensors",
@@ -293,7 +293,9 @@ def test_a_tiny_model_of_768_has_16_heads_and_another_says_how_many_it_needs(tor
     rng = np.random.default_rng(0)
     assert tiny_model_from(tiny_model_state(rng, 1, 768, vocab=2, context=2)).cfg.n_heads == 16
     path = save_state(torch_save, tiny_model_state(rng, 1, 12, vocab=2, context=2))
-    with pytest.raises(ValueError, match=r"a\.pt: the number of heads is not in it: pass n_heads \(d_model is 12\)"):
+    with pytest.raises(
+        ValueError, match=r"a\.pt: the file does not give the number of heads: pass n_heads \(d_model is 12\)"
+    ):
         load_model(path)
     for n_heads in (0, 5):
         with pytest.raises(ValueError, match=f"n_heads: must .* got {n_heads}"):
@@ -334,7 +336,7 @@ def test_the_layers_of_a_gpt_neo_may_be_listed_one_by_one() -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"attention_types": None}, "attention_types is missing"),
-        ({"num_heads": "2"}, "config: a value of a wrong type|n_heads: must be an integer"),
+        ({"num_heads": "2"}, "n_heads: must be int, got 2"),
         ({"num_layers": 2}, "attention: must be global or local for each of 2 layers"),
         ({"vocab_size": 14}, r"transformer\.wte\.weight has shape \(13, 8\), not \(14, 8\)"),
     ],
@@ -403,7 +405,7 @@ def test_a_folder_that_holds_no_model_is_refused_by_name(tmp_path: Path, torch_s
         ({"model_type": "llama"}, "expected just the keys .*family.*, got model_type"),
         (written | {"more": 1}, "expected just the keys"),
         (written | {"n_heads": 3}, "n_heads: must divide"),
-        (written | {"n_layers": "3"}, "config.json: a value of a wrong type|n_layers: must be an integer"),
+        (written | {"n_layers": "3"}, "n_layers: must be int, got 3"),
         (written | {"n_layers": 2}, "unknown blocks.2"),
     ):
         config.write_text(json.dumps(changed))
@@ -443,17 +445,17 @@ def test_a_model_of_the_hub_is_fetched_by_name(
     ("changes", "message"),
     [
         ({"vocab_size": 10**9}, "vocab_size: must be at most 16,777,216, got 1000000000"),
-        ({"vocab_size": 10**400}, "vocab_size: a number of .* bits is far too large"),
+        ({"vocab_size": 10**400}, "vocab_size: .*a number of .* bits"),
         ({"max_position_embeddings": 0}, "context: must be at least 1, got 0"),
         ({"num_layers": 10**9, "attention_layers": ["global"]}, "n_layers: must be at most 512"),
-        ({"num_layers": True}, "n_layers: must be an integer, got True|attention: must be global or local"),
+        ({"num_layers": True}, "n_layers: must be int, got True|attention: must be global or local"),
         ({"attention_types": [[["global"], 10**9]]}, "attention: must be global or local for each of 3 layers"),
         ({"attention_types": [["global", 3]]}, "attention_types: expected lists of kinds with a number each"),
         ({"attention_types": "global"}, "attention_types: expected lists"),
         ({"attention_layers": [["global"]] * 3}, "attention: must be a list of global and local"),
-        ({"hidden_size": [8]}, r"d_model: must be an integer, got \[8\]"),
-        ({"hidden_size": 8.0}, "d_model: must be an integer, got 8.0"),
-        ({"layer_norm_epsilon": "1e-5"}, "norm_eps: must be a number, got 1e-5"),
+        ({"hidden_size": [8]}, r"d_model: must be int, got \[8\]"),
+        ({"hidden_size": 8.0}, "d_model: must be int, got 8.0"),
+        ({"layer_norm_epsilon": "1e-5"}, "norm_eps: must be float, got 1e-5"),
         ({"layer_norm_epsilon": float("nan")}, "norm_eps: must be finite"),
         ({"window_size": -1}, "window: must be at least 1"),
         ({"activation_function": "x" * 10**6}, "activation_function: only gelu_new is known"),
@@ -488,7 +490,7 @@ def test_a_saved_model_that_was_changed_or_half_written_is_refused(tmp_path: Pat
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole, told = weights.read_bytes(), json.loads(config.read_text())
     weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-    with pytest.raises(ValueError, match=r"model\.safetensors: broken: its SHA-256 is not that of what it says"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: broken: its SHA-256 is not that of its content"):
         load_model(tmp_path)
     weights.write_bytes(whole)
     config.write_text(json.dumps(told | {"window": 2}))
@@ -507,5 +509,5 @@ def test_a_model_keeps_every_digit_of_its_configuration(tmp_path: Path) -> None:
 
 
 def test_tensors_of_absurdly_many_layers_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="tensors: of 3,000 layers, at most 512 are read"):
+    with pytest.raises(ValueError, match="n_layers: must be at most 512, got 3000"):
         tiny_model_from({f"torso.{i}.x": np.ones(1, np.float32) for i in range(3_000)}, 1)

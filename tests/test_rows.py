@@ -97,7 +97,7 @@ def test_a_source_that_gives_half_precision_is_trained_in_float32() -> None:
 
 
 def test_an_array_in_place_of_a_source_is_told_what_to_write() -> None:
-    with pytest.raises(ValueError, match=r"^source: ndarray is no source .* toy\.source\.ArraySource\(x\)"):
+    with pytest.raises(ValueError, match=r"^source: ndarray is no source .* toy\.data\.source\.ArraySource\(x\)"):
         checked_source(ROWS)
 
 

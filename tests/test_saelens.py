@@ -241,7 +241,7 @@ def test_a_flipped_bit_in_saved_weights_is_told(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    refused(tmp_path, r"sae_weights\.safetensors: broken: its SHA-256 is not that of what it says")
+    refused(tmp_path, r"sae_weights\.safetensors: broken: its SHA-256 is not that of its content")
 
 
 def test_a_save_that_was_killed_between_its_two_files_is_not_loaded(tmp_path: Path) -> None:

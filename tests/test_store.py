@@ -11,7 +11,8 @@ import pytest
 from killed import FACTS, N_SHARDS, make_shard
 from processes import killed, start
 
-from toy.data.store import Store, StoreError, open_store, signed, write_store
+from toy.data.store import Store, StoreError, open_store, write_store
+from toy.digest import signed
 from toy.io import load_json, locked, save_arrays, save_json
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]
@@ -213,12 +214,12 @@ def other_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "more", "message"),
     [
-        (written, {"facts": {"model": "n"}}, r"s/manifest\.json: of another export: model was m, now is n"),
-        (written, {"facts": FACTS | {"seed": 1}}, r"s/manifest\.json: of another export: seed was absent, now is 1"),
-        (written, {"n_shards": 5}, r"s/manifest\.json: of another export: n_shards was 6, now is 5"),
-        (stopped, {"facts": {}}, r"s/unfinished\.json: of another export: model was m, now is absent"),
-        (stopped, {"n_shards": 7}, r"s/unfinished\.json: of another export: n_shards was 6, now is 7"),
-        (unfinished_of_nothing, {}, r"s/unfinished\.json: broken: it says no facts"),
+        (written, {"facts": {"model": "n"}}, r"s/manifest\.json: made with model = m, which now is n"),
+        (written, {"facts": FACTS | {"seed": 1}}, r"s/manifest\.json: made with seed = absent, which now is 1"),
+        (written, {"n_shards": 5}, r"s/manifest\.json: made with n_shards = 6, which now is 5"),
+        (stopped, {"facts": {}}, r"s/unfinished\.json: made with model = m, which now is absent"),
+        (stopped, {"n_shards": 7}, r"s/unfinished\.json: made with n_shards = 6, which now is 7"),
+        (unfinished_of_nothing, {}, r"s/unfinished\.json: broken: it has no facts"),
         (other_files, {}, r"s: holds other files \(thesis\.tex\): give an empty folder"),
         (lambda folder: folder.mkdir(), {"n_shards": 0}, "s: n_shards must be at least 1"),
     ],
@@ -298,7 +299,7 @@ def replace_shard(**change: np.ndarray) -> Callable[[Path], None]:
 
 
 SHARD_1, FILE = r"shard-00001\.safetensors", "shard-00001.safetensors"
-CHANGED = r"manifest\.json: damaged: its SHA-256 is not that of what it says: copy it again, or delete the store"
+CHANGED = r"manifest\.json: damaged: its SHA-256 is not that of its content: copy it again, or delete the store"
 EDITS: dict[str, Callable[[dict], Any]] = {
     "no shards": lambda m: m.update(shards=[]),
     "the last shard left out": lambda m: m["shards"].pop(),
@@ -312,8 +313,8 @@ EDITS: dict[str, Callable[[dict], Any]] = {
     "no signature": lambda m: m.pop("sha256"),
     "another signature": lambda m: m.update(sha256="0" * 64),
 }
-SITE = "what it says of site a is not d_in, dtype, mean and mean_norm"
-SHARD = "what it says of shard 1 is not the name shard-00001.safetensors, rows, bytes and sha256"
+SITE = "site a must have d_in, dtype, mean and mean_norm"
+SHARD = "shard 1 must have the name shard-00001.safetensors, rows, bytes and sha256"
 SIGNED: dict[str, tuple[Callable[[dict], Any], str]] = {  # changes with a SHA-256 of their own
     **{
         f"a shard named {name!r}": (lambda m, name=name: m["shards"][1].update(name=name), SHARD)
@@ -321,15 +322,15 @@ SIGNED: dict[str, tuple[Callable[[dict], Any], str]] = {  # changes with a SHA-2
     },
     **{
         f"{key} of {value!r}": (lambda m, key=key, value=value: m["shards"][1].update({key: value}), SHARD)
-        for key, value in (("rows", "51"), ("rows", 0), ("rows", True), ("bytes", -1), ("bytes", 1e9), ("sha256", 5))
+        for key, value in (("rows", "51"), ("rows", 0), ("rows", True), ("bytes", -1), ("bytes", 1e9))
     },
     "a shard that says more": (lambda m: m["shards"][1].update(more=1), SHARD),
     "a shard that is a text": (lambda m: m["shards"].__setitem__(1, "x"), SHARD),
-    "shards by name": (lambda m: m.update(shards={}), "it says no shards"),
-    "none of the shards": (lambda m: m.update(shards=[]), "it says no shards"),
-    "none of the sites": (lambda m: m.update(sites={}), "it says no sites"),
-    "sites in a list": (lambda m: m.update(sites=[1]), "it says no sites"),
-    "facts in a list": (lambda m: m.update(facts=[1]), "it says no facts"),
+    "shards by name": (lambda m: m.update(shards={}), "it must have facts, sites and shards"),
+    "none of the shards": (lambda m: m.update(shards=[]), "it must have facts, sites and shards"),
+    "none of the sites": (lambda m: m.update(sites={}), "it must have facts, sites and shards"),
+    "sites in a list": (lambda m: m.update(sites=[1]), "it must have facts, sites and shards"),
+    "facts in a list": (lambda m: m.update(facts=[1]), "it must have facts, sites and shards"),
     "a site that is a number": (lambda m: m["sites"].update(a=1), SITE),
     "a site that says more": (lambda m: m["sites"]["a"].update(more=1), SITE),
     "a mean that is short": (lambda m: m["sites"]["a"]["mean"].pop(), SITE),
@@ -345,7 +346,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff"), r"manifest\.json: broken: no JSON"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), r"manifest\.json: broken: no JSON"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: broken: expected an object"),
-    "another version": (edit(lambda m: m.update(version=1)), r"manifest\.json: of version 1, this reads 2"),
+    "another version": (edit(lambda m: m.update(version=1)), r"manifest\.json: of version 1, but this program reads 2"),
     "no version": (edit(lambda m: m.pop("version")), r"manifest\.json: of version None"),
     **{f"edited: {name}": (edit(change), CHANGED) for name, change in EDITS.items()},
     **{
@@ -401,6 +402,6 @@ def test_a_fault_is_told_by_its_file_and_nothing_is_changed(fault: str, verify: 
 def test_a_flipped_byte_is_found_when_verifying_and_not_looked_for_else(tmp_path: Path) -> None:
     written(tmp_path / "s")
     flip(tmp_path / "s" / FILE)
-    with pytest.raises(StoreError, match=f"{SHARD_1}: damaged: its SHA-256 is not the manifest's"):
+    with pytest.raises(StoreError, match=f"{SHARD_1}: damaged: its SHA-256 is not the one in the manifest"):
         open_store(tmp_path / "s")
     open_store(tmp_path / "s", verify=False)

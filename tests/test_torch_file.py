@@ -61,19 +61,19 @@ def bomb_of_hashes() -> bytes:
 
 ATTACKS: dict[str, tuple[bytes, str]] = {
     "a key of nested tuples": (b"}" + b")" + b"\x85" * 90_000 + b"K\x01s.", "a key that is neither text nor a whole"),
-    "tuples nested without end": (b")" + b"\x85" * 250_000 + b".", "its pickle has more than 100,000 instructions"),
+    "tuples nested without end": (b")" + b"\x85" * 250_000 + b".", "neither a tensor"),
     "a key whose hash takes for ever": (b"}" + bomb_of_hashes() + b"K\x01s.", "a key that is neither text nor"),
     "a memo of 2^30 places": (b"]r\xff\xff\xff\x3f.", "neither a tensor"),
     "the state of a function": (REBUILD + b"}" + text("__defaults__") + b"Nsb.", "the state of something that is no"),
-    "the class of a dictionary called": (ORDERED[:-2] + b"K\x01\x85R.", "OrderedDict with arguments that it does not"),
-    "a tensor called": (TENSOR + b")R.", "a call of something that is no name"),
-    "a text called": (text("os.system") + b")R.", "a call of something that is no name"),
+    "the class of a dictionary called": (ORDERED[:-2] + b"K\x01\x85R.", "its pickle is broken"),
+    "a tensor called": (TENSOR + b")R.", "its pickle is broken"),
+    "a text called": (text("os.system") + b")R.", "its pickle is broken"),
     "a name of another module": (name("os", "system") + b".", r"os\.system is not allowed in it"),
     "a name from the stack": (text("os") + text("system") + b"\x93.", r"os\.system is not allowed in it"),
-    "a name that is a number": (text("os") + b"K\x01\x93.", "a name that is no text"),
-    "an instance": (b"(ios\nsystem\n.", "the instruction INST is not allowed in it"),
-    "an extension": (b"\x82\x01.", "the instruction EXT1 is not allowed in it"),
-    "a new object": (ORDERED[:-2] + b")\x81.", "the instruction NEWOBJ is not allowed in it"),
+    "a name that is a number": (text("os") + b"K\x01\x93.", "its pickle is broken"),
+    "an instance": (b"(ios\nsystem\n.", "its pickle is broken"),
+    "an extension": (b"\x82\x01.", "its pickle is broken"),
+    "a new object": (ORDERED[:-2] + b")\x81.", "its pickle is broken"),
     "a list in itself": (b"]q\x00h\x00a.", "neither a tensor nor a dictionary of tensors"),
     "a dictionary in itself": (b"}q\x00" + text("a") + b"h\x00s.", "neither a tensor nor a dictionary of tensors"),
     "metadata of many parts": (
@@ -88,14 +88,14 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         + struct.pack("<i", 10**6)
         + b"\x7f" * 10**6
         + b"K\x06\x85K\x01\x85\x89NtR.",
-        "instruction LONG4 is not allowed",
+        "its pickle is broken",
     ),
     "a shape of many axes": (
         REBUILD + b"(" + storage() + b"K\x00(" + b"K\x01" * 99 + b"t(" + b"K\x00" * 99 + b"t\x89NtR.",
         "a shape or strides that are no tuple of at most 32 sizes",
     ),
     "a shape that is a text": (REBUILD + b"(" + storage() + b"K\x00" + text("6") + b"K\x01\x85\x89NtR.", "no tuple of"),
-    "too few arguments": (REBUILD + b"(" + storage() + b"tR.", "with arguments that it does not take"),
+    "too few arguments": (REBUILD + b"(" + storage() + b"tR.", "its pickle is broken"),
     "a storage that is not there": (storage("1") + b".", r"there is no m/data/1 in it"),
     "a storage elsewhere": (storage("../data.pkl") + b".", r"there is no m/data/\.\./data\.pkl in it"),
     "a persistent id that is a text": (text("storage") + b"Q.", "a storage without a key"),
@@ -128,7 +128,7 @@ def test_compressed_members_and_members_that_claim_too_much_are_refused_before_t
     bomb = archive(tmp_path / "zip.pt", GOOD, kind=ZIP_DEFLATED, values=bytes(10**8))
     assert bomb.stat().st_size < 10**6
     refused(bomb, "is compressed in a way that is not read: save it uncompressed")
-    refused(archive(tmp_path / "big.pt", GOOD[:-1] + b"0" * 5 * 2**20), "its data.pkl has more than 4,194,304 bytes")
+    refused(archive(tmp_path / "big.pt", GOOD[:-1] + b"0" * 5 * 2**20), "its data.pkl has more than 1,048,576 bytes")
     twice = archive(tmp_path / "twice.pt", GOOD).read_bytes().replace(b"m/data/0", b"m/data.p")
     (tmp_path / "twice.pt").write_bytes(twice.replace(b"m/data.pkl", b"m/data.p__").replace(b"data.p__", b"data.p\0_"))
     refused(tmp_path / "twice.pt", "two members of one name")

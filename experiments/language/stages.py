@@ -1,7 +1,5 @@
 """Stages of a chain: folders of a cache, each named by a digest of all that determines it, and made only once."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -9,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.provenance import code_digest, file_digest
-from toy.data.shards import sha256_of
-from toy.io import is_signed, load_json, locked, plain, save_json, signed
+from toy.digest import digest_of, is_signed, signed
+from toy.io import load_json, locked, plain, save_json
 from toy.training.jax_settings import jax_flags
 from toy.training.loop import Progress
 
 DONE = "stage.json"  # written last
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
-
-
-def digest_of(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def stage(
@@ -52,7 +46,7 @@ def stage(
 def _files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a stage, by name."""
     visible = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: sha256_of(path) for path in sorted(visible) if path.name != DONE}
+    return {path.name: digest_of(path) for path in sorted(visible) if path.name != DONE}
 
 
 def _verify(folder: Path) -> None:
@@ -61,7 +55,7 @@ def _verify(folder: Path) -> None:
     if not isinstance(told, dict) or not is_signed(told) or not isinstance(told.get("files"), dict):
         raise ValueError(f"{folder / DONE}: {remedy}")
     for name, sha256 in told["files"].items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+        if not (folder / name).is_file() or digest_of(folder / name) != sha256:
             raise ValueError(f"{folder / name}: {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""Activations as the trainer takes them: in float32, every row with numbers that it can compute with."""
+"""Checks that rows of activations hold numbers that can be trained on in float32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +9,17 @@ import numpy as np
 
 from toy.checks import quoted
 
-MAX_SIZE = 1e15  # numbers of this size and more have squares whose sums are not finite in float32
-MIN_SIZE = 1e-12  # activations that are all smaller have squares that are 0 in float32
+MAX_SIZE = 1e15  # sums of squares of larger numbers overflow float32
+MIN_SIZE = 1e-12  # squares of smaller numbers underflow float32
 
 
 def checked_rows(x: Any, name: str, place: Callable[[int], str] = "row {}".format) -> np.ndarray:
-    """Rows `[… d_in]` in bfloat16 as they are, all others in float32 (float64 ones in float64, where JAX has that on).
+    """Returns rows `[… d_in]` in float32, bfloat16 ones as they are, and float64 ones in float64 if JAX enables it.
 
-    `place` says what a row is called, given its number when all axes but the last are one. So that statistics such as
-    the mean norm are never computed in a type that cannot hold them.
+    `place` names a row by its number, counted with all axes but the last flattened.
 
-    Raises: ValueError naming the row if it has a number that is not finite, or too large for its square to be summed;
-    or if all numbers but zeros are too small for that.
+    Raises: ValueError naming the first row with a number that is not finite or whose square would overflow, or if
+    squares of all numbers would underflow.
     """
     found = np.asarray(x)
     if not jnp.issubdtype(found.dtype, jnp.floating):
@@ -28,7 +27,7 @@ def checked_rows(x: Any, name: str, place: Callable[[int], str] = "row {}".forma
     if found.ndim < 2 or not found.size:
         raise ValueError(f"{name}: expected rows of activations (rows, d_in), got shape {found.shape}")
     if found.dtype != jnp.bfloat16:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused
+        with np.errstate(over="ignore"):  # infinite numbers are refused below
             found = found.astype(jax.dtypes.canonicalize_dtype(np.promote_types(found.dtype, np.float32)), copy=False)
     sizes = _sizes(found)
     if not sizes.max() < _size_of(MAX_SIZE, found.dtype):
@@ -39,7 +38,7 @@ def checked_rows(x: Any, name: str, place: Callable[[int], str] = "row {}".forma
 
 
 def _sizes(x: np.ndarray) -> np.ndarray:
-    """Whole numbers in the order of |x|, NaN the largest: the bits without the sign, which compare fast."""
+    """The bits of x without the sign: integers that have the order of |x| and compare fast, NaN the largest."""
     n_bits = 8 * x.dtype.itemsize
     return np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") & np.array(2 ** (n_bits - 1) - 1, f"u{n_bits // 8}")
 
@@ -49,7 +48,7 @@ def _size_of(limit: float, dtype: np.dtype) -> np.unsignedinteger:
 
 
 def _refuse_row(x: np.ndarray, name: str, place: Callable[[int], str]) -> None:
-    """Raises: ValueError naming the first row that cannot be computed with."""
+    """Raises: ValueError naming the first row that cannot be trained on."""
     bad = ~(_sizes(x) < _size_of(MAX_SIZE, x.dtype)).all(axis=1)
     i = int(np.flatnonzero(bad)[0])
     if not np.isfinite(x[i].astype(np.float64)).all():

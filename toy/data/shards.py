@@ -1,6 +1,5 @@
-"""A shard of the activation store: its arrays, their checks and sums."""
+"""Shards of the activation store: checks of their arrays, and statistics over all of them."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,23 @@ import numpy as np
 
 from toy.checks import quoted
 
-SHARDS = r"shard-\d{5,}\.safetensors"  # the names of shards, as a pattern
+SHARDS = r"shard-\d{5,}\.safetensors"  # a pattern of the names of shards
 COLUMNS = ("token", "document", "position")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
 _PIECE = 4096  # rows that are summed at a time
-_SPARE_FILES = 256  # that a process may want to open beside a store's shards
+_SPARE_FILES = 256  # other files that a process may want to open
 
 try:
     import resource
-except ImportError:  # Windows, which sets no limit that low
+except ImportError:  # Windows, whose limit is much higher
     resource = None
 
-Shard = dict[str, np.ndarray]  # `[rows d_in]` a site, and the columns `[rows]`
+Shard = dict[str, np.ndarray]  # `[rows d_in]` per site, and the columns `[rows]`
 
 
 class StoreError(ValueError):
-    """What is wrong with which file, and what to do."""
+    """A store that cannot be read or written; the message names the file, the fault and the remedy."""
 
 
 def shard_name(i: int) -> str:
@@ -34,7 +33,7 @@ def shard_name(i: int) -> str:
 
 
 def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | None) -> None:
-    """Names, shapes and types; `sites` are what is known of them (d_in and type)."""
+    """Check names, shapes and types; `sites` gives (d_in, type) of each site, if known. Raises: StoreError."""
     n_rows = shard[COLUMNS[0]].size if COLUMNS[0] in shard else 0
     found = {name: array for name, array in shard.items() if name not in COLUMNS}
     names = found if sites is None else sites
@@ -55,7 +54,7 @@ def check_shard(path: Path, shard: Shard, sites: dict[str, tuple[int, str]] | No
 
 
 class Total:
-    """Sums over the shards so far, in float64, a shard after the other: the same however often it was killed."""
+    """Sums over shards, in float64 and in order, so that a resumed export gives the same statistics."""
 
     def __init__(self) -> None:
         self.sites: dict[str, tuple[int, str]] | None = None
@@ -64,7 +63,7 @@ class Total:
         self._norms: dict[str, float] = {}
 
     def add(self, path: Path, shard: Shard) -> None:
-        """Raises: StoreError if it is not of the same sites, or has numbers that are not finite."""
+        """Add a shard. Raises: StoreError if it has other sites or numbers that are not finite."""
         check_shard(path, shard, self.sites)
         found = {name: array for name, array in shard.items() if name not in COLUMNS}
         self.sites = self.sites or {name: (array.shape[1], str(array.dtype)) for name, array in found.items()}
@@ -90,10 +89,7 @@ class Total:
 
 
 def allow_files(folder: Path, n: int) -> None:
-    """Have the system let this process open n more files: it allows some hundred, which a process may raise.
-
-    Raises: StoreError if it may not.
-    """
+    """Raise this process's limit of open files so that it can open n more. Raises: StoreError if that is forbidden."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -106,8 +102,3 @@ def allow_files(folder: Path, n: int) -> None:
             "limit raised (ulimit -Hn), or export larger shards"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

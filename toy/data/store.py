@@ -1,7 +1,7 @@
-"""The activation store: a folder of safetensors shards and a manifest, written last.
+"""The activation store: a folder of safetensors shards, and a manifest that is written last.
 
-A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `position` of the rows. An export that
-was killed goes on: `unfinished.json` stands in its folder until the manifest does.
+A shard holds `[rows d_in]` for every site, and int32 `token`, `document` and `position` of the rows. A killed export
+can be resumed: its folder holds `unfinished.json` until the manifest is written.
 """
 
 import contextlib
@@ -19,20 +19,18 @@ from jaxtyping import Int
 from toy.checks import quoted
 from toy.data.activations import Activations
 from toy.data.manifest import MANIFEST, REMEDY, VERSION, damaged, read_manifest, read_object
-from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, sha256_of, shard_name
-from toy.digest import digest_of
+from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, shard_name
+from toy.digest import check_same, digest_of, signed
 from toy.files.arrays import map_arrays, save_arrays
 from toy.files.atomic import is_part, locked, remove_parts
-from toy.files.json_files import content_digest, save_json, signed
-
-__all__ = ["Site", "Store", "StoreError", "open_store", "signed", "write_store"]
+from toy.files.json_files import save_json
 
 UNFINISHED = "unfinished.json"
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a store says of one site."""
+class SiteStats:
+    """Size, type and statistics of the activations at one site."""
 
     d_in: int
     dtype: str
@@ -42,16 +40,16 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """An opened store; arrays are memory maps."""
+    """An opened store, whose arrays are memory maps."""
 
     folder: Path
     facts: dict[str, Any]
-    sites: dict[str, Site]
-    digest: str  # SHA-256 of the manifest, and so of all
+    sites: dict[str, SiteStats]
+    digest: str  # SHA-256 of the manifest, which lists those of the shards
     _shards: tuple[Shard, ...]
 
     def activations(self, site: str) -> Activations:
-        """Raises: StoreError if the store has no such site."""
+        """Returns the activations at a site. Raises: StoreError if the store has no such site."""
         if site not in self.sites:
             raise StoreError(
                 f"{self.folder}: has no site {quoted(repr(site))}; it has {quoted(', '.join(map(repr, self.sites)))}"
@@ -65,7 +63,7 @@ class Store:
 
     @cached_property
     def token(self) -> Int[np.ndarray, " n_rows"]:
-        """Every row's token id; in the order of the rows of `activations`, as `document` and `position` are."""
+        """The token id of every row, in the same order as `activations`, `document` and `position`."""
         return self._column("token")
 
     @cached_property
@@ -88,13 +86,13 @@ def write_store(
     *,
     progress: Callable[[int], Any] | None = None,
 ) -> Store:
-    """Make the shards that are not there yet, and the manifest; what was finished with the same facts is only opened.
+    """Make the missing shards and the manifest; a finished store with the same facts is only opened.
 
-    `make_shard(i)`, a pure function of i, gives a shard's arrays, and `facts` (JSON) are what all of them follow from.
-    `progress` is told 1 for every shard, one that was there already, too. Memory: two copies of a shard beside it.
+    `make_shard(i)` must be a pure function of i. `facts` (JSON) are all that the shards depend on. `progress(1)` is
+    called once per shard, also for those that exist. Memory: two copies of a shard in addition to the shard itself.
 
-    Raises: StoreError, and leaves everything as it was, if the folder holds anything else, another process writes to
-    it, or the shards are more than the files that a process may have open.
+    Raises: StoreError, with the folder unchanged, if it holds anything else, if another process is writing to it, or
+    if there are more shards than files that a process may open.
     """
     if n_shards < 1:
         raise StoreError(f"{folder}: n_shards must be at least 1, got {n_shards}")
@@ -105,7 +103,7 @@ def write_store(
     if not (folder / MANIFEST).exists():
         try:
             with locked(folder, wait=False):
-                if not (folder / MANIFEST).exists():  # another process may just have written it
+                if not (folder / MANIFEST).exists():  # unless another process has just written it
                     _begin(folder, plan)
                     _write_shards(folder, plan, make_shard, progress)
                     return open_store(folder, verify=False)
@@ -113,7 +111,7 @@ def write_store(
             raise StoreError(f"{folder}: another process is writing to it: wait for its end, or stop it") from None
     manifest = read_manifest(folder)
     _check_same(folder / MANIFEST, {"facts": manifest["facts"], "n_shards": len(manifest["shards"])}, plan)
-    with contextlib.suppress(OSError):  # a finished store may stand where nothing can be written
+    with contextlib.suppress(OSError):  # a finished store may be read-only
         (folder / UNFINISHED).unlink(missing_ok=True)
     return open_store(folder)
 
@@ -121,54 +119,54 @@ def write_store(
 def _write_shards(
     folder: Path, plan: dict[str, Any], make_shard: Callable[[int], Shard], progress: Callable[[int], Any] | None
 ) -> None:
-    told: list[dict] = []
+    entries: list[dict] = []
     total = Total()
     for i in range(plan["n_shards"]):
         path = folder / shard_name(i)
-        mark = f"{i} of {content_digest(plan)}"
+        mark = f"{i} of {digest_of(plan)}"
         kept = _kept(path, mark)
         shard = make_shard(i) if kept is None else kept
         total.add(path, shard)
-        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else sha256_of(path)
+        sha256 = save_arrays(path, shard, _metadata(shard, mark), sign=False) if kept is None else digest_of(path)
         n_rows, n_bytes = len(shard["token"]), path.stat().st_size
-        told.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
+        entries.append({"name": path.name, "rows": n_rows, "bytes": n_bytes, "sha256": sha256})
         if progress is not None:
             progress(1)
-    manifest = {"version": VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": told}
+    manifest = {"version": VERSION, "facts": plan["facts"], "sites": total.of_sites(), "shards": entries}
     save_json(folder / MANIFEST, signed(manifest), digits=None)
-    (folder / UNFINISHED).unlink(missing_ok=True)  # another process that opens the store may do so, too
+    (folder / UNFINISHED).unlink(missing_ok=True)  # a process that opens the store may have removed it
 
 
 def open_store(folder: Path, *, verify: bool = True) -> Store:
-    """Check that every file is there, as long and shaped as the manifest says, and with `verify` by its SHA-256.
+    """Open a store after checking the size and shape of every file and, with `verify`, its SHA-256.
 
-    Every shard is a map, which keeps its file open. Raises: StoreError naming the file.
+    Every shard is a memory map, which keeps its file open. Raises: StoreError naming the file.
     """
     manifest = read_manifest(folder)
     allow_files(folder, len(manifest["shards"]))
-    sites = {name: Site(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
+    sites = {name: SiteStats(**(site | {"mean": tuple(site["mean"])})) for name, site in manifest["sites"].items()}
     shards = []
-    for told in manifest["shards"]:
-        path = folder / told["name"]
+    for entry in manifest["shards"]:
+        path = folder / entry["name"]
         if not path.is_file():
             raise StoreError(f"{path}: is missing: {REMEDY}")
-        if path.stat().st_size != told["bytes"]:
-            raise damaged(path, f"has {path.stat().st_size} bytes, expected {told['bytes']}")
-        if verify and sha256_of(path) != told["sha256"]:
-            raise damaged(path, "its SHA-256 is not the manifest's")
+        if path.stat().st_size != entry["bytes"]:
+            raise damaged(path, f"has {path.stat().st_size} bytes, expected {entry['bytes']}")
+        if verify and digest_of(path) != entry["sha256"]:
+            raise damaged(path, "its SHA-256 is not the one in the manifest")
         try:
             shard = map_arrays(path)[0]
         except ValueError as error:
             raise StoreError(str(error)) from None
         check_shard(path, shard, {name: (site.d_in, site.dtype) for name, site in sites.items()})
-        if len(shard["token"]) != told["rows"]:
-            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {told['rows']}")
+        if len(shard["token"]) != entry["rows"]:
+            raise StoreError(f"{path}: has {len(shard['token'])} rows, the manifest says {entry['rows']}")
         shards.append(shard)
     return Store(folder, manifest["facts"], sites, manifest["sha256"], tuple(shards))
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder that of an export that is not finished. Raises: StoreError if it is another's."""
+    """Mark the folder as an unfinished export. Raises: StoreError if it holds anything else."""
     unfinished = folder / UNFINISHED
     if unfinished.exists():
         _check_same(unfinished, read_object(unfinished), plan)
@@ -183,21 +181,16 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
 
 def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     if not isinstance(theirs.get("facts"), dict):
-        raise StoreError(f"{path}: broken: it says no facts: delete the folder and export it anew")
+        raise StoreError(f"{path}: broken: it has no facts: delete the folder and export it anew")
     theirs, ours = ({"n_shards": plan.get("n_shards"), **plan["facts"]} for plan in (theirs, ours))
-    for name in [*ours, *theirs]:
-        was, now = theirs.get(name, "absent"), ours.get(name, "absent")
-        if was != now:
-            raise StoreError(
-                f"{path}: of another export: {quoted(name)} was {quoted(was)}, now is {quoted(now)}: give another "
-                "folder"
-            )
+    try:
+        check_same(path, theirs, ours, "give another folder")
+    except ValueError as error:
+        raise StoreError(str(error)) from None
 
 
 def _kept(path: Path, mark: str) -> Shard | None:
-    """A shard of an export that was killed, if it is there, whole, and the one of this mark."""
-    if not path.exists():
-        return None
+    """A shard that a killed export left, if it is whole and has this mark."""
     try:
         shard, metadata = map_arrays(path)
         check_shard(path, shard, None)
@@ -207,5 +200,5 @@ def _kept(path: Path, mark: str) -> Shard | None:
 
 
 def _metadata(shard: Shard, mark: str) -> dict[str, str]:
-    """By which a shard that was kept is known again; one entry, as safetensors writes several in any order."""
+    """The mark that identifies a kept shard; a single entry, since safetensors orders several at random."""
     return {"shard": f"{mark}: {digest_of(shard)}"}

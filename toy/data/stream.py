@@ -1,4 +1,4 @@
-"""A stream of stored activations: blocks of rows in a new order every epoch, of stores larger than memory, too."""
+"""A stream of stored activations, which may be larger than memory, in a new order every epoch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,16 +18,16 @@ SHUFFLED_BLOCK = 64  # rows
 
 @dataclass(frozen=True)
 class ShardSource:
-    """A stream. Every epoch takes each row once: blocks of `block` rows that follow each other, in an order of its own.
+    """A stream that takes each row once per epoch, in blocks of `block` consecutive rows whose order is random.
 
-    Within a block rows keep their order: whole blocks are read many times as fast as rows. Batches are cut from the
-    sequence of all epochs' rows, whatever their size. Memory: what is asked for, twice where it is stored as neither
-    float32 nor bfloat16, and 8 bytes a block for an epoch's order.
+    Rows keep their order within a block, because whole blocks are read many times as fast. Batches are cut from the
+    sequence of all epochs. Memory: the batches (twice if stored as neither float32 nor bfloat16), and 8 bytes per
+    block for the order of an epoch.
     """
 
     activations: Activations
     seed: int = 0
-    block: int | None = None  # rows; None: 64 where rows are in a random order already (`toy.data.store`), else 1
+    block: int | None = None  # rows; None: 64 if the rows already are in a random order (`toy.data.store`), else 1
 
     def __post_init__(self) -> None:
         check_fields(self, seed=SEED, block=Whole())
@@ -46,13 +46,13 @@ class ShardSource:
         return of_rows | {"seed": self.seed, "block": self.block_size}
 
     def batches(self, first: int, n_steps: int, batch_size: int) -> Batches:
-        """Raises: ValueError naming the row if float32 cannot compute with its numbers."""
+        """Returns the batches of consecutive steps. Raises: ValueError naming a row that cannot be trained on."""
         rows = self.rows(first * batch_size, (first + n_steps) * batch_size)
         x = checked_rows(self.activations.take_stored(rows), self.activations.name, lambda i: f"row {rows[i]}")
         return Batches(jnp.asarray(x.reshape(n_steps, batch_size, -1)), jnp.int32(first))
 
     def rows(self, first: int, end: int) -> Int[np.ndarray, " n"]:
-        """Which rows stand at these places of the sequence."""
+        """Returns the numbers of the rows at places first … end − 1 of the sequence."""
         n_rows, block = self.activations.n_rows, self.block_size
         epochs = range(first // n_rows, -(-end // n_rows))
         parts = [
@@ -70,7 +70,7 @@ def _order(seed: int, epoch: int, n_blocks: int) -> np.ndarray:
 def _rows_of_epoch(seed: int, epoch: int, n_rows: int, block: int, first: int, end: int) -> np.ndarray:
     order = _order(seed, epoch, -(-n_rows // block))
     places = np.arange(first, min(end, n_rows))
-    missing = -n_rows % block  # rows that the last block has not; what is behind it stands so much earlier
+    missing = -n_rows % block  # rows that the last block lacks; whatever follows it moves up by as many
     if missing:
         (at,) = np.flatnonzero(order == len(order) - 1)
         places += missing * (places >= (at + 1) * block - missing)

@@ -1,6 +1,5 @@
-"""JSON: written in full or to some digits, read within limits, and signed."""
+"""JSON files, written in full or to some digits, and read within limits."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,24 +48,6 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {quoted(repeated)} stands twice in one object")
     return found
-
-
-def signed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with its SHA-256, by which `is_signed` finds out whether it was changed."""
-    return {**content, "sha256": content_digest({k: v for k, v in content.items() if k != "sha256"})}
-
-
-def is_signed(content: dict[str, Any]) -> bool:
-    """Whether the SHA-256 that the content holds is its own."""
-    try:
-        return content.get("sha256") == signed(content)["sha256"]
-    except (RecursionError, ValueError):  # nested too deeply, or a number too long to write
-        return False
-
-
-def content_digest(data: Any) -> str:
-    """SHA-256 of data as JSON knows it."""
-    return hashlib.sha256(json.dumps(plain(data, None), sort_keys=True).encode()).hexdigest()
 
 
 def plain(value: Any, digits: int | None = 6) -> Any:

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, asked for by name: `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`. An extra: `hub`."""
+"""Files of the Hugging Face hub, named `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`. Needs the extra `hub`."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """`OWNER/NAME` and the file, if one is named. Raises: ValueError if it is not such a name."""
+    """Returns `OWNER/NAME` and the file, if one is named. Raises: ValueError for a malformed name."""
     parts = name.removeprefix(PREFIX).split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise ValueError(f"{name}: expected hub:OWNER/NAME or hub:OWNER/NAME/FILE")
@@ -21,19 +21,19 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def fetch(name: str, file: str, kind: Literal["model", "dataset"] = "model") -> Path:
-    """The local copy of one file of a repository `OWNER/NAME`, downloaded where there is none yet.
+    """Returns the local copy of a file of a repository `OWNER/NAME`, which is downloaded if necessary.
 
-    Raises: ValueError in one line if the extra is missing, or the file cannot be had.
+    Raises: ValueError in one line if the extra is missing or the download fails.
     """
     hub = optional("huggingface_hub", "hub", f"{PREFIX}{name}")
     try:
         return Path(hub.hf_hub_download(name, file, repo_type=kind))
-    except Exception as error:  # of many kinds: no network, no such repository, no such file, no permission
+    except Exception as error:  # of many types: no network, no such repository or file, no permission
         raise ValueError(f"{PREFIX}{name}/{file}: cannot be fetched: {_first_line(error)}") from None
 
 
 def fetch_stories(name: str) -> Path | list[str]:
-    """Of a dataset: the named text file, or else the column `text` of its training split."""
+    """Returns the named text file of a dataset, or else the column `text` of its training split."""
     repository, file = split_name(name)
     if file is not None:
         return fetch(repository, file, "dataset")

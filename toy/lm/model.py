@@ -1,4 +1,4 @@
-"""Two families of small language models, cut open: every value of a location can be read, or replaced, as it passes."""
+"""Two families of small language models, whose activations can be read or replaced during a forward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from toy.checks import POSITIVE, Whole, check_fields, quoted
+
 LOCATIONS = ("resid_pre", "attn_out", "resid_mid", "mlp_out")
+MAX_SIZE = 2**24  # of any dimension
+MAX_LAYERS = 512
 
 
 class Site(NamedTuple):
@@ -42,30 +46,28 @@ class LMConfig:
 
     family: Literal["tiny_model", "gpt_neo"] = "tiny_model"
     vocab_size: int
-    context: int  # the most tokens it takes
+    context: int  # maximal number of tokens
     n_layers: int
     d_model: int
     n_heads: int
     d_mlp: int | None = None  # default: 4 · d_model
-    window: int = 256  # a local layer sees so many positions, its own the last
-    attention: tuple[Literal["global", "local"], ...] | None = None  # of each layer; default of gpt_neo: in turn
+    window: int = 256  # the number of positions that a local layer sees, up to its own
+    attention: tuple[Literal["global", "local"], ...] | None = None  # per layer; gpt_neo alternates by default
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.family not in ("tiny_model", "gpt_neo"):
-            raise ValueError(f"family: must be tiny_model or gpt_neo, got {self.family!r}")
-        for name in ("vocab_size", "context", "n_layers", "d_model", "n_heads", "n_hidden", "window"):
-            value, name = getattr(self, name), name.replace("n_hidden", "d_mlp")
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: must be an integer of at least 1, got {value!r}")
+            raise ValueError(f"family: must be tiny_model or gpt_neo, got {quoted(self.family)}")
+        for name in ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window"):
+            check_fields(self, **{name: Whole(1, MAX_LAYERS if name == "n_layers" else MAX_SIZE)})
+        check_fields(self, norm_eps=POSITIVE)
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads: must divide d_model = {self.d_model}, got {self.n_heads}")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps: must be above 0, got {self.norm_eps}")
         if self.attention is None:
             return
-        if len(self.attention) != self.n_layers or not {"global", "local"}.issuperset(self.attention):
-            raise ValueError(f"attention: must be global or local for each of {self.n_layers} layers: {self.attention}")
+        if len(self.attention) != self.n_layers or not all(kind in ("global", "local") for kind in self.attention):
+            kinds = quoted(self.attention)
+            raise ValueError(f"attention: must be global or local for each of {self.n_layers} layers: {kinds}")
         if self.family == "tiny_model" and "local" in self.attention:
             raise ValueError("attention: tiny_model has no local layers")
 
@@ -75,7 +77,7 @@ class LMConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many positions each layer sees; None: all."""
+        """The number of positions that each layer sees; None for all."""
         default = ("global", "local" if self.family == "gpt_neo" else "global")
         kinds = self.attention or [default[layer % 2] for layer in range(self.n_layers)]
         return tuple(self.window if kind == "local" else None for kind in kinds)
@@ -131,7 +133,9 @@ class MLP(nnx.Module):
     def __init__(self, cfg: LMConfig, *, rngs: nnx.Rngs) -> None:
         self.read_in = _linear(cfg.d_model, cfg.n_hidden, rngs)
         self.write_out = _linear(cfg.n_hidden, cfg.d_model, rngs, variance=1 / (2 * cfg.n_layers))
-        self.act = jax.nn.relu if cfg.family == "tiny_model" else jax.nn.gelu  # by tanh unless told: "gelu_new"
+        self.act = (
+            jax.nn.relu if cfg.family == "tiny_model" else jax.nn.gelu
+        )  # the tanh approximation, which Transformers calls gelu_new
 
     def __call__(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos d_model"]:
         return self.write_out(self.act(self.read_in(x)))
@@ -152,8 +156,11 @@ class Block(nnx.Module):
 
 
 class LM(nnx.Module):
-    """A language model. Initial values: embeddings N(0, 0.02²), weights N(0, 1 / fan-in), what writes to the residual
-    stream smaller by √(2 n_layers), biases 0."""
+    """A language model.
+
+    Initial values: embeddings N(0, 0.02²), weights N(0, 1 / fan-in), those that write to the residual stream smaller by
+    √(2 n_layers), biases 0.
+    """
 
     def __init__(self, cfg: LMConfig, *, rngs: nnx.Rngs) -> None:
         self.cfg = cfg
@@ -165,16 +172,16 @@ class LM(nnx.Module):
         self.lm_head = _linear(cfg.d_model, cfg.vocab_size, rngs) if cfg.family == "tiny_model" else None
 
     def __call__(self, tokens: Int[Array, "batch pos"], tap: Tap = keep) -> Float[Array, "batch pos vocab_size"]:
-        """Logits of the next token. `tap` is shown every value of every site and gives the value to go on with.
+        """Logits of the next token. `tap` gets the activations at every site and returns those to continue with.
 
-        Raises: ValueError where there are more tokens than the context. An id outside the vocabulary gives NaN.
+        An id outside the vocabulary gives NaN. Raises: ValueError for more tokens than the context.
         """
         return self.logits_from(self.resid_at(tokens, 0), 0, tap)
 
     def resid_at(
         self, tokens: Int[Array, "batch pos"], layer: int, tap: Tap = keep
     ) -> Float[Array, "batch pos d_model"]:
-        """The residual stream before the attention of `layer`, not yet tapped there; after the last if n_layers."""
+        """The untapped residual stream before the attention of `layer`; for n_layers, after the last layer."""
         if tokens.shape[1] > self.cfg.context:
             raise ValueError(f"tokens: {tokens.shape[1]} positions are more than the context of {self.cfg.context}")
         resid = self.embed(tokens) + self.pos_embed[: tokens.shape[1]]
@@ -185,7 +192,7 @@ class LM(nnx.Module):
     def logits_from(
         self, resid: Float[Array, "batch pos d_model"], layer: int, tap: Tap = keep
     ) -> Float[Array, "batch pos vocab_size"]:
-        """logits_from(resid_at(tokens, layer), layer) = lm(tokens)."""
+        """The logits that follow from the residual stream: logits_from(resid_at(tokens, layer), layer) = lm(tokens)."""
         for block in self.blocks[self._checked(layer) :]:
             resid = block(resid, tap)
         normed = self.ln_f(resid)
@@ -200,7 +207,7 @@ class LM(nnx.Module):
 def acts_at(
     lm: LM, tokens: Int[Array, "batch pos"], sites: Sequence[Site]
 ) -> dict[Site, Float[Array, "batch pos d_model"]]:
-    """Activations of all the sites from one pass, which ends where the last of them is known."""
+    """Activations at all the sites, from one pass that ends at the last of them."""
     seen: dict[Site, jax.Array] = {}
 
     def record(site: Site, acts: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Words of a text from the pieces of a tokenizer, and whether a tokenizer from elsewhere lets them be told."""
+"""Words of a text from the pieces of its tokens, and a check that a foreign tokenizer allows this."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,11 +9,11 @@ from tokenizers import Tokenizer as Bpe
 
 from toy.checks import quoted
 
-PROBED, PROBED_AS_ONE = 1_024, 64  # pieces of a tokenizer from elsewhere
+PROBED, PROBED_AS_ONE = 1_024, 64  # pieces that are checked singly and in pairs
 
 
 def words(ids: Int[np.ndarray, " n_tokens"], pieces: list[str]) -> Iterator[tuple[int, str]]:
-    """The words of a row, in lower case, each with the place of its last token."""
+    """Yields the words of a row in lower case, each after the place of its last token."""
     word, last = "", -1
     for place, i in enumerate(ids):
         for character in pieces[i]:
@@ -30,7 +30,7 @@ def words(ids: Int[np.ndarray, " n_tokens"], pieces: list[str]) -> Iterator[tupl
 
 
 def texts_of(bpe: Bpe, ids: list[int]) -> list[str]:
-    """The text that each id adds to a text before it: at a text's begin, some decoders leave out the space."""
+    """The text that each id adds to preceding text; at the beginning of a text, some decoders omit the space."""
     letters = (bpe.encode(letter, add_special_tokens=False).ids for letter in "abcdefghijklmnopqrstuvwxyz")
     before = next((found for found in letters if bpe.decode(found).strip().isalpha()), [])
     start = bpe.decode(before)
@@ -43,9 +43,9 @@ def texts_of(bpe: Bpe, ids: list[int]) -> list[str]:
 
 
 def check_words(bpe: Bpe) -> None:
-    """Encode words of the vocabulary, alone and two joined to one, and see whether they are found again.
+    """Check that words of the vocabulary, alone and two joined to one, are found again after encoding.
 
-    Raises: ValueError if words cannot be told from pieces.
+    Raises: ValueError with the first word that is not.
     """
     known = sorted(bpe.get_vocab().values())
     texts = texts_of(bpe, known[:: 1 + len(known) // PROBED])
@@ -56,7 +56,7 @@ def check_words(bpe: Bpe) -> None:
         raise _unfound(next((word for word, other in pairs if word.lower() != other), probe[0]))
     for compound in (a + b for a, b in pairwise(probe[:PROBED_AS_ONE])):
         found = _words_of(bpe, compound)
-        if "".join(found) == compound.lower() and len(found) > 1:  # it may lack some letters, which is no fault
+        if "".join(found) == compound.lower() and len(found) > 1:  # a tokenizer may lack some letters
             raise _unfound(compound)
 
 

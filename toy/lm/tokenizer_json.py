@@ -1,7 +1,7 @@
-"""`tokenizer.json` as a file from elsewhere: checked before the library reads it, and stripped of what changes ids.
+"""Foreign `tokenizer.json` files, checked before the library reads them, without the parts that change ids.
 
-The library `tokenizers` is written in Rust: an absurd id makes it end the process, and some of its faults are panics,
-which are no `Exception` in Python.
+The library `tokenizers` is written in Rust: an absurd id makes it abort the process, and some of its faults are panics,
+which Python does not see as `Exception`.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from tokenizers import Tokenizer as Bpe
 from toy.checks import quoted
 from toy.files.json_files import parse_json
 
-MOST_BYTES = 48 * 2**20  # of a file; those of the largest vocabularies have about 35 MB
+MOST_BYTES = 48 * 2**20  # the files of the largest vocabularies have about 35 MB
 MOST_IDS = 2**20  # the largest vocabularies have about a million
-MOST_PARTS = 64  # of a normalizer, pre-tokenizer or decoder
+MOST_PARTS = 64  # in a normalizer, pre-tokenizer or decoder
 MOST_PREPENDED = 16  # characters
-NOT_OF_STORIES = ("truncation", "padding", "post_processor")  # cut, lengthen or frame what is encoded
+NOT_OF_STORIES = ("truncation", "padding", "post_processor")  # these cut, lengthen or frame a text
 
 
 def read_tokenizer_json(path: Path, special: Iterable[str]) -> Bpe:
-    """The tokenizer of a file, without truncation, padding, post-processor and dropout; `special` names are special.
+    """Returns the tokenizer of a file without truncation, padding, post-processor and dropout.
 
-    Raises: ValueError naming the file and what is wrong with it.
+    Tokens named in `special` become special. Raises: ValueError naming the file and the fault.
     """
     data = _parsed(path)
     with naming(f"{path}: not a tokenizer"):
@@ -38,7 +38,7 @@ def read_tokenizer_json(path: Path, special: Iterable[str]) -> Bpe:
         for token in added:
             token["special"] = token.get("special") is True or token["content"] in set(special)
         bpe = Bpe.from_str(json.dumps(data))
-    for token in added:  # the library numbers those anew whose ids leave a gap
+    for token in added:  # the library renumbers added tokens whose ids leave a gap
         if (found := bpe.token_to_id(token["content"])) != token["id"]:
             raise ValueError(
                 f"{path}: added_tokens: {quoted(token['content'])} has the id {token['id']}, which the library "
@@ -49,7 +49,7 @@ def read_tokenizer_json(path: Path, special: Iterable[str]) -> Bpe:
 
 @contextlib.contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Errors of the library, panics among them, as ValueError: `what` and the first line of the error."""
+    """Turns errors of the library, also panics, into a ValueError of `what` and the error's first line."""
     try:
         yield
     except BaseException as error:
@@ -77,13 +77,15 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _checked(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The added tokens. Raises: ValueError for ids that are none, or too high, and for parts that blow a text up."""
+    """Returns the added tokens. Raises: ValueError for bad ids, and for parts that lengthen a text without bound."""
     vocab, added = data["model"].get("vocab"), data.get("added_tokens") or []
     if not isinstance(vocab, dict | list) or not isinstance(added, list):
         raise ValueError("expected model.vocab and a list of added_tokens")
     if not all(isinstance(token, dict) and isinstance(token.get("content"), str) for token in added):
         raise ValueError("expected added_tokens with a content each")
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))  # a list is numbered by place
+    ids = (
+        list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+    )  # the ids of a list are its places
     for number in (*ids, *(token.get("id") for token in added)):
         if type(number) is not int or not 0 <= number < MOST_IDS:
             raise ValueError(f"an id is a whole number from 0 to {MOST_IDS - 1:,}, got {quoted(number)}")
@@ -99,7 +101,7 @@ def _checked(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parts(node: Any) -> Iterator[dict[str, Any]]:
-    """All objects within one that say their type."""
+    """Yields all nested objects that have a type."""
     if isinstance(node, dict):
         if "type" in node:
             yield node
@@ -110,7 +112,7 @@ def _parts(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check_part(name: str, part: dict[str, Any]) -> None:
-    """Sequences of replacements by something longer take all memory; those of an empty match panic."""
+    """Raises: ValueError for replacements that lengthen a text, which can take all memory, or match nothing."""
     if part["type"] == "Replace":
         pattern, content = part.get("pattern"), part.get("content")
         given = pattern.get("String") if isinstance(pattern, dict) else None

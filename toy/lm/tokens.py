@@ -1,7 +1,5 @@
-"""Tokens: a BPE tokenizer, trained here or read from files, and stories as rows of token ids."""
+"""BPE tokenizers, trained here or read from files, and stories as rows of token ids."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +16,16 @@ from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
-VOCAB_SIZE = Whole(len(SPECIAL) + 256, MOST_IDS)  # of a tokenizer that is trained: every byte has an id
+VOCAB_SIZE = Whole(len(SPECIAL) + 256, MOST_IDS)  # for training a tokenizer: every byte has an id
 TINY_MODEL_SPECIAL = (9996, 9997, 9998, 9999)
 ENCODED_AT_ONCE = 10_000  # stories
 TABLES = ("neo_tok_ids_to_ts.pt", "ts_tok_ids_to_neo.pt")  # of the package tinymodel
 
 
 class Tokenizer(NamedTuple):
-    """A BPE and the ids that mark a story's begin and end, padding, and what the vocabulary lacks.
+    """A BPE, and its ids for the beginning and end of a story, for padding and for unknown tokens.
 
-    With an id table, ids of the BPE are translated to those of a smaller vocabulary (tiny_model's 10,000).
+    Id tables translate between the ids of the BPE and those of a smaller vocabulary (tiny_model's 10,000).
     """
 
     bpe: Bpe
@@ -35,47 +33,45 @@ class Tokenizer(NamedTuple):
     end: int
     pad: int
     unk: int
-    to_own: Int[np.ndarray, " n_bpe"] | None = None  # of an id of the BPE; `unk` where the smaller vocabulary lacks it
+    to_own: Int[np.ndarray, " n_bpe"] | None = None  # maps ids of the BPE; `unk` if the smaller vocabulary lacks one
     to_bpe: Int[np.ndarray, " n_own"] | None = None
 
     @property
     def vocab_size(self) -> int:
-        """The largest id + 1: a vocabulary may have gaps, whose ids have no text."""
+        """The largest id + 1, as a vocabulary may have gaps."""
         return max(self.bpe.get_vocab().values(), default=-1) + 1 if self.to_bpe is None else len(self.to_bpe)
 
     def encode(self, stories: list[str]) -> list[Int[np.ndarray, " n_tokens"]]:
-        """Ids of each story, without begin and end. Raises: ValueError if the tokenizer fails on one."""
+        """Returns the ids of each story without begin and end. Raises: ValueError if the tokenizer fails."""
         with naming("tokenizer: fails on a story"):
             encoded = [
                 np.array(found.ids, np.int32)
-                for first in range(0, len(stories), ENCODED_AT_ONCE)  # the library's objects take 100 bytes a token
+                for first in range(0, len(stories), ENCODED_AT_ONCE)  # the library's objects take 100 bytes per token
                 for found in self.bpe.encode_batch(stories[first : first + ENCODED_AT_ONCE], add_special_tokens=False)
             ]
         return encoded if self.to_own is None else [self.to_own[ids].astype(np.int32) for ids in encoded]
 
     def decode(self, ids: Int[np.ndarray, " n_tokens"]) -> str:
-        """The text of ids; begin, end and padding are left out."""
+        """The text of ids without begin, end and padding."""
         pieces = self.pieces()
         return "".join(pieces[i] for i in ids)
 
     def pieces(self) -> list[str]:
-        """The text of each id, with the space before it; of special ones, and of ids in a gap, nothing."""
+        """The text of each id with its leading space; empty for special ids and for gaps."""
         special = {self.begin, self.end, self.pad, self.unk}
         ids = np.arange(self.vocab_size) if self.to_bpe is None else self.to_bpe
         known = {*self.bpe.get_vocab().values()}
-        told = [own for own, i in enumerate(ids.tolist()) if own not in special and i in known]
-        found = dict(zip(told, texts_of(self.bpe, ids[told].tolist()), strict=True))
+        with_text = [own for own, i in enumerate(ids.tolist()) if own not in special and i in known]
+        found = dict(zip(with_text, texts_of(self.bpe, ids[with_text].tolist()), strict=True))
         return [found.get(own, "") for own in range(len(ids))]
 
     def digest(self) -> str:
-        """SHA-256 of all that decides which ids a text has."""
-        tables = b"" if self.to_own is None else np.ascontiguousarray(self.to_own, np.int64).tobytes()
-        special = json.dumps([self.begin, self.end, self.pad, self.unk])
-        return hashlib.sha256(self.bpe.to_str().encode() + special.encode() + tables).hexdigest()
+        """SHA-256 of everything that determines the ids of a text."""
+        return digest_of([self.bpe.to_str(), self.begin, self.end, self.pad, self.unk, self.to_own])
 
 
 def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE: any text has ids, and a frequent word is one of them, with the space before it."""
+    """Trains a byte-level BPE, which can encode any text; frequent words with their leading space become one token."""
     check_numbers({"vocab_size": vocab_size}, {"vocab_size": VOCAB_SIZE})
     bpe = Bpe(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -91,7 +87,7 @@ def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
 
 
 def _with_special(bpe: Bpe) -> Tokenizer:
-    """The special tokens of this project, or GPT-2's one for all; where a story has their names, these are text."""
+    """Adds the special tokens of this project, or GPT-2's single one; their names within a story are ordinary text."""
     bpe.encode_special_tokens = True
     for names in (SPECIAL, ("<|endoftext|>",) * len(SPECIAL)):
         begin, end, pad, unk = (bpe.token_to_id(name) for name in names)
@@ -101,7 +97,7 @@ def _with_special(bpe: Bpe) -> Tokenizer:
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """`tokenizer.json`, as the library `tokenizers` reads it. Raises: ValueError for one with id tables."""
+    """Write `tokenizer.json` for the library `tokenizers`. Raises: ValueError for a tokenizer with id tables."""
     if tokenizer.to_own is not None:
         raise ValueError("tokenizer: one with id tables is kept as the files it was read from")
     with writing(folder / "tokenizer.json") as file:
@@ -109,7 +105,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """`tokenizer.json` of a folder, and tiny_model's id tables where they stand beside it.
+    """Read `tokenizer.json` of a folder, and tiny_model's id tables if it holds them.
 
     Raises: ValueError naming the file that is missing or wrong.
     """
@@ -127,7 +123,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _with_tables(bpe: Bpe, folder: Path) -> Tokenizer:
-    """The special tokens of tiny_model, whose ids are those of the tables."""
+    """The tokenizer with tiny_model's id tables and special tokens."""
     to_own, to_bpe = (_table(folder / name) for name in TABLES)
     begin, end, pad, unk = TINY_MODEL_SPECIAL
     if len(to_bpe) <= max(TINY_MODEL_SPECIAL):
@@ -137,7 +133,7 @@ def _with_tables(bpe: Bpe, folder: Path) -> Tokenizer:
     known = np.where(np.isin(np.arange(len(to_own)), to_bpe), to_own, unk)
     if known.max(initial=0) >= len(to_bpe):
         raise ValueError(f"{folder / TABLES[0]}: has the id {known.max()}, but {TABLES[1]} has {len(to_bpe)} ids")
-    n_beyond = max(0, max(bpe.get_vocab().values(), default=-1) + 1 - len(to_own))  # ids that the table has not
+    n_beyond = max(0, max(bpe.get_vocab().values(), default=-1) + 1 - len(to_own))  # ids that the table lacks
     return Tokenizer(bpe, begin, end, pad, unk, np.pad(known, (0, n_beyond), constant_values=unk), to_bpe)
 
 
@@ -151,15 +147,15 @@ def _table(path: Path) -> Int[np.ndarray, " n"]:
 
 
 class Rows(NamedTuple):
-    """Stories as rows of equal length: begin, ids, end, then padding. A long story goes on in further rows."""
+    """Stories as rows of equal length: begin, ids, end, padding. A long story continues in the next rows."""
 
     ids: Int[np.ndarray, "n_rows context"]
-    length: Int[np.ndarray, " n_rows"]  # of what is not padding
-    document: Int[np.ndarray, " n_rows"]  # which story
+    length: Int[np.ndarray, " n_rows"]  # number of tokens before the padding
+    document: Int[np.ndarray, " n_rows"]  # index of the story
     start: Int[np.ndarray, " n_rows"]  # position in the story, begin included, of the row's first id
 
     def real(self) -> Bool[np.ndarray, "n_rows context"]:
-        """Where a row holds a token and not padding."""
+        """Whether each place holds a token and not padding."""
         return np.arange(self.ids.shape[1]) < self.length[:, None]
 
     def digest(self) -> str:
@@ -167,7 +163,7 @@ class Rows(NamedTuple):
 
 
 def make_rows(stories: list[str], tokenizer: Tokenizer, context: int) -> Rows:
-    """Every token of every story, in order. Raises: ValueError if there is no room for a begin and two ids."""
+    """Rows of all tokens of all stories, in order. Raises: ValueError for a context below 3."""
     if context < 3:
         raise ValueError(f"context: must be at least 3, got {context}")
     ids, length, document, start = [], [], [], []

@@ -1,12 +1,12 @@
-"""Files of `torch.save`, read without PyTorch and without running anything that stands in them.
+"""Files of `torch.save`, read without PyTorch and without running anything that they name.
 
-Such a file is a zip archive of storages, and of a pickle that says which tensors are which parts of them. The few
-instructions of the pickle language that tensors need are read here; Python's own unpickler is not used.
+Such a file is a zip archive of storages, and of a pickle that says which parts of them are the tensors. Python's own
+unpickler reads it, reduced to the few instructions and the four functions that tensors need.
 """
 
+import io
 import math
-import pickletools
-from collections.abc import Callable
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -17,7 +17,7 @@ import numpy as np
 from toy.checks import MOST_QUOTED, quoted
 from toy.files.archive import open_archive
 
-_STORAGES = {
+_DTYPES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -29,40 +29,25 @@ _STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_MOST_PICKLE = 4 * 2**20  # bytes
-_MOST_STEPS = 100_000  # instructions: about 3,000 tensors
+_INSTRUCTIONS = """
+PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE
+BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS
+EMPTY_DICT GLOBAL STACK_GLOBAL BINPERSID REDUCE
+"""
+_MOST_PICKLE = 2**20  # bytes: about 5,000 tensors
 _MOST_AXES = 32
-_MOST_SHARED = 16  # values of all tensors to one value of the storages
+_MOST_SHARED = 16  # all tensors together may have this many values per value in the storages
+_NO_TENSORS = "neither a tensor nor a dictionary of tensors by name"
 
 
 class _Storage(NamedTuple):
     values: np.ndarray  # one axis
 
 
-class _Name(NamedTuple):
-    """A name that the pickle gives, such as `torch FloatStorage`."""
-
-    text: str
-
-
-class _Mark:
-    """Where the arguments of an instruction begin on the stack."""
-
-
-_DICT, _TENSOR, _PARAMETER = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-)
-_KNOWN = {_DICT, _TENSOR, _PARAMETER, *(f"torch {name}" for name in _STORAGES)}
-
-
 def read_torch_file(path: Path | str) -> dict[str, np.ndarray] | np.ndarray:
-    """The tensor, or the tensors by name, of a file. Arrays are read-only and have the file's strides.
+    """Returns the tensor of a file, or its tensors by name, as read-only arrays with the file's strides.
 
-    Time and memory are those of the file's size, whatever it says.
-
-    Raises: ValueError naming the file and what is wrong with it; nothing that a file names is called or imported.
+    Time and memory are bounded by the file's size. Raises: ValueError naming the file and what is wrong with it.
     """
     try:
         with open_archive(path, compressed=False) as archive:
@@ -71,55 +56,64 @@ def read_torch_file(path: Path | str) -> dict[str, np.ndarray] | np.ndarray:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except BadZipFile as error:
         raise ValueError(f"{path}: not a whole zip file of torch.save: {quoted(str(error), 2 * MOST_QUOTED)}") from None
-    except Exception as error:  # a broken pickle fails in any way
-        told = (
-            quoted(str(error), 2 * MOST_QUOTED)
-            if isinstance(error, ValueError) and str(error)
-            else "its pickle is broken"
-        )
-        raise ValueError(f"{path}: cannot be read as tensors: {told}") from None
+    except Exception as error:  # a broken pickle can fail in any way
+        is_ours = type(error) is ValueError and str(error)
+        why = str(error) if is_ours else "its pickle is broken, or has an instruction that tensors do not need"
+        raise ValueError(f"{path}: cannot be read as tensors: {quoted(why, 2 * MOST_QUOTED)}") from None
 
 
 def _tensors(archive: ZipFile) -> dict[str, np.ndarray] | np.ndarray:
     pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError("a zip file, but not one of torch.save: there is no single data.pkl in it")
+        raise ValueError("a zip file, but not one of torch.save, which has a single data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are not little-endian")
     if archive.getinfo(pickles[0]).file_size > _MOST_PICKLE:
         raise ValueError(f"its data.pkl has more than {_MOST_PICKLE:,} bytes")
-    storages = _Storages(archive, folder)
-    found = _Pickle(storages).read(archive.read(pickles[0]))
-    tensors = [found] if isinstance(found, np.ndarray) else [*found.values()] if isinstance(found, dict) else []
-    if not all(isinstance(tensor, np.ndarray) for tensor in tensors):
-        raise ValueError("neither a tensor nor a dictionary of tensors by name")
-    if sum(tensor.size for tensor in tensors) > _MOST_SHARED * max(1, storages.n_values):
-        raise ValueError(f"its tensors share only {storages.n_values:,} values: clone them before saving")
-    if isinstance(found, np.ndarray):
-        return found
-    if isinstance(found, dict) and all(isinstance(key, str) for key in found):
-        return found
-    raise ValueError("neither a tensor nor a dictionary of tensors by name")
+    unpickler = _Unpickler(archive, pickles[0])
+    found: Any = unpickler.load()
+    tensors = found if isinstance(found, dict) else {"": found}
+    if not all(isinstance(key, str) and isinstance(tensor, np.ndarray) for key, tensor in tensors.items()):
+        raise ValueError(_NO_TENSORS)
+    n_values = sum(len(storage.values) for storage in unpickler.storages.values())
+    if sum(tensor.size for tensor in tensors.values()) > _MOST_SHARED * max(1, n_values):
+        raise ValueError(f"its tensors share only {n_values:,} values: clone them before saving")
+    return found
 
 
-class _Storages:
-    """The storages of a file, each read once."""
+_Python: Any = pickle._Unpickler  # written in Python, unlike pickle.Unpickler, so that instructions can be replaced
 
-    def __init__(self, archive: ZipFile, folder: str) -> None:
-        self.archive, self.folder = archive, folder
-        self.n_values = 0
-        self._contents: dict[str, bytes] = {}
 
-    def get(self, pid: Any) -> _Storage:
-        """The storage of a persistent id: ("storage", its type, its key, its device, its number of values)."""
-        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
+class _Unpickler(_Python):
+    """Python's unpickler, which builds tensors here and knows no instruction that could do anything else."""
+
+    _codes = (getattr(pickle, name)[0] for name in _INSTRUCTIONS.split())
+    dispatch = {code: _Python.dispatch[code] for code in _codes}  # noqa: RUF012
+
+    def __init__(self, archive: ZipFile, name: str) -> None:
+        super().__init__(io.BytesIO(archive.read(name)))
+        self.archive, self.folder = archive, name.removesuffix("data.pkl")
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[str, Any] = {f"torch.{kind}": dtype for kind, dtype in _DTYPES.items()} | {
+            "collections.OrderedDict": _empty,
+            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_parameter": _tensor_of_parameter,
+        }
+        if f"{module}.{name}" not in known:
+            raise ValueError(f"{quoted(f'{module}.{name}')} is not allowed in it")
+        return known[f"{module}.{name}"]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The storage of ("storage", its type, its key, its device, its number of values)."""
+        if not isinstance(pid, tuple) or len(pid) != 5 or not isinstance(pid[2], str):
             raise ValueError("a storage without a key")
-        _, kind, key, _, n_values = pid
-        name = kind.text.removeprefix("torch ") if isinstance(kind, _Name) else ""
-        if name not in _STORAGES:
+        _, dtype, key, _, n_values = pid
+        if not isinstance(dtype, np.dtype):
             raise ValueError("a storage of an unknown type")
-        dtype, file = _STORAGES[name], f"{self.folder}data/{key}"
+        file = f"{self.folder}data/{key}"
         if file not in self.archive.NameToInfo:
             raise ValueError(f"there is no {quoted(file)} in it")
         n_bytes = self.archive.getinfo(file).file_size
@@ -127,135 +121,46 @@ class _Storages:
             raise ValueError(
                 f"{quoted(file)} should hold {quoted(n_values)} values of {dtype}, and has {n_bytes} bytes"
             )
-        if key not in self._contents:
-            self._contents[key] = self.archive.read(file)
-            self.n_values += n_values
-        return _Storage(np.frombuffer(self._contents[key], dtype))
+        if key not in self.storages:
+            self.storages[key] = _Storage(np.frombuffer(self.archive.read(file), dtype))
+        return self.storages[key]
 
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
 
-class _Pickle:
-    """A stack machine for the instructions that `torch.save` writes of tensors by name."""
+    def set_items(self) -> None:
+        self._set_items(self.pop_mark())
 
-    def __init__(self, storages: _Storages) -> None:
-        self.storages = storages
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def read(self, content: bytes) -> Any:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-            if step > _MOST_STEPS:
-                raise ValueError(f"its pickle has more than {_MOST_STEPS:,} instructions")
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            if opcode.name not in _STEPS:
-                raise ValueError(f"the instruction {opcode.name} is not allowed in it")
-            _STEPS[opcode.name](self, argument)
-        raise ValueError("its pickle has no end")
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def put(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
-
-    def name(self, text: str) -> None:
-        if text not in _KNOWN:
-            raise ValueError(f"{quoted(text.replace(' ', '.'))} is not allowed in it")
-        self.push(_Name(text))
-
-    def name_of_stack(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
-        self.name(f"{module} {name}")
-
-    def since_mark(self) -> list[Any]:
-        values = []
-        while not isinstance(value := self.stack.pop(), _Mark):
-            values.append(value)
-        return values[::-1]
-
-    def tuple_of(self, n: int) -> None:
-        self.stack[-n:] = [tuple(self.stack[-n:])]
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict) or len(items) % 2:
+    def _set_items(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict) or len(items) % 2:
             raise ValueError("items of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int):  # others may be nested so that their hash takes for ever
+            if not isinstance(key, str | int):  # nested tuples can take for ever to hash
                 raise ValueError("a key that is neither text nor a whole number")
-            target[key] = value
+            self.stack[-1][key] = value
 
-    def append(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise ValueError("elements of something that is no list")
-        self.stack[-1].extend(items)
-
-    def call(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("a call of something that is no name")
-        if function.text == _DICT and not arguments:
-            self.push({})
-        elif function.text == _TENSOR and 6 <= len(arguments) <= 7:
-            self.push(_tensor(*arguments))
-        elif function.text == _PARAMETER and arguments and isinstance(arguments[0], np.ndarray):
-            self.push(arguments[0])
-        else:
-            raise ValueError(f"{function.text.replace(' ', '.')} with arguments that it does not take")
-
-    def set_state(self, _: Any) -> None:
-        """Ignore the state of a dictionary: modules leave their versions there."""
+    def ignore_state(self) -> None:
+        """Modules leave their versions in the state of a dictionary."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise ValueError("the state of something that is no dictionary")
 
-
-_STEPS: dict[str, Callable[[_Pickle, Any], Any]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), lambda pickle, _: None),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Pickle.put),
-    "MEMOIZE": lambda pickle, _: pickle.put(len(pickle.memo)),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda pickle, place: pickle.push(pickle.memo[place])),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Pickle.push),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), _Pickle.push),
-    "NONE": lambda pickle, _: pickle.push(None),
-    "NEWTRUE": lambda pickle, _: pickle.push(True),
-    "NEWFALSE": lambda pickle, _: pickle.push(False),
-    "MARK": lambda pickle, _: pickle.push(_Mark()),
-    "EMPTY_TUPLE": lambda pickle, _: pickle.push(()),
-    "TUPLE": lambda pickle, _: pickle.push(tuple(pickle.since_mark())),
-    **{f"TUPLE{n}": lambda pickle, _, n=n: pickle.tuple_of(n) for n in (1, 2, 3)},
-    "EMPTY_DICT": lambda pickle, _: pickle.push({}),
-    "SETITEM": lambda pickle, _: pickle.set_items([pickle.stack.pop(), pickle.stack.pop()][::-1]),
-    "SETITEMS": lambda pickle, _: pickle.set_items(pickle.since_mark()),
-    "EMPTY_LIST": lambda pickle, _: pickle.push([]),
-    "APPEND": lambda pickle, _: pickle.append([pickle.stack.pop()]),
-    "APPENDS": lambda pickle, _: pickle.append(pickle.since_mark()),
-    "GLOBAL": _Pickle.name,
-    "STACK_GLOBAL": _Pickle.name_of_stack,
-    "BINPERSID": lambda pickle, _: pickle.push(pickle.storages.get(pickle.stack.pop())),
-    "REDUCE": _Pickle.call,
-    "BUILD": _Pickle.set_state,
-}
+    dispatch |= {pickle.SETITEM[0]: set_item, pickle.SETITEMS[0]: set_items, pickle.BUILD[0]: ignore_state}
 
 
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{quoted(value)} is not a size" if type(value) is int else "a size that is not a number")
-    return value
+def _empty() -> dict[str, Any]:
+    return {}
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or len(values) > _MOST_AXES:
-        raise ValueError(f"a shape or strides that are no tuple of at most {_MOST_AXES} sizes")
-    return tuple(map(_size, values))
+def _tensor_of_parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
 
 
 def _tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, metadata: Any = None
 ) -> np.ndarray:
-    """`torch._utils._rebuild_tensor_v2`: a view of a storage, which it must not leave. Strides count values."""
+    """`torch._utils._rebuild_tensor_v2`: a view that stays within its storage. Strides count values."""
     if metadata:
         raise ValueError("a tensor with metadata: clone it before saving")
     if not isinstance(storage, _Storage):
@@ -274,3 +179,15 @@ def _tensor(
         raise ValueError(f"a tensor of shape {quoted(shape)} of only {len(values)} values: clone it before saving")
     in_bytes = tuple(stride * values.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(values[offset:], shape, in_bytes, writeable=False)
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or len(values) > _MOST_AXES:
+        raise ValueError(f"a shape or strides that are no tuple of at most {_MOST_AXES} sizes")
+    return tuple(map(_size, values))
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("a size that is not a number" if type(value) is not int else f"{quoted(value)} is not a size")
+    return value

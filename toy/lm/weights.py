@@ -1,10 +1,8 @@
-"""Weights of language models on disk: our own folders, tiny_model's state dicts, GPT-Neo folders of Transformers."""
+"""Language models on disk: our own folders, state dicts of tiny_model, and GPT-Neo folders of Transformers."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from toy.checks import POSITIVE, Real, Whole, check_numbers, quoted
+from toy.checks import quoted
+from toy.digest import digest_of
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.json_files import load_json, plain, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
@@ -34,32 +33,36 @@ _GPT_NEO = {
     ".kernel": ".weight",
 }
 _MOST_CONFIG = 2**20  # bytes
-_MOST_SIZE = 2**24  # of any dimension; the tensors are compared with the sizes before anything is allocated
-_MOST_LAYERS = 512
-_SAVED_WITH = "toy.training.config"  # among the metadata of our own tensors: the configuration that they belong to
-_SIZES = ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window")
-_MOST_TOLD = 1_000  # characters of the names of tensors that a message repeats
+_SAVED_WITH = "toy.training.config"  # the entry of our tensors' metadata that holds their configuration
+_MOST_NAMES = 1_000  # characters of the names of tensors in a message
+_TYPES: dict[str, tuple[type, ...]] = {  # of the configuration in JSON; others are whole numbers
+    "family": (str,),
+    "d_mlp": (int, type(None)),
+    "norm_eps": (float, int),
+    "attention": (list, type(None)),
+}
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")
 
 
 def load_model(path: Path | str, *, n_heads: int | None = None) -> LM:
-    """A model from disk, or from the hub for `hub:OWNER/NAME` and `hub:OWNER/NAME/FILE`; parameters in float32.
+    """A model in float32 from disk, or from the hub for `hub:OWNER/NAME` and `hub:OWNER/NAME/FILE`.
 
-    A folder holds what `save_model` wrote or a GPT-Neo of Transformers; a file is a state dict of tiny_model, whose
-    number of heads is 16 at d_model 768 and else `n_heads`. Raises: ValueError in one line naming what is wrong.
+    A folder is one of `save_model` or a GPT-Neo of Transformers. A file is a state dict of tiny_model, which has 16
+    heads if d_model is 768 and else `n_heads`. Raises: ValueError in one line that names the fault.
     """
     path = _from_hub(path) if isinstance(path, str) and is_hub_name(path) else Path(path)
-    build = _of_folder(path) if path.is_dir() else partial(tiny_model_from, _read_tensors(path)[0], n_heads)
     try:
-        return build()
+        return _from_folder(path) if path.is_dir() else tiny_model_from(_read_tensors(path)[0], n_heads)
     except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path}: {error}") from None
 
 
 def save_model(folder: Path, lm: LM) -> None:
-    """Write a model as a folder: `config.json` and `model.safetensors`, a tensor's name being its path in the model.
+    """Write a model as a folder of `config.json` and `model.safetensors`, where tensors are named by path.
 
-    The tensors say what `config.json` they belong to, and hold a SHA-256 of all, which `load_model` checks.
+    The tensors' file also holds the configuration and a SHA-256, which `load_model` checks.
 
     Raises: ValueError naming the parameters that are not finite; OSError.
     """
@@ -71,20 +74,15 @@ def save_model(folder: Path, lm: LM) -> None:
 
 
 def model_digest(lm: LM) -> str:
-    """SHA-256 over what makes the model: its configuration, defaults filled in, and its parameters by name."""
+    """SHA-256 of the configuration, with its defaults filled in, and of the parameters."""
     config = asdict(lm.cfg) | {"d_mlp": lm.cfg.n_hidden, "attention": lm.cfg.windows}
-    digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode())
-    for name, values in sorted(_parameters(lm).items()):
-        digest.update(f"{name} {values.dtype.str} {values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
+    return digest_of([config, digest_of(_parameters(lm))])
 
 
 def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None) -> LM:
     """The model of a state dict of noanabeshima/tiny_model. Raises: ValueError naming every tensor that is wrong."""
     layers = {name.split(".")[1] for name in state if name.startswith("torso.") and name.count(".") > 1}
     sizes: dict[str, Any] = {"vocab_size": 1, "context": 1, "d_model": 1, "d_mlp": 1, "n_layers": max(1, len(layers))}
-    if len(layers) > _MOST_LAYERS:
-        raise ValueError(f"tensors: of {len(layers):,} layers, at most {_MOST_LAYERS:,} are read")
     _check_names(_shapes(LMConfig(n_heads=1, **sizes), _TINY_MODEL), state)
     if state["embed.weight"].ndim == 2:
         sizes["vocab_size"], sizes["d_model"] = state["embed.weight"].shape
@@ -93,7 +91,7 @@ def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None)
     if state["torso.0.mlp.read_in.weight"].ndim == 2:
         sizes["d_mlp"] = state["torso.0.mlp.read_in.weight"].shape[0]
     if n_heads is None and sizes["d_model"] != 768:
-        raise ValueError(f"the number of heads is not in it: pass n_heads (d_model is {sizes['d_model']})")
+        raise ValueError(f"the file does not give the number of heads: pass n_heads (d_model is {sizes['d_model']})")
     return _model_from(LMConfig(n_heads=16 if n_heads is None else n_heads, **sizes), state, _TINY_MODEL)
 
 
@@ -105,7 +103,9 @@ def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> 
     if config.get("tie_word_embeddings", True) is not True:
         raise ValueError("tie_word_embeddings: only true is known")
     try:
-        values: dict[str, Any] = {
+        kinds = config.get("attention_layers") or _expanded(config["attention_types"], config["num_layers"])
+        values = {
+            "family": "gpt_neo",
             "vocab_size": config["vocab_size"],
             "context": config["max_position_embeddings"],
             "n_layers": config["num_layers"],
@@ -114,17 +114,16 @@ def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> 
             "d_mlp": config.get("intermediate_size"),
             "window": config.get("window_size", 256),
             "norm_eps": config.get("layer_norm_epsilon", 1e-5),
-            "attention": config.get("attention_layers") or _expanded(config["attention_types"], config["num_layers"]),
+            "attention": kinds,
         }
     except KeyError as error:
         raise ValueError(f"config: {error.args[0]} is missing") from None
-    cfg = _config(values | {"family": "gpt_neo"})
     weights = {k: v for k, v in state.items() if k != "lm_head.weight" and not k.endswith(_NOT_WEIGHTS)}
-    return _model_from(cfg, weights, _GPT_NEO)
+    return _model_from(_config(values), weights, _GPT_NEO)
 
 
 def _expanded(types: Any, n_layers: Any) -> list[str]:
-    """`[[["global", "local"], 2]]` as the kind of each layer."""
+    """The kind of each layer, from a list such as `[[["global", "local"], 2]]`."""
     if not isinstance(types, list) or not all(
         isinstance(one, list) and len(one) == 2 and isinstance(one[0], list) and type(one[1]) is int for one in types
     ):
@@ -134,24 +133,6 @@ def _expanded(types: Any, n_layers: Any) -> list[str]:
     return [kind for pattern, times in types for kind in pattern * times]
 
 
-def _config(values: dict[str, Any]) -> LMConfig:
-    """Numbers are checked before anything is allocated or traced."""
-    sizes: dict[str, Whole | Real] = {name: Whole(1, _MOST_SIZE) for name in _SIZES}
-    for name, value in values.items():
-        if name in sizes and not (type(value) is int or (value is None and name == "d_mlp")):
-            raise ValueError(f"config: {name}: must be an integer, got {quoted(value)}")
-    if type(values["norm_eps"]) not in (int, float):
-        raise ValueError(f"config: norm_eps: must be a number, got {quoted(values['norm_eps'])}")
-    check_numbers(values, sizes | {"n_layers": Whole(1, _MOST_LAYERS), "norm_eps": POSITIVE})
-    if values["family"] not in ("tiny_model", "gpt_neo"):
-        raise ValueError(f"config: family: must be tiny_model or gpt_neo, got {quoted(values['family'])}")
-    kinds = values["attention"]
-    if kinds is not None and not (isinstance(kinds, list) and all(kind in ("global", "local") for kind in kinds)):
-        raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
-    attention: Any = None if kinds is None else tuple(kinds)
-    return LMConfig(**(values | {"attention": attention}))
-
-
 def _from_hub(name: str) -> Path:
     repository, file = split_name(name)
     if file is not None:
@@ -159,13 +140,12 @@ def _from_hub(name: str) -> Path:
     folder = fetch(repository, _CONFIG).parent
     try:
         fetch(repository, _TENSORS)
-    except ValueError:  # models of before safetensors have the other file alone
+    except ValueError:  # older models have no safetensors file
         fetch(repository, _TORCH)
     return folder
 
 
-def _of_folder(folder: Path) -> Callable[[], LM]:
-    """What makes a model of the files of a folder."""
+def _from_folder(folder: Path) -> LM:
     try:
         config = load_json(folder / _CONFIG, most_bytes=_MOST_CONFIG)
     except OSError as error:
@@ -176,23 +156,9 @@ def _of_folder(folder: Path) -> Callable[[], LM]:
         raise ValueError(f"{indices[0]}: a model in several files is not read: save it as one (max_shard_size)")
     state, metadata = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
     if config.get("model_type") == "gpt_neo":
-        return partial(gpt_neo_from, state, config)
-    return partial(_own_from, config, state, metadata)
-
-
-def _read_tensors(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
-    """Tensors by name, and the metadata of the file."""
-    if path.suffix == ".safetensors":
-        return load_arrays(path)
-    tensors = read_torch_file(path)
-    if isinstance(tensors, np.ndarray):
-        raise ValueError(f"{path}: a single tensor, and not those of a model by name")
-    return tensors, {}
-
-
-def _own_from(config: dict[str, Any], state: Mapping[str, np.ndarray], metadata: dict[str, str]) -> LM:
+        return gpt_neo_from(state, config)
     lm = _model_from(_own_config(config), state, {})
-    if metadata.get(_SAVED_WITH, told := json.dumps(config, sort_keys=True)) != told:
+    if metadata.get(_SAVED_WITH, saved := json.dumps(config, sort_keys=True)) != saved:
         raise ValueError(f"{_CONFIG} is not the one that {_TENSORS} was saved with: save the model again")
     return lm
 
@@ -205,6 +171,30 @@ def _own_config(config: dict[str, Any]) -> LMConfig:
     return _config(config)
 
 
+def _config(values: dict[str, Any]) -> LMConfig:
+    """Check the types of values from JSON; `LMConfig` checks their ranges."""
+    for name, value in values.items():
+        if type(value) not in _TYPES.get(name, (int,)):
+            raise ValueError(f"config: {name}: must be {_TYPES.get(name, (int,))[0].__name__}, got {quoted(value)}")
+    family, kinds = values["family"], values["attention"]
+    if family not in ("tiny_model", "gpt_neo"):
+        raise ValueError(f"config: family: must be tiny_model or gpt_neo, got {quoted(family)}")
+    if not all(kind in ("global", "local") for kind in kinds or ()):
+        raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
+    checked: dict[str, Any] = values | {"attention": kinds and tuple(kinds)}
+    return LMConfig(**checked)
+
+
+def _read_tensors(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
+    """Returns tensors by name, and the metadata of the file."""
+    if path.suffix == ".safetensors":
+        return load_arrays(path)
+    tensors = read_torch_file(path)
+    if isinstance(tensors, np.ndarray):
+        raise ValueError(f"{path}: a single tensor, and not those of a model by name")
+    return tensors, {}
+
+
 def _parameters(lm: LM) -> dict[str, np.ndarray]:
     # safetensors writes wrong values for arrays that are not C-contiguous.
     flat = nnx.to_flat_state(nnx.state(lm, nnx.Param))
@@ -212,7 +202,7 @@ def _parameters(lm: LM) -> dict[str, np.ndarray]:
 
 
 def _abstract(cfg: LMConfig) -> tuple[Any, Any]:
-    """The model without its arrays: the graph, and shapes by path."""
+    """Returns the graph of a model, and the shapes of its parameters by path, without allocating them."""
     graph, state = nnx.split(nnx.eval_shape(lambda: LM(cfg, rngs=nnx.Rngs(0))))
     return graph, nnx.to_flat_state(state)
 
@@ -225,7 +215,7 @@ def _renamed(path: tuple[Any, ...], names: Mapping[str, str]) -> str:
 
 
 def _shapes(cfg: LMConfig, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Of every tensor that the file of such a model has; a Linear of PyTorch is (out, in)."""
+    """The shape of every tensor in the file of such a model; a Linear of PyTorch is (out, in)."""
     shapes = {}
     for path, leaf in _abstract(cfg)[1]:
         shape = leaf.shape[::-1] if names and path[-1] == "kernel" else leaf.shape
@@ -237,11 +227,11 @@ def _check_names(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, np.n
     missing, extra = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
     parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(extra)}"] * bool(extra)
     if parts:
-        raise ValueError(f"tensors: {quoted('; '.join(parts), _MOST_TOLD)}")
+        raise ValueError(f"tensors: {quoted('; '.join(parts), _MOST_NAMES)}")
 
 
 def _check_finite(tensors: Mapping[str, np.ndarray]) -> None:
-    """In float32, which is what they are used in."""
+    """Raises: ValueError naming the tensors that are not finite in float32."""
     with np.errstate(over="ignore"):
         wrong = [name for name, values in tensors.items() if not np.isfinite(values.astype(np.float32)).all()]
     if wrong:
@@ -254,7 +244,7 @@ def _model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[s
     wrong = [f"{k} has shape {v.shape}, not {shapes[k]}" for k, v in state.items() if v.shape != shapes[k]]
     wrong += [f"{k} has {v.dtype} values" for k, v in state.items() if not jnp.issubdtype(v.dtype, jnp.floating)]
     if wrong:
-        raise ValueError(f"tensors: {quoted('; '.join(wrong), _MOST_TOLD)}")
+        raise ValueError(f"tensors: {quoted('; '.join(wrong), _MOST_NAMES)}")
     _check_finite(state)
     graph, flat = _abstract(cfg)
     loaded = []

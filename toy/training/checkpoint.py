@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from toy.checks import quoted
-from toy.digest import key_numbers, leaf_name
+from toy.digest import check_same, key_numbers, leaf_name
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.atomic import claim, prepare
 from toy.files.json_files import parse_json
@@ -53,7 +53,7 @@ class FileCheckpoint:
         except ValueError as error:
             raise ValueError(f"{error}: {_REMEDY}") from None
         n_done, theirs = self._parsed(metadata.get("run", ""))
-        self._check_facts(theirs, self._all_facts(facts))
+        check_same(self.path, theirs, self._all_facts(facts), _REMEDY)
         wanted = _named(like)
         self._check_arrays(arrays, wanted)
         leaves = [_restored(arrays[name], leaf) for name, leaf in wanted.items()]
@@ -95,12 +95,6 @@ class FileCheckpoint:
 
     def _all_facts(self, facts: Facts) -> Facts:
         return json.loads(json.dumps({"format": _FORMAT, **self.facts, **facts}))
-
-    def _check_facts(self, theirs: Facts, ours: Facts) -> None:
-        for name in [*ours, *theirs]:
-            if name not in theirs or name not in ours or json.dumps(theirs[name]) != json.dumps(ours[name]):
-                was, now = (facts.get(name, "absent") for facts in (theirs, ours))
-                raise self._refusal(f"made with {quoted(name)} = {quoted(was)}, which now is {quoted(now)}")
 
     def _check_arrays(self, arrays: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
         for name in [*wanted, *arrays]:
