@@ -31,7 +31,7 @@ from experiments.bench.jobs import MOST_ROUNDS, Job, has_peers, run_job
 from experiments.bench.speed_report import plot, summary
 from experiments.common.cli import main
 from experiments.common.study import PairConfig, Progress, check_study, make_hypers, make_study, train_config
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.named import forest
@@ -94,7 +94,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         ]
     study = make_study(cfg)
     train_cfg = train_config(cfg, study.tree)
-    hypers = make_hypers(cfg, study.tree, make_weighting(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
+    hypers = make_hypers(cfg, study.tree, prefixes.named(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
     one, many = (TreeSource(study.tree, W_feat) for W_feat in (study.W_feat[0], study.W_feat))  # type: ignore[arg-type]
     grid = partial(train_grid, study.keys, many, hypers, in_axes=(TreeSource(None, 0), None))  # type: ignore[arg-type]
     results = {
@@ -122,7 +122,7 @@ def time_toy(cfg: Config, key: jax.Array, source: TreeSource, root: Node | None)
 
     def run_of(weighting: str, activation: Activation) -> Callable[[], None]:
         train_cfg = TrainConfig(n_latents, n_steps=n_steps, batch_size=cfg.batch_size, activation=activation)
-        hypers = Hypers(make_weighting(weighting, n_latents), target_l0=1.0 if activation == RELU else None)
+        hypers = Hypers(prefixes.named(weighting, n_latents), target_l0=1.0 if activation == RELU else None)
         return lambda: train(key, source, hypers, cfg=train_cfg, chunk=n_steps) and None
 
     sampled = f"sampled_{cfg.n_prefixes}"

@@ -27,7 +27,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.memory import check_fits
 from experiments.common.study import Progress
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import SEED, Whole, check_fields
 from toy.data.source import ArraySource, Source, Stream
 from toy.data.store import Store, open_store, write_store
@@ -148,7 +148,7 @@ def rows_a_second(cfg: Config, source: ShardSource, first: int) -> float:
 
 def time_training(cfg: Config, weighting: str, source: Source | Stream) -> Callable[[Progress], list[float]]:
     """A training to call again and again: tokens a second of every chunk but its first."""
-    hypers = Hypers(make_weighting(weighting, cfg.n_latents), target_l0=min(32.0, cfg.n_latents / 4))
+    hypers = Hypers(prefixes.named(weighting, cfg.n_latents), target_l0=min(32.0, cfg.n_latents / 4))
     call = partial(train, jax.random.key(cfg.seed), source, hypers, cfg=train_config(cfg), chunk=CHUNK)
 
     def rates(progress: Progress) -> list[float]:

@@ -18,7 +18,7 @@ from killed import few_lanes, run_and_die_once, small_sweep
 from test_shard import start
 
 from experiments.sweeps import drive, engines, lanes, program
-from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
+from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, n_latents, target_l0
 from experiments.sweeps.drive import Done, make_plan, open_store, run_plan, stub_cells
 from experiments.sweeps.engines import (
     MOST_ATTEMPTS,
@@ -60,13 +60,13 @@ def single_run(cell: Cell) -> dict[str, float]:
     key_directions, key_training = jax.random.split(key)
     W_feat = make_directions(key_directions[None], tree.n_features, 32, norm_std=training.norm_std)[0]
     hypers = Hypers(
-        jax.tree.map(np.float32, make_weighting(training.objective, n_latents(cell))),
+        jax.tree.map(np.float32, prefixes.named(training.objective, n_latents(cell))),
         target_l0=target_l0(cell),
         learning_rate=training.learning_rate,
     )
     cfg = TrainConfig(n_latents(cell), n_steps=training.n_steps, batch_size=training.batch_size)
     if isinstance(hypers.prefixes, prefixes.FixedPrefixes):
-        hypers = hypers._replace(prefixes=make_weighting(training.objective, n_latents(cell)))
+        hypers = hypers._replace(prefixes=prefixes.named(training.objective, n_latents(cell)))
     state, _ = train(key_training, TreeSource(tree, W_feat), hypers, cfg=cfg)
     features = sample_features(held_out_key(key), tree, training.n_eval_rows)
     found = evaluate(trained_sae(state), W_feat, tree, features)

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.common.given import GivenTree, read_given
 from experiments.common.memory import check_fits
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import check_directions, make_directions
@@ -203,7 +203,7 @@ def train_seeds(
     if (shared, weighting, activation) in _trained:
         progress(cfg.n_steps)
     else:
-        hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
+        hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents), activation)
         source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
         in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
         state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=progress)

@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toy import prefixes
-from toy.checks import SEED, Real, Whole, check_numbers, quoted
+from toy.checks import SEED, Real, Whole, check_numbers
 from toy.features.named import RandomTree, RegularTree, random_tree, regular_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, mean_l0
 from toy.features.tree_json import parse_tree
 from toy.loss import Sparsity
-from toy.prefixes import Weighting
 from toy.training.config import Hypers, TrainConfig
 
 D_IN = 32  # the least; doubled until it holds the features
-OBJECTIVES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
-MOST_NAME = 40  # characters of an objective's name
 _HYPERS = Hypers._field_defaults
 _MOST_FLOAT32 = float(np.finfo(np.float32).max)  # as which they are trained with
 _UP_TO_FLOAT32 = Real(least=0, most=_MOST_FLOAT32)
@@ -63,7 +60,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
-        make_weighting(self.objective, 2)
+        prefixes.named(self.objective, 2)
         train_config(1, self.n_steps, self.batch_size, self.sparsity)
 
 
@@ -108,26 +105,6 @@ def train_config(n_latents: int, n_steps: int, batch_size: int, sparsity: Sparsi
 class Cell(NamedTuple):
     tree: TreeSpec
     training: Training
-
-
-@lru_cache(1_024)
-def make_weighting(objective: str, n_latents: int) -> Weighting:
-    """Arrays of the host. Raises: ValueError if there is no such objective."""
-    kind, _, number = objective.partition("_")
-    try:
-        if len(objective) > MOST_NAME:
-            raise ValueError
-        if objective == "vanilla":
-            return prefixes.full(n_latents)
-        if objective == "all":
-            return prefixes.all_prefixes(n_latents)
-        if kind in ("sampled", "expected"):
-            return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(number))
-        if kind == "balanced":
-            return prefixes.balanced(n_latents, float(number))
-    except ValueError:
-        pass  # no number, or one that cannot be
-    raise ValueError(f"objective: expected {OBJECTIVES}, got {quoted(repr(objective))}")
 
 
 def root_of(spec: TreeSpec) -> Node:
