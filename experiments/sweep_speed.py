@@ -27,12 +27,13 @@ from experiments.common.cli import main
 from experiments.common.study import Progress
 from experiments.sweep import read_sweep
 from experiments.sweeps.cell import Cell, built, d_in, root_of
-from experiments.sweeps.drive import make_plan, open_store, run_plan
+from experiments.sweeps.drive import make_plan, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import n_compiled
 from experiments.sweeps.spec import Sweep
+from experiments.sweeps.store import open_store
 
-KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the objectives they stand for
+KINDS = {"standard": "vanilla", "matryoshka_batchtopk": "others"}  # of SAELens, and the weightings they stand for
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     results = time_sweep(sweep, progress)
     peers = time_peers(cfg, sweep) if cfg.peers and has_peers() else {}
     if peers:
-        share = np.mean([cell.training.objective == "vanilla" for cell in sweep.cells()])
+        share = np.mean([cell.training.weighting == "vanilla" for cell in sweep.cells()])
         seconds = dict(zip(KINDS, (median(peers[kind]) for kind in KINDS), strict=True))
         a_cell = share * seconds["standard"] + (1 - share) * seconds["matryoshka_batchtopk"]
         results |= {"sae_lens_s_per_cell": float(a_cell), "ratio": float(a_cell / results["s_per_cell"])}
@@ -106,8 +107,8 @@ def time_peers(cfg: Config, sweep: Sweep) -> dict[str, list[float]]:
 
     cells = list(sweep.cells())
     of_kind: dict[str, Callable[[Cell], bool]] = {
-        "standard": lambda cell: cell.training.objective == "vanilla",
-        "matryoshka_batchtopk": lambda cell: cell.training.objective != "vanilla",
+        "standard": lambda cell: cell.training.weighting == "vanilla",
+        "matryoshka_batchtopk": lambda cell: cell.training.weighting != "vanilla",
     }
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for i in range(cfg.n_peer_runs):

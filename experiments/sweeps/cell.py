@@ -1,4 +1,4 @@
-"""One cell of a sweep: a feature tree, how an SAE is trained on it, and what follows from the two."""
+"""One cell of a sweep: a feature tree, the training of an SAE on it, and what follows from the two."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ TreeSpec = RegularTree | RandomTree | GivenTree
 class Training:
     """All of a cell that is not its tree."""
 
-    objective: str = "expected_10"
+    weighting: str = "expected_10"  # of the prefixes
     latents_per_feature: float = 1.0
     l0_ratio: float = 1.0  # the L0 that is aimed at, over the tree's exact mean L0
     d_in: int | None = None  # None: the least of 32, 64, 128, … that holds the features
@@ -60,7 +60,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
-        prefixes.named(self.objective, 2)
+        prefixes.named(self.weighting, 2)
         train_config(1, self.n_steps, self.batch_size, self.sparsity)
 
 
@@ -145,7 +145,7 @@ def d_in(cell: Cell) -> int:
 
 
 def as_data(cell: Cell) -> dict:
-    """A cell as JSON knows it; defaults stand in it, too."""
+    """A cell as plain JSON, defaults included."""
     spec = cell.tree
     if isinstance(spec, GivenTree):
         tree = {"tree": spec.name, "json": json.loads(spec.text)}
@@ -155,8 +155,13 @@ def as_data(cell: Cell) -> dict:
 
 
 def cell_digest(cell: Cell) -> str:
-    """32 hexadecimal digits that say which cell it is, to any version of the code."""
-    return _digest(json.dumps(as_data(cell), sort_keys=True))
+    """32 hexadecimal digits that say which cell it is, to any version of the code.
+
+    It is made with the name `objective` that weightings once had, since records and commands hold such digests.
+    """
+    data = as_data(cell)
+    named = {"objective" if name == "weighting" else name: value for name, value in data["training"].items()}
+    return _digest(json.dumps({**data, "training": named}, sort_keys=True))
 
 
 def cell_key(cell: Cell, code: str) -> str:

@@ -31,11 +31,11 @@ class Table(NamedTuple):
             found &= self.places[:, names.index(name)] == place
         return found
 
-    def of_objectives(self) -> list[tuple[str, np.ndarray]]:
-        """Each objective and its cells; all cells as one where objectives are no axis."""
-        if "objective" not in self.axes:
+    def of_weightings(self) -> list[tuple[str, np.ndarray]]:
+        """Each weighting and its cells; all cells as one where weightings are no axis."""
+        if "weighting" not in self.axes:
             return [("all cells", self.having())]
-        return [(objective, self.having(objective=i)) for i, objective in enumerate(self.axes["objective"])]
+        return [(weighting, self.having(weighting=i)) for i, weighting in enumerate(self.axes["weighting"])]
 
 
 def table_of(record: dict[str, Any]) -> Table:
@@ -81,7 +81,7 @@ def off_target(table: Table, own: np.ndarray) -> str:
 
 def default_axes(table: Table) -> tuple[str, str | None]:
     """Those with numbers and most values; then any. None: there is only one."""
-    counts = {name: len(values) for name, values in table.axes.items() if name != "objective"}
+    counts = {name: len(values) for name, values in table.axes.items() if name != "weighting"}
     numeric = [name for name in counts if all(isinstance(v, int | float) for v in table.axes[name])]
     ranked = sorted(counts, key=lambda name: (name not in numeric, -counts[name]))
     ranked += [name for name in table.axes if name not in ranked]

@@ -138,7 +138,7 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
 
 
 def _weighting(cell: Cell, program: Program) -> Any:
-    weighting = prefixes.named(cell.training.objective, n_latents(cell))
+    weighting = prefixes.named(cell.training.weighting, n_latents(cell))
     padded = pad_weighting(weighting, program.cfg.n_latents, program.n_prefixes)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), padded)
 

@@ -15,7 +15,7 @@ from experiments.sweeps.columns import SHARES, SIGNED, Table, off_target, table_
 from toy.checks import quoted
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
-N_WORST = 10  # of each objective
+N_WORST = 10  # of each weighting
 MOST_TOLD = 500  # characters of an error or a version of the code
 LARGE_IS_GOOD = ("recovered", "min_cosine", "mcc", "uniqueness")
 LARGE_IS_GOOD += ("firing_accuracy", "firing_precision", "firing_recall", "shrinkage")
@@ -29,11 +29,11 @@ code { font-size: 11px; } .wide { overflow-x: auto; }
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    """One line an objective: over all of its cells that did not fail."""
+    """One line an weighting: over all of its cells that did not fail."""
     results, table = record["results"], table_of(record)
     counts = ", ".join(f"{results[name]:,} {name[2:]}" for name in ("n_cells", "n_failed", "n_missing"))
     lines = [f"{record['name']}: {counts}"]
-    for objective, own in table.of_objectives():
+    for weighting, own in table.of_weightings():
         told = []
         for metric in [name for name in SHOWN if name in table.metrics]:
             values = table.metrics[metric][own]
@@ -43,7 +43,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             elif len(values):
                 told.append(f"{metric} {values.mean():.3f}")
         told += [off] if (off := off_target(table, own)) else []
-        lines.append(f"  {objective}: {', '.join(told)}")
+        lines.append(f"  {weighting}: {', '.join(told)}")
     return lines
 
 
@@ -118,14 +118,14 @@ def badness(table: Table, metric: str) -> np.ndarray:
 
 
 def worst_table(record: dict[str, Any], metric: str, path: Path) -> str:
-    """Of each objective the cells with the worst value of the metric, and the commands that run them again."""
+    """Of each weighting the cells with the worst value of the metric, and the commands that run them again."""
     table, axes = table_of(record), record["config"]["axes"]
     shown = [name for name in dict.fromkeys((metric, *SHOWN, "min_cosine")) if name in table.metrics]
     order = [badness(table, name) for name in reversed(shown)]  # the last counts most
     seeds = list(dict.fromkeys(axes.get("seed", record["seeds"])))
     own_seed = [] if "seed" in table.axes else ["seed"]
     body = []
-    for _, own in table.of_objectives():
+    for _, own in table.of_weightings():
         (cells,) = np.nonzero(own & ~np.isnan(table.metrics[metric]))
         for i in cells[np.lexsort([values[cells] for values in order])][:N_WORST]:
             values = [str(of_axis[place]) for of_axis, place in zip(table.axes.values(), table.places[i], strict=True)]

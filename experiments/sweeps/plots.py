@@ -30,7 +30,7 @@ TITLES = {
     "fvu": "FVU",
     "l0": "L0",
 }
-OBJECTIVE_COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#2e4057", "#8d96a3")
+WEIGHTING_COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#2e4057", "#8d96a3")
 FAILED, UNKNOWN = "////", "...."  # hatches
 
 
@@ -42,10 +42,10 @@ def title_of(metric: str) -> str:
 
 
 def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) -> Figure:
-    """A panel for every combination of the other axes: objectives and the shortest of them in columns."""
+    """A panel for every combination of the other axes: weightings and the shortest of them in columns."""
     table = table_of(record)
     others = [name for name in table.axes if name not in (x, y)]
-    others.sort(key=lambda name: (name != "objective", len(table.axes[name])))
+    others.sort(key=lambda name: (name != "weighting", len(table.axes[name])))
     columns, rows = _parted(others, table)
     column_values, row_values = (
         list(itertools.product(*(range(len(table.axes[n])) for n in part))) for part in (columns, rows)
@@ -170,9 +170,9 @@ def _two_digits(value: float) -> str:
 
 
 def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
-    """Every axis but objective and seed in a column, every metric in a row, every objective a line."""
+    """Every axis but weighting and seed in a column, every metric in a row, every weighting a line."""
     table = table_of(record)
-    axes = [name for name in table.axes if name != "objective"] or list(table.axes)
+    axes = [name for name in table.axes if name != "weighting"] or list(table.axes)
     with plots.styled(0.7 + 1.35 * len(metrics)) as figure:
         panels = figure.subplots(len(metrics), len(axes), sharex="col", sharey="row", squeeze=False)
         all_matched = True
@@ -183,7 +183,7 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
                     panels[i][j].set_ylabel(title_of(metric), fontsize=7)
                 if i == len(metrics) - 1:
                     panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
-        if "objective" in table.axes and axes != ["objective"]:
+        if "weighting" in table.axes and axes != ["weighting"]:
             panels[0][0].legend(loc="best", fontsize=5.5)
         over = "Means over what of the other axes has a number at every value of the axis"
         over += "" if all_matched else " (where none has, over all cells: then other axes differ, too)"
@@ -197,8 +197,8 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> bool:
     """Returns: whether like is compared with like."""
     values, n = table.metrics[metric], len(table.axes[axis])
     like = matched(table, metric, axis)
-    lines = [("", table.having())] if axis == "objective" else table.of_objectives()
-    for k, (objective, own) in enumerate(lines):
+    lines = [("", table.having())] if axis == "weighting" else table.of_weightings()
+    for k, (weighting, own) in enumerate(lines):
         shift = 0.35 * (k - (len(lines) - 1) / 2) / len(lines)
         middle, bars = np.full(n, np.nan), np.zeros((2, n))
         for place in range(n):
@@ -208,8 +208,8 @@ def _effect(ax: Axes, table: Table, metric: str, axis: str) -> bool:
                 middle[place] = np.mean(seeds)
                 low, high = interval(metric, np.array(seeds))
                 bars[:, place] = middle[place] - low, high - middle[place]
-        style = {"markersize": 2.5, "linewidth": 0.9, "elinewidth": 0.9, "label": objective.replace("_", " ")}
-        colour = OBJECTIVE_COLOURS[k % len(OBJECTIVE_COLOURS)]
+        style = {"markersize": 2.5, "linewidth": 0.9, "elinewidth": 0.9, "label": weighting.replace("_", " ")}
+        colour = WEIGHTING_COLOURS[k % len(WEIGHTING_COLOURS)]
         ax.errorbar(np.arange(n) + shift, middle, bars, fmt="o-", color=colour, **style)
     ax.set_xticks(range(n), [_short(axis, value) for value in table.axes[axis]], fontsize=6)
     if metric in SHARES:
@@ -221,7 +221,7 @@ def _label(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name.replace("_", " ") if value else f"not {name.replace('_', ' ')}"
     shown = _short(name, value)
-    return shown if name in ("objective", "tree") else f"{name.replace('_', ' ')} {shown}"
+    return shown if name in ("weighting", "tree") else f"{name.replace('_', ' ')} {shown}"
 
 
 def _short(name: str, value: Any) -> str:

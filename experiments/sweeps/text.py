@@ -104,4 +104,4 @@ def _remedy(text: str) -> str:
 _KEPT = [f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")]
 _Loader.yaml_constructors = {tag: SafeConstructor.yaml_constructors[tag] for tag in _KEPT}
 for _kind in ("null", "bool", "int", "float", "timestamp", "merge", "value"):  # as YAML 1.1 takes plain scalars
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda loader, node: loader.construct_scalar(node))
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_scalar)
