@@ -1,10 +1,16 @@
-"""Pieces of figures: style, heatmaps, the drawn tree, intervals, the caption line."""
+"""What all figures share: style, colours, intervals, heatmaps, and the drawn tree.
+
+One policy for every interval, all of them 95%. A share of independent runs has a Wilson interval, with n the number of
+runs (`wilson`). Rates, cosines, FVU and L0 over seeds have a percentile bootstrap of their mean, which stays inside
+their range (`bootstrap`). A value per seed is one value: cells are averaged within a seed first, and n is the number
+of seeds. A panel with nothing to show says why (`nothing`).
+"""
 
 import contextlib
 import textwrap
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -112,32 +118,48 @@ def label_rows(ax: Axes, names: list[str], size: float = 6.5) -> None:
         ax.set_yticks(range(len(names)), names, fontsize=size)
 
 
-def spread(ax: Axes, x: float, values: list[float | None], colour: str, *, width: float = 0.12) -> bool:
-    """Every seed a dot, and their mean with its 95% interval (percentile bootstrap over seeds).
+class Interval(NamedTuple):
+    """A mean or share with its 95% interval."""
 
-    Returns whether any value is known: if none is, nothing is drawn.
-    """
+    mean: float
+    low: float
+    high: float
+
+
+def wilson(count: int, total: int) -> Interval:
+    """The share of independent runs in which something is so. Raises: ValueError without any run."""
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return Interval(count / total, interval.low, interval.high)
+
+
+def bootstrap(values: Iterable[float]) -> Interval:
+    """The mean of one value per seed, with the percentiles of 2,000 resampled means. Raises: ValueError without any."""
+    kept = np.array(list(values), float)
+    means = np.random.default_rng(0).choice(kept, (2_000, len(kept))).mean(axis=1)
+    return Interval(float(kept.mean()), *map(float, np.percentile(means, [2.5, 97.5])))
+
+
+def spread(ax: Axes, x: float, values: Iterable[float | None], colour: str, *, width: float = 0.12) -> bool:
+    """Every seed as a dot and their mean with its interval; returns whether any value is known, else draws nothing."""
     kept = np.array([value for value in values if value is not None], float)
     if not len(kept):
         return False
-    rng = np.random.default_rng(0)
-    ax.scatter(x + rng.uniform(-width, width, len(kept)), kept, s=5, color=colour, alpha=0.35, linewidths=0, zorder=2)
-    means = rng.choice(kept, (2_000, len(kept))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    mean = kept.mean()
-    error = [[max(mean - low, 0)], [max(high - mean, 0)]]
-    ax.errorbar(x, mean, error, fmt="_", color=colour, markersize=9, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
+    aside = np.random.default_rng(0).uniform(-width, width, len(kept))
+    ax.scatter(x + aside, kept, s=5, color=colour, alpha=0.35, linewidths=0, zorder=2)
+    bar(ax, x, bootstrap(kept), colour, fmt="_", markersize=9, markeredgewidth=1.4, elinewidth=1.2, zorder=3)
     return True
 
 
 def share(ax: Axes, x: float, count: int, total: int, colour: str, marker: str = "o", width: float = 1.4) -> None:
-    """A share of seeds with its 95% Wilson interval; nothing without any seed."""
-    if not total:
-        return
-    interval = binomtest(count, total).proportion_ci(method="wilson")
-    value = count / total
-    error = [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
-    ax.errorbar(x, value, error, fmt=marker, color=colour, markersize=4, capsize=2, elinewidth=width)
+    """A share of seeds with its interval; nothing without any seed."""
+    if total:
+        bar(ax, x, wilson(count, total), colour, fmt=marker, markersize=4, capsize=2, elinewidth=width)
+
+
+def bar(ax: Axes, x: float, interval: Interval, colour: str, **style: Any) -> None:
+    """A mean with its interval as an error bar."""
+    error = [[max(interval.mean - interval.low, 0)], [max(interval.high - interval.mean, 0)]]
+    ax.errorbar(x, interval.mean, error, color=colour, **style)
 
 
 def draw_tree(ax: Axes, root: Node, names: list[str]) -> None:
