@@ -1,4 +1,4 @@
-"""Run a sweep: a YAML or JSON file that names axes (of trees, objectives, hyperparameters, seeds) and their values.
+"""Run a sweep: a YAML or JSON file that names axes (trees, weightings, hyperparameters, seeds) and their values.
 
 Every finished cell is a row of --store, which survives a kill at any moment; started again, only what is missing runs.
 Command: python -m experiments.sweep experiments/sweeps/branching.yaml; --dry-run says what it would do. Then

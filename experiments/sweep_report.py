@@ -73,6 +73,8 @@ def main() -> None:
         matplotlib.use("Agg")
         images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
         images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
+        if (criteria := sweep_plots.criteria(record)) is not None:
+            images["criteria"] = as_png(criteria)
         for part, image in images.items():
             write_figure(options.out / f"{name}_{part}.png", image)
         with writing(options.out / f"{name}.html") as file:
