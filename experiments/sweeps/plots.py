@@ -36,6 +36,7 @@ COLOURS = {"vanilla": plots.COLOURS["vanilla"]} | dict.fromkeys(
 OTHER_COLOURS = (plots.COLOURS["other"], "#66a182", "#2e4057", "#8d96a3")  # of other weightings, in turn
 CRITERIA = {"recovered": "#c8c8c8", "cosine below .9": "#b2abd2", "holes": "#f1a340", "both": "#8c510a"}
 CODES = {1: "c", 2: "h", 3: "ch"}  # of the criteria in a cell of a phase diagram
+MOST_INTERVALS = 12  # side by side, which are wider than means
 FAILED, UNKNOWN = "////", "...."  # hatches
 
 
@@ -60,12 +61,12 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
     height = max(1.9, 0.75 + len(row_values) * (0.3 + min(0.24, 1.5 / n_y) * n_y))
     with plots.styled(height) as figure:
         panels = figure.subplots(len(row_values), len(column_values), sharex=True, sharey=True, squeeze=False)
-        hatches, small = set(), n_x * len(column_values) > 24
+        hatches, n_side = set(), n_x * len(column_values)
         for i, row in enumerate(row_values):
             for j, column in enumerate(column_values):
                 chosen = dict(zip(rows + columns, row + column, strict=True))
                 ax = panels[i][j]
-                hatches |= _panel(ax, table, metric, x, y, chosen, scale, small=small)
+                hatches |= _panel(ax, table, metric, x, y, chosen, scale, n_side=n_side)
                 told = [_label(name, table.axes[name][place]) for name, place in chosen.items()]
                 ax.set_title("\n".join(textwrap.wrap(", ".join(told), 150 // len(column_values))), fontsize=6)
         image = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
@@ -73,7 +74,7 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
         bar.ax.tick_params(labelsize=6)
         figure.supxlabel(x.replace("_", " "), fontsize=8)
         figure.supylabel("" if y is None else y.replace("_", " "), fontsize=8)
-        told = [f"{title_of(metric)}: {_meaning(table, metric, small=small)}", *_keys(hatches), *_off(table)]
+        told = [f"{title_of(metric)}: {_meaning(table, metric, n_side=n_side)}", *_keys(hatches), *_off(table)]
         figure.suptitle(textwrap.fill("; ".join(told), 120), fontsize=7.5, x=0.01, ha="left")
     return figure
 
@@ -88,13 +89,13 @@ def _parted(names: list[str], table: Table) -> tuple[list[str], list[str]]:
     return columns, [name for name in names if name not in columns]
 
 
-def _meaning(table: Table, metric: str, *, small: bool) -> str:
+def _meaning(table: Table, metric: str, *, n_side: int) -> str:
     if metric in SHARES:
         failed = "; c, h: in some of the others a matched cosine is below .9, parents have holes"
         return "runs in which every feature is found and no parent has holes" + failed * (table.criteria() is not None)
     if len(np.unique(table.seeds)) == 1:
         return "of one seed"
-    return "mean over seeds" if small else "mean over seeds, below it its 95% interval (bootstrap)"
+    return "mean over seeds" if n_side > MOST_INTERVALS else "mean over seeds, below it its 95% interval (bootstrap)"
 
 
 def _off(table: Table) -> list[str]:
@@ -131,7 +132,7 @@ def _panel(
     chosen: dict[str, int],
     scale: Scale,
     *,
-    small: bool,
+    n_side: int,
 ) -> set[str]:
     """Draw one panel, empty where there is no cell. Returns the hatches in it."""
     of_y = [None] if y is None else table.axes[y]
@@ -145,8 +146,12 @@ def _panel(
             means[i, j] = values.mean()
             height = (means[i, j] - scale.low) / (scale.high - scale.low)
             dark = abs(height - 0.5) > 0.3 if metric in SIGNED else height > 0.6
-            text = {"color": "white" if dark else "#333333", "fontsize": 3.4 if small else 4.5, "linespacing": 0.95}
-            ax.text(j, i, _cell_text(table, metric, here, small=small), ha="center", va="center", **text)
+            text = {
+                "color": "white" if dark else "#333333",
+                "fontsize": 3.4 if n_side > 24 else 4.5,
+                "linespacing": 0.95,
+            }
+            ax.text(j, i, _cell_text(table, metric, here, n_side=n_side), ha="center", va="center", **text)
         elif here.any():
             hatch = FAILED if table.failed[here].any() else UNKNOWN
             hatches.add(hatch)
@@ -158,7 +163,7 @@ def _panel(
     return hatches
 
 
-def _cell_text(table: Table, metric: str, here: np.ndarray, *, small: bool) -> str:
+def _cell_text(table: Table, metric: str, here: np.ndarray, *, n_side: int) -> str:
     values = table.metrics[metric][here]
     values = values[~np.isnan(values)]
     if metric in SHARES:
@@ -166,7 +171,7 @@ def _cell_text(table: Table, metric: str, here: np.ndarray, *, small: bool) -> s
         missed = 0 if criteria is None else np.bitwise_or.reduce(np.maximum(criteria[here], 0))
         return "\n".join([f"{int(values.sum())}/{len(values)}", *([CODES[missed]] if missed else [])])
     mean = _two_digits(values.mean())
-    if small or len(values) < 2:
+    if n_side > MOST_INTERVALS or len(values) < 2:
         return mean
     interval = plots.bootstrap(values)
     return f"{mean}\n{_two_digits(interval.low)} to {_two_digits(interval.high)}"
