@@ -36,7 +36,7 @@ from experiments.common.study import (
     train_config,
 )
 from experiments.common.tree_option import TREE_OPTION, TreeOption
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.eval.against_tree import Evaluation
@@ -146,7 +146,7 @@ def _run_tree(cfg: Config, root: Node, study: Study, work: Work) -> dict[str, An
     shared = Tree(*[None] * len(Tree._fields))  # type: ignore[arg-type]
     in_axes = (TreeSource(shared._replace(magnitude_mean=0), 0), None)  # type: ignore[arg-type]
     train_cfg = train_config(cfg, study.tree)
-    hypers = make_hypers(cfg, study.tree, make_weighting(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
+    hypers = make_hypers(cfg, study.tree, prefixes.named(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
     keys = jnp.tile(study.keys, n_ratios)
     work.compiling()
     state, _ = train_grid(keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)

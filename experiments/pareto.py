@@ -36,7 +36,7 @@ from experiments.common.study import (
     make_hypers,
     train_config,
 )
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import NOT_NEGATIVE, check_fields
 from toy.data.source import TreeSource
 from toy.features.tree_json import tree_from_dict
@@ -84,7 +84,7 @@ def _run_kind(cfg: Config, study: Study, weighting: str, work: Work) -> list[dic
     """An entry per coefficient; all coefficients and seeds are trained in one program."""
     train_cfg, features = train_config(cfg, study.tree), held_out_features(cfg, study.tree)
     n_coefs, n_seeds = len(cfg.coefs), cfg.n_seeds
-    hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents))
+    hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents))
     coefs = np.repeat(np.array(cfg.coefs) * cfg.sparsity_coef, n_seeds)
     work.compiling()
     state, _ = train_grid(

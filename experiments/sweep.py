@@ -1,4 +1,4 @@
-"""Run a sweep: a YAML or JSON file that names axes (of trees, objectives, hyperparameters, seeds) and their values.
+"""Run a sweep: a YAML or JSON file that names axes (trees, weightings, hyperparameters, seeds) and their values.
 
 Every finished cell is a row of --store, which survives a kill at any moment; started again, only what is missing runs.
 Command: python -m experiments.sweep experiments/sweeps/branching.yaml; --dry-run says what it would do. Then
@@ -22,11 +22,11 @@ from experiments.common.options import parse
 from experiments.common.progress import progress_bar
 from experiments.common.signals import interruptible
 from experiments.sweeps.cell import as_data, cell_digest, cell_key
-from experiments.sweeps.drive import Done, Plan, make_plan, open_store, read_store, run_plan, stub_cells
+from experiments.sweeps.drive import Done, Plan, make_plan, run_plan, stub_cells
 from experiments.sweeps.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from experiments.sweeps.lanes import code_version, run_cells
 from experiments.sweeps.spec import Sweep, parse_sweep
-from experiments.sweeps.store import SweepStore
+from experiments.sweeps.store import SweepStore, open_store, read_store
 from experiments.sweeps.text import MOST_JSON, sweep_data
 from toy.checks import optional, quoted
 from toy.io import load_tree

@@ -22,13 +22,11 @@ from experiments.sweep import tell_damaged
 from experiments.sweeps import plots as sweep_plots
 from experiments.sweeps.cell import Cell, cell_digest, cell_key
 from experiments.sweeps.columns import Table, default_axes, table_of
-from experiments.sweeps.drive import read_store, sweep_of
 from experiments.sweeps.lanes import code_version
 from experiments.sweeps.page import SHOWN, page, summary
 from experiments.sweeps.record import load_sweep_record
 from experiments.sweeps.spec import Sweep
-from experiments.sweeps.store import SweepStore
-from experiments.sweeps.table import Stored
+from experiments.sweeps.store import Stored, SweepStore, read_store
 from toy.io import plain, save_json, writing
 from toy.training.controllers import off_target
 
@@ -75,6 +73,8 @@ def main() -> None:
         matplotlib.use("Agg")
         images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
         images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
+        if (criteria := sweep_plots.criteria(record)) is not None:
+            images["criteria"] = as_png(criteria)
         for part, image in images.items():
             write_figure(options.out / f"{name}_{part}.png", image)
         with writing(options.out / f"{name}.html") as file:
@@ -85,7 +85,7 @@ def main() -> None:
 
 def make_record(store: SweepStore) -> dict[str, Any]:
     """Of the rows by this code if there are any, else by the code of the latest. Raises: ValueError without rows."""
-    sweep = sweep_of(store)
+    sweep = store.sweep()
     tell_damaged(store)
     known = {row.code for row in store.rows()}
     codes = [code for code in store.codes() if code in known]

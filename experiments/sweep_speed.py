@@ -24,10 +24,11 @@ from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.sweep import read_sweep
 from experiments.sweeps.cell import Cell, built, d_in, root_of
-from experiments.sweeps.drive import make_plan, open_store, run_plan
+from experiments.sweeps.drive import make_plan, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import n_compiled
 from experiments.sweeps.spec import Sweep
+from experiments.sweeps.store import open_store
 from toy.checks import Whole, check_fields
 from toy.training.loop import Progress
 
@@ -102,7 +103,7 @@ def time_peers(cfg: Config, sweep: Sweep) -> dict[str, Any]:
 
     kinds: dict[str, list[Cell]] = {"standard": [], "matryoshka_batchtopk": []}
     for cell in sweep.cells():
-        kinds["standard" if cell.training.objective == "vanilla" else "matryoshka_batchtopk"].append(cell)
+        kinds["standard" if cell.training.weighting == "vanilla" else "matryoshka_batchtopk"].append(cell)
     found: dict[str, Any] = {PEER(kind): {"seconds": []} for kind, cells in kinds.items() if cells}
     for i in range(cfg.n_peer_runs):
         for kind, cells in kinds.items():

@@ -21,10 +21,11 @@ import ray
 
 from experiments.sweeps import program
 from experiments.sweeps.cell import Cell
-from experiments.sweeps.drive import make_plan, open_store, run_plan
+from experiments.sweeps.drive import make_plan, run_plan
 from experiments.sweeps.engines import LocalEngine, RayEngine
 from experiments.sweeps.lanes import Row, run_cells
 from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import open_store
 from toy.data.activations import Activations
 from toy.data.store import StoreError, write_store
 from toy.data.store import open_store as reopen
@@ -114,7 +115,7 @@ def open_many_shards(folder: Path) -> None:
     print("made" if made or (folder / "t").exists() else "nothing was made", flush=True)
 
 
-AXES = {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": {"range": [0, 4]}}
+AXES = {"branching": [2, 3], "edge_prob": [0.2, 0.4], "weighting": ["vanilla", "expected_3"], "seed": {"range": [0, 4]}}
 TINY = {"n_roots": 1, "n_lone": 2, "n_steps": 60, "batch_size": 16, "n_eval_rows": 50}
 
 

@@ -16,7 +16,7 @@ from experiments.common import cli, fonts, measured, plots
 from experiments.common import study as st
 from experiments.common.experiment import Work
 from experiments.common.tree_option import TreeOption
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.eval.against_tree import inference_gap
 from toy.features.named import forest
 from toy.features.node import Node
@@ -173,7 +173,7 @@ def test_seeds_off_target_are_counted_where_there_is_a_target():
     assert st.aimed_l0(st.StudyConfig(target_l0=0.5), tree) == 0.5
     assert st.aimed_l0(st.StudyConfig(control_rate=0.0), tree) is None
     assert st.aimed_l0(st.StudyConfig(), tree) == pytest.approx(0.8)
-    hypers = st.make_hypers(st.StudyConfig(), tree, make_weighting("all", 2), TopK(1))
+    hypers = st.make_hypers(st.StudyConfig(), tree, prefixes.named("all", 2), TopK(1))
     assert hypers.target_l0 is None
 
 

@@ -132,7 +132,7 @@ def test_files_of_trees(tmp_path_factory: pytest.TempPathFactory, data: bytes) -
 # --- Sweeps
 
 SWEEP = {
-    "axes": {"branching": [2, 3], "edge_prob": [0.1, 0.2], "objective": ["vanilla", "expected_10"], "seed": [0, 1]},
+    "axes": {"branching": [2, 3], "edge_prob": [0.1, 0.2], "weighting": ["vanilla", "expected_10"], "seed": [0, 1]},
     "fixed": {"n_steps": 10, "depth": 1},
     "combine": "product",
 }

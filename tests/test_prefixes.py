@@ -29,6 +29,7 @@ from toy.prefixes import (
     hybrid,
     inclusion,
     inclusion_probabilities,
+    named,
     pareto_rates,
     sampled,
 )
@@ -319,3 +320,26 @@ def test_the_gradient_of_the_hybrid_is_nearer_to_the_expected_one_than_a_draw_s_
 def test_a_weighting_that_cannot_be_is_refused_by_name(make: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "weighting"),
+    [
+        ("vanilla", full(7)),
+        ("all", all_prefixes(7)),
+        ("sampled_3", sampled(7, 3)),
+        ("expected_4", expected(7, 4)),
+        ("balanced_.5", balanced(7, 0.5)),
+    ],
+)
+def test_a_name_gives_its_weighting(name: str, weighting: Weighting) -> None:
+    found = named(name, 7)
+    assert type(found) is type(weighting)
+    for own, same in zip(found, weighting, strict=True):
+        np.testing.assert_array_equal(own, same)
+
+
+@pytest.mark.parametrize("name", ["matryoshka", "", "sampled", "sampled_0", "expected_x", "balanced_2", "all_3"])
+def test_a_name_of_no_weighting_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^weighting: expected vanilla, all, sampled_N.*, got '{name}'$"):
+        named(name, 7)

@@ -18,13 +18,14 @@ from experiments.common import cli, signals
 from experiments.sweeps import page as sweep_page
 from experiments.sweeps import plots as sweep_plots
 from experiments.sweeps.columns import table_of
-from experiments.sweeps.drive import make_plan, open_store, read_store, run_plan, stub_cells
+from experiments.sweeps.drive import make_plan, run_plan, stub_cells
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.lanes import code_version
 from experiments.sweeps.program import program_of
+from experiments.sweeps.store import open_store, read_store
 
 SWEEP: dict[str, Any] = {
-    "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "objective": ["vanilla", "expected_3"], "seed": [0, 4]},
+    "axes": {"branching": [2, 3], "edge_prob": [0.2, 0.4], "weighting": ["vanilla", "expected_3"], "seed": [0, 4]},
     "fixed": {"n_roots": 1, "n_lone": 2, "n_steps": 30, "batch_size": 16, "n_eval_rows": 50},
 }
 EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "sweeps").glob("*.yaml"))
@@ -116,7 +117,7 @@ def test_figures_are_drawn_again_from_the_record_alone(
             "--redraw",
             "--out",
             tmp_path,
-            *("--metrics", "fvu", "l0", "--x", "objective", "--y", "branching"),
+            *("--metrics", "fvu", "l0", "--x", "weighting", "--y", "branching"),
         )
         == 0
     )
@@ -128,12 +129,12 @@ def test_figures_are_drawn_again_from_the_record_alone(
     [
         ({"axes": {"edge_prob": [0.1, 0.2]}}, 4, [(2, 0)]),  # one axis: a row
         ({"axes": {"seed": [0, 1]}}, 4, [(2, 0)]),
-        ({"axes": {"objective": ["vanilla", "all"], "seed": [0, 1]}}, 4, [(2, 0)]),
-        ({"axes": {"depth": [0, 1], "objective": ["vanilla", "all"]}, "combine": "zip"}, 4, [(2, 0)]),
+        ({"axes": {"weighting": ["vanilla", "all"], "seed": [0, 1]}}, 4, [(2, 0)]),
+        ({"axes": {"depth": [0, 1], "weighting": ["vanilla", "all"]}, "combine": "zip"}, 4, [(2, 0)]),
         ({"axes": {"depth": [1, 1, 2], "seed": [0, 1, 0]}, "combine": "zip"}, 4, [(2, 0)]),
         ({"axes": {"depth": [1, 1], "seed": [0, 0]}}, 4, [(1, 0)]),  # the same cell four times
         ({"axes": {"branching": [2, 3], "seed": [1]}, "metrics": ["fvu", "l0"]}, 3, [(2, 0)]),
-        ({"axes": {"edge_prob": [0.2, 0.6], "objective": ["vanilla"]}}, 4, [(1, 1)]),  # 0.6 is impossible
+        ({"axes": {"edge_prob": [0.2, 0.6], "weighting": ["vanilla"]}}, 4, [(1, 1)]),  # 0.6 is impossible
     ],
 )
 def test_a_sweep_of_any_axes_and_metrics_has_a_report(

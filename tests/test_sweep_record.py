@@ -18,15 +18,15 @@ from experiments.sweeps import page as sweep_page
 from experiments.sweeps import plots as sweep_plots
 from experiments.sweeps.cell import cell_key
 from experiments.sweeps.columns import table_of
-from experiments.sweeps.drive import open_store
 from experiments.sweeps.lanes import FACTS, METRICS, Row, code_version
 from experiments.sweeps.record import checked_record
 from experiments.sweeps.spec import parse_sweep
+from experiments.sweeps.store import open_store
 from toy.features.node import Node
 from toy.io import plain, save_json
 
 SHIPPED = sorted((Path(__file__).parents[1] / "figures").glob("sweep_*.json"))
-AXES = {"tree": ["reference", "_b.json"], "objective": ["vanilla", "all"], "control_rate": [0.0, 3e-4], "seed": [0, 1]}
+AXES = {"tree": ["reference", "_b.json"], "weighting": ["vanilla", "all"], "control_rate": [0.0, 3e-4], "seed": [0, 1]}
 L0 = {"vanilla": 1.0 - 0.11, "all": 1.0 - 0.09}  # of a target of 1
 
 
@@ -38,7 +38,7 @@ def made(folder: Path, **sweep_entries: Any) -> dict[str, Any]:
     for i, cell in enumerate(sweep.cells()):
         metrics: dict[str, float | None] = {
             **names,
-            "l0": L0[cell.training.objective],
+            "l0": L0[cell.training.weighting],
             "target_l0": 1.0,
             "recovered": 0.0,
         }
@@ -53,7 +53,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
     return made(tmp_path)
 
 
-def test_cells_whose_controller_misses_the_target_are_counted_for_each_objective(record: dict[str, Any]) -> None:
+def test_cells_whose_controller_misses_the_target_are_counted_for_each_weighting(record: dict[str, Any]) -> None:
     """Of 8 vanilla cells 4 have a controller; of 8 others none misses by more than a tenth. The failed one has none."""
     assert record["results"]["n_off_target"] == len(record["results"]["off_target"]) == 4
     lines = sweep_page.summary(record)
@@ -61,7 +61,7 @@ def test_cells_whose_controller_misses_the_target_are_counted_for_each_objective
     assert "vanilla" in lines[1]
     assert "off target" not in lines[2]
     told = "cells with L0 more than 10% off target 4/15"
-    figure = sweep_plots.phase_diagram(record, "recovered", "tree", "objective")
+    figure = sweep_plots.phase_diagram(record, "recovered", "tree", "weighting")
     assert told in " ".join(figure.get_suptitle().split())
     assert told in " ".join(sweep_plots.main_effects(record, ["recovered"]).get_supxlabel().split())
     page = sweep_page.page(record, {}, "recovered", Path("r.json"))
@@ -82,7 +82,7 @@ def test_shipped_records_are_read_as_they_were(path: Path) -> None:
 
 def test_trees_are_drawn_by_the_names_that_they_have(tmp_path: Path) -> None:
     axes = {"tree": ["_b.json", "p$^$.json", "$x_{$", "a\u202eb"], "learning_rate": [0.01, 0.02], "seed": [0]}
-    record = made(tmp_path, axes=axes, fixed={"objective": "all"})
+    record = made(tmp_path, axes=axes, fixed={"weighting": "all"})
     figure = sweep_plots.phase_diagram(record, "recovered", "tree", "learning_rate")
     assert as_png(figure)  # tick labels are made when a figure is drawn
     names = [text.get_text() for text in figure.axes[0].get_xticklabels()]

@@ -17,8 +17,8 @@ from killed import few_lanes, run_and_die_once, small_sweep
 from processes import killed, start
 
 from experiments.sweeps import drive, engines, lanes, program
-from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, make_weighting, n_latents, target_l0
-from experiments.sweeps.drive import Done, make_plan, open_store, run_plan, stub_cells
+from experiments.sweeps.cell import Cell, GivenTree, Training, built, cell_key, n_latents, target_l0
+from experiments.sweeps.drive import Done, make_plan, run_plan, stub_cells
 from experiments.sweeps.engines import (
     MOST_ATTEMPTS,
     Failure,
@@ -31,7 +31,7 @@ from experiments.sweeps.engines import (
 from experiments.sweeps.lanes import METRICS, Row, code_version, n_compiled, run_cells
 from experiments.sweeps.program import program_of
 from experiments.sweeps.spec import Sweep, parse_sweep
-from experiments.sweeps.store import SweepStore
+from experiments.sweeps.store import SweepStore, open_store
 from toy import prefixes
 from toy.data.source import TreeSource
 from toy.eval.against_tree import evaluate
@@ -47,8 +47,8 @@ from toy.training.state import trained_sae
 RBG = "jax_default_prng_impl=rbg"
 SHORT: Any = {"n_steps": 50, "batch_size": 32, "n_eval_rows": 300}
 CELLS = [
-    Cell(RegularTree(n_roots=1, branching=branching, n_lone=3), Training(objective=objective, seed=seed, **SHORT))
-    for branching, objective, seed in [(2, "vanilla", 0), (3, "expected_3", 1), (5, "all", 2), (4, "balanced_0.5", 3)]
+    Cell(RegularTree(n_roots=1, branching=branching, n_lone=3), Training(weighting=weighting, seed=seed, **SHORT))
+    for branching, weighting, seed in [(2, "vanilla", 0), (3, "expected_3", 1), (5, "all", 2), (4, "balanced_0.5", 3)]
 ]
 
 
@@ -59,20 +59,20 @@ def single_run(cell: Cell) -> dict[str, float]:
     key_directions, key_training = jax.random.split(key)
     W_feat = make_directions(key_directions[None], tree.n_features, 32, norm_std=training.norm_std)[0]
     hypers = Hypers(
-        jax.tree.map(np.float32, make_weighting(training.objective, n_latents(cell))),
+        jax.tree.map(np.float32, prefixes.named(training.weighting, n_latents(cell))),
         target_l0=target_l0(cell),
         learning_rate=training.learning_rate,
     )
     cfg = TrainConfig(n_latents(cell), n_steps=training.n_steps, batch_size=training.batch_size)
     if isinstance(hypers.prefixes, prefixes.FixedPrefixes):
-        hypers = hypers._replace(prefixes=make_weighting(training.objective, n_latents(cell)))
+        hypers = hypers._replace(prefixes=prefixes.named(training.weighting, n_latents(cell)))
     state, _ = train(key_training, TreeSource(tree, W_feat), hypers, cfg=cfg)
     features = sample_features(held_out_key(key), tree, training.n_eval_rows)
     found = evaluate(trained_sae(state), W_feat, tree, features)
     return {name: getattr(found, name) for name in ("fvu", "l0", "min_cosine", "mcc", "shrinkage", "hole_rate")}
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.training.objective)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.training.weighting)
 def test_a_cell_equals_the_single_run_up_to_rounding(cell: Cell) -> None:
     """In float32 50 steps multiply a rounding of 1e-7 by some 100 (test_padding has it in float64, to 1e-7)."""
     (row,) = run_cells([cell])
@@ -128,7 +128,7 @@ def test_superposed_directions_are_compiled_once_for_all_seeds() -> None:
 @pytest.mark.parametrize(
     ("training", "tree"),
     [
-        ({"objective": "sampled_4"}, RegularTree()),
+        ({"weighting": "sampled_4"}, RegularTree()),
         ({"latents_per_feature": 0.5}, RegularTree()),
         ({"latents_per_feature": 3.0}, RegularTree(n_roots=1, n_lone=0)),
         ({"max_cosine": 0.6, "d_in": 12}, RegularTree()),

@@ -23,7 +23,7 @@ from toy import prefixes
 from toy.features.named import RandomTree, RegularTree, reference_tree
 from toy.features.node import Node
 
-AXES = {"branching": [2, 3], "objective": ["vanilla", "expected_10"], "seed": {"range": [0, 3]}}
+AXES = {"branching": [2, 3], "weighting": ["vanilla", "expected_10"], "seed": {"range": [0, 3]}}
 UNFIT = ("a/b", "..", "a\\b", "", " ", 5, None, "a\0", "-a", "a\nb", "a\u202eb", "\ud800", "é" * 101)
 DEEP: list = []
 for _ in range(10_000):
@@ -42,10 +42,10 @@ def test_a_product_has_a_cell_for_every_combination_the_last_axis_fastest() -> N
     sweep = parse()
     assert len(sweep) == 12
     assert [sweep.values(i) for i in (0, 1, 3, 11)] == [
-        {"branching": 2, "objective": "vanilla", "seed": 0},
-        {"branching": 2, "objective": "vanilla", "seed": 1},
-        {"branching": 2, "objective": "expected_10", "seed": 0},
-        {"branching": 3, "objective": "expected_10", "seed": 2},
+        {"branching": 2, "weighting": "vanilla", "seed": 0},
+        {"branching": 2, "weighting": "vanilla", "seed": 1},
+        {"branching": 2, "weighting": "expected_10", "seed": 0},
+        {"branching": 3, "weighting": "expected_10", "seed": 2},
     ]
     assert len({cell_key(cell, "c") for cell in sweep.cells()}) == 12
 
@@ -106,7 +106,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
     base = Cell(RegularTree(), Training())
     others = [base._replace(tree=tree) for tree in (RegularTree(depth=2), RandomTree(), GivenTree("a", "{}"))]
     for name, value in vars(base.training).items():
-        changed = {"objective": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5}.get(name)
+        changed = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5}.get(name)
         changed = value + (1 if isinstance(value, int) else 0.01) if changed is None else changed  # type: ignore[operator]
         others.append(base._replace(training=Training(**{name: changed})))
     assert len({cell_key(cell, "c") for cell in (base, *others)}) == 1 + len(others)
@@ -126,8 +126,8 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"learning_rate": [True]}, "learning_rate: expected float, got True"),
         ({"learning_rate": [float("nan")]}, "learning_rate: expected float, got nan"),
         ({"learning_rate": [-1]}, "learning_rate: must be above 0, got -1"),
-        ({"objective": ["matryoshka"]}, "objective: expected vanilla, all, sampled_N"),
-        ({"objective": ["sampled_0"]}, "objective: expected vanilla, all, sampled_N"),
+        ({"weighting": ["matryoshka"]}, "weighting: expected vanilla, all, sampled_N"),
+        ({"weighting": ["sampled_0"]}, "weighting: expected vanilla, all, sampled_N"),
         ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
         ({"edge_prob": [1.5]}, "edge_prob: must be at most 1, got 1.5"),
         ({"max_cosine": [1.5]}, "max_cosine: must be at most 1, got 1.5"),
@@ -153,7 +153,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"n_steps": [10**12]}, r"^n_steps: must be at most 1,000,000,000, got 1000000000000$"),
         ({"b1": [1.0]}, r"^b1: must be below 1, got 1\.0$"),
         ({"n_eval_rows": [0]}, r"^n_eval_rows: must be at least 1, got 0$"),
-        ({"objective": ["sampled_" + "9" * 5000]}, r"^objective: expected vanilla.* got 'sampled_9{290}…$"),
+        ({"weighting": ["sampled_" + "9" * 5000]}, r"^weighting: expected vanilla.* got 'sampled_9{290}…$"),
         ({"x" * 10**5: [1]}, r"^x{59}…: no axis of these trees; there are tree, b1, .{,400}$"),
         ({"tree": ["x" * 10**5]}, r"^tree: x{59}…: No such file$"),
         ({"tree": ["a\nb"]}, r"^tree: a\\nb: No such file$"),
@@ -188,7 +188,7 @@ def test_an_axis_that_cannot_be_is_named(axes: Any, message: str) -> None:
         ({"trees": [1]}, "trees: expected an object of names and trees, got list"),
         ({"fixed": {"tree": ["reference"]}}, "tree: expected the name of a generator"),
         ({"combine": "cross"}, "combine: expected 'product' or 'zip', got 'cross'"),
-        ({"combine": "zip"}, "axes: with combine zip all have as many values; here branching 2, objective 2, seed 3"),
+        ({"combine": "zip"}, "axes: with combine zip all have as many values; here branching 2, weighting 2, seed 3"),
     ],
 )
 def test_an_entry_that_cannot_be_is_named(entries: dict[str, Any], message: str | None) -> None:
@@ -224,7 +224,7 @@ def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
         ({"batch_size": [10**8]}, "GB are given to a cell"),
         ({"n_eval_rows": [10**8]}, "GB are given to a cell"),
         ({"n_roots": [9_000], "depth": [0], "d_in": [300], "max_cosine": [0.9]}, "GB are given to a cell"),
-        ({"latents_per_feature": [400], "objective": ["expected_4000"], "n_eval_rows": [9]}, "of the two multiplied"),
+        ({"latents_per_feature": [400], "weighting": ["expected_4000"], "n_eval_rows": [9]}, "of the two multiplied"),
     ):
         (cell,) = parse(axes).cells()
         with pytest.raises(ValueError, match=rf"at most [\d,]+ .*{told}"):
@@ -240,7 +240,7 @@ def test_planning_wide_cells_computes_no_weighting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         prefixes, "inclusion_probabilities", lambda rates, n: few(rates, n) if len(rates) < 9 else 1 / 0
     )
-    axes = {"latents_per_feature": [2000], "objective": ["expected_10", "sampled_10", "balanced_.5"]}
+    axes = {"latents_per_feature": [2000], "weighting": ["expected_10", "sampled_10", "balanced_.5"]}
     found = [program_of(cell) for cell in parse(axes, fixed={"n_eval_rows": 100}).cells()]
     assert [(program.cfg.n_latents, program.n_prefixes) for program in found] == [(65_536, n) for n in (0, 10, 0)]
 

@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 
-from experiments.sweeps import table
+from experiments.sweeps import store as sweep_store
 from experiments.sweeps.lanes import Row
-from experiments.sweeps.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
+from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import SweepStore, SweepStoreError, open_store, read_store
 
-ABOUT = {"sweep": {"name": "a", "axes": {"seed": [0, 1]}}}
+
+def sweep_of(seeds: Any = (0, 1), name: str = "a", **axes: Any) -> Sweep:
+    return parse_sweep({"name": name, "axes": {**axes, "seed": list(seeds)}}, lambda tree: pytest.fail(tree))
+
+
+SWEEP = sweep_of()
 GOOD, BAD = Row({"fvu": 0.1, "hole_rate": None}, None, 0.5), Row(None, "it broke", 0.0)
 
 
-def store(path: Path, about: Any = ABOUT, **options: Any) -> SweepStore:
-    if about is None:
-        return read_sweep_store(path / "s.sqlite")
-    return open_sweep_store(path / "s.sqlite", about, **options)
+def store(path: Path, sweep: Sweep | None = SWEEP, **options: Any) -> SweepStore:
+    return read_store(path / "s.sqlite") if sweep is None else open_store(path / "s.sqlite", sweep, **options)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -72,28 +76,35 @@ def test_two_drivers_write_at_the_same_time_and_nothing_is_lost_or_twice(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    ("other", "message"),
     [
-        ({"sweep": {"name": "b", "axes": {"seed": [0, 1]}}}, r'sweep\.name is "a" there and "b" here'),
-        ({"sweep": {"name": "a", "axes": {"seed": [0, 2]}}}, r"sweep\.axes\.seed is \[0, 1\] there and \[0, 2\] here"),
-        ({"sweep": {"name": "a", "axes": {}}}, r"sweep\.axes\.seed is \[0, 1\] there and null here"),
+        (sweep_of(name="b"), r'sweep\.name is "a" there and "b" here'),
+        (sweep_of([0, 2]), r"sweep\.axes\.seed is \[0, 1\] there and \[0, 2\] here"),
+        (sweep_of(depth=[1]), r"sweep\.axes\.depth is null there and \[1\] here"),
     ],
 )
-def test_a_store_of_another_sweep_is_refused_by_what_differs(about: Any, message: str, tmp_path: Path) -> None:
+def test_a_store_of_another_sweep_is_refused_by_what_differs(other: Sweep, message: str, tmp_path: Path) -> None:
     store(tmp_path).add("code", [("a", GOOD)])
     with pytest.raises(SweepStoreError, match=rf"s\.sqlite: holds another sweep: {message}: give another --store"):
-        store(tmp_path, about)
-    assert store(tmp_path).about()["sweep"] == ABOUT["sweep"]
+        store(tmp_path, other)
+    assert store(tmp_path).sweep() == SWEEP
     with pytest.raises(SweepStoreError, match=message):
-        read_sweep_store(tmp_path / "s.sqlite", about)
-    extended = store(tmp_path, about, extend=True)
-    assert extended.about()["sweep"] == about["sweep"]
+        read_store(tmp_path / "s.sqlite", other)
+    extended = store(tmp_path, other, extend=True)
+    assert extended.sweep() == other
     assert extended.finished() == {"a"}
+
+
+def test_a_store_in_which_weightings_are_called_objectives_is_the_sweep_s(tmp_path: Path) -> None:
+    sweep = sweep_of(weighting=["vanilla", "all"])
+    store(tmp_path, sweep).add("code", [("a", GOOD)])
+    in_file(tmp_path, "UPDATE about SET value = replace(value, 'weighting', 'objective')")
+    assert read_store(tmp_path / "s.sqlite", sweep).sweep() == store(tmp_path, sweep).sweep() == sweep
 
 
 def test_a_store_can_be_read_while_another_writes_and_not_written_by_readers(tmp_path: Path) -> None:
     store(tmp_path).add("code", [("a", GOOD)])
-    reader = read_sweep_store(tmp_path / "s.sqlite", ABOUT)
+    reader = read_store(tmp_path / "s.sqlite", SWEEP)
     with store(tmp_path)._writing():
         assert reader.finished() == {"a"}
         assert len(list(reader.rows())) == 1
@@ -101,21 +112,16 @@ def test_a_store_can_be_read_while_another_writes_and_not_written_by_readers(tmp
         reader.add("code", [("b", GOOD)])
 
 
-def test_notes_may_differ(tmp_path: Path) -> None:
-    store(tmp_path, notes={"file": "a.yaml"})
-    assert store(tmp_path, notes={"file": "b.yaml"}).about()["file"] == "b.yaml"
-
-
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b""])
-@pytest.mark.parametrize("about", [ABOUT, None])
-def test_a_file_of_another_kind_is_refused_and_left_as_it_is(content: bytes, about: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [SWEEP, None])
+def test_a_file_of_another_kind_is_refused_and_left_as_it_is(content: bytes, sweep: Any, tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     path.write_bytes(content)
-    if not content and about is not None:  # as an interrupted start may leave it
+    if not content and sweep is not None:  # as an interrupted start may leave it
         assert store(tmp_path).finished() == set()
         return
     with pytest.raises(SweepStoreError, match=r"s\.sqlite: is no store of a sweep"):
-        store(tmp_path, about)
+        store(tmp_path, sweep)
     if content:
         assert path.read_bytes() == content
 
@@ -138,13 +144,13 @@ def test_a_store_of_another_format_or_that_is_missing_or_cannot_be_made_is_refus
     with pytest.raises(SweepStoreError, match=r"of format 'other', this reads 'matryoshka toy sweep 2': give another"):
         store(tmp_path)
     with pytest.raises(SweepStoreError, match=r"nowhere: there is no such store; run the sweep first"):
-        read_sweep_store(tmp_path / "nowhere")
+        read_store(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(SweepStoreError, match=r"file/s\.sqlite: cannot be written \(.*\): give another --store"):
-        open_sweep_store(tmp_path / "file" / "s.sqlite", ABOUT)
+        open_store(tmp_path / "file" / "s.sqlite", SWEEP)
     (tmp_path / "folder").mkdir()
     with pytest.raises(SweepStoreError, match=r"folder: is a folder: give a file as --store"):
-        open_sweep_store(tmp_path / "folder", ABOUT)
+        open_store(tmp_path / "folder", SWEEP)
 
 
 # --- damage, full disks, folders that only can be read ----------------------------------------------------
@@ -200,7 +206,8 @@ def old_store(path: Path) -> None:
             "CREATE TABLE cells (key TEXT PRIMARY KEY, code TEXT NOT NULL, metrics TEXT, error TEXT, "
             "seconds REAL NOT NULL, finished REAL NOT NULL)"
         )
-        told = {"format": "matryoshka toy sweep 1", **ABOUT}
+        told = {"format": "matryoshka toy sweep 1", "sweep": SWEEP.as_data()}
+        del told["sweep"]["metrics"]
         made.executemany("INSERT INTO about VALUES (?, ?)", [(name, json.dumps(value)) for name, value in told.items()])
         rows = [("a", "code", '{"fvu": 0.1}', None, 1.0, 2.0), ("b", "code", '{"fvu": 0.', None, 1.0, 2.0)]
         made.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -210,13 +217,12 @@ def old_store(path: Path) -> None:
 def test_a_store_without_digests_is_read_and_has_them_from_the_next_row_on(tmp_path: Path) -> None:
     old_store(tmp_path)
     before = (tmp_path / "s.sqlite").read_bytes()
-    reader = read_sweep_store(tmp_path / "s.sqlite", ABOUT)
+    reader = read_store(tmp_path / "s.sqlite", SWEEP)
     assert [(row.key, row.metrics) for row in reader.rows()] == [("a", {"fvu": 0.1})]
     assert reader.damaged() == ["b"]  # which is no JSON
     assert (tmp_path / "s.sqlite").read_bytes() == before
     kept = store(tmp_path)
     assert kept.add("code", [("b", GOOD), ("c", GOOD)]) == 2
-    assert kept.about()["format"] == "matryoshka toy sweep 2"
     assert (kept.finished(), kept.damaged()) == ({"a", "b", "c"}, [])
     in_file(tmp_path, "UPDATE cells SET metrics = '{}' WHERE key = 'c'")
     assert store(tmp_path).damaged() == ["c"]
@@ -261,7 +267,7 @@ def test_an_interrupt_leaves_no_half_of_a_transaction(tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(table, "discard", interrupted)
+        patch.setattr(sweep_store, "_discard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             kept.add("code", [("a", GOOD)])
     assert kept.add("code", [("a", GOOD)]) == 1
@@ -275,7 +281,7 @@ def test_a_finished_store_is_read_in_a_folder_that_cannot_be_written(
     seen: list[str] = []
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda file, **options: seen.append(file) or connect(file, **options))
-    reader = read_sweep_store(tmp_path / "s.sqlite", ABOUT)
+    reader = read_store(tmp_path / "s.sqlite", SWEEP)
     for _ in reader.rows():
         assert [path.name for path in tmp_path.iterdir()] == ["s.sqlite"]  # SQLite made nothing beside it
     assert all(uri.endswith("?mode=ro&immutable=1") for uri in seen)

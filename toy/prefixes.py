@@ -7,6 +7,7 @@ the loss uses. A vanilla SAE has the weighting `full`.
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from toy.checks import POSITIVE, SHARE, Whole, check_numbers
+from toy.checks import POSITIVE, SHARE, Whole, check_numbers, quoted
 from toy.inclusion import inclusion_probabilities
 from toy.sae import MOST_PAIRS
 
@@ -63,6 +64,8 @@ class HybridWeights(NamedTuple):
         return int(np.max(self.lengths))
 
 
+NAMES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
+MOST_NAME = 40  # characters
 Prefixes = FixedWeights | FixedPrefixes | HybridWeights  # of one batch
 Weighting = Prefixes | SampledPrefixes
 
@@ -143,6 +146,28 @@ def hybrid(
     starts = np.arange(n_exact, n_latents, -(-n_tail // -(-n_tail // tile)))  # equal tiles, so the count says the size
     ends = np.append(starts[1:], n_latents)
     return HybridWeights(weights[:n_exact], ends, np.add.reduceat(weights, starts))
+
+
+@lru_cache(1_024)
+def named(text: str, n_latents: int) -> Weighting:
+    """The weighting of a name such as `sampled_10`, as arrays of the host.
+
+    Names are `vanilla`, `all`, `sampled_N` and `expected_N` with N prefixes, and `balanced_S` with the share S of the
+    full one. Raises: ValueError, with these, for any other.
+    """
+    kind, _, number = text.partition("_")
+    try:
+        if len(text) > MOST_NAME:
+            raise ValueError
+        if text in ("vanilla", "all"):
+            return {"vanilla": full, "all": all_prefixes}[text](n_latents)
+        if kind in ("sampled", "expected"):
+            return {"sampled": sampled, "expected": expected}[kind](n_latents, int(number))
+        if kind == "balanced":
+            return balanced(n_latents, float(number))
+    except ValueError:
+        pass  # the number is missing or impossible
+    raise ValueError(f"weighting: expected {NAMES}, got {quoted(repr(text))}")
 
 
 def _check_n_prefixes(n_prefixes: int) -> None:

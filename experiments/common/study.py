@@ -10,7 +10,7 @@ import numpy as np
 from experiments.common.experiment import Work
 from experiments.common.memory import FLOAT, check_fits
 from experiments.common.tree_option import TREE_OPTION, TreeOption
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import check_directions, make_directions
@@ -216,7 +216,7 @@ def train_seeds(cfg: StudyConfig, study: Study, weighting: str, work: Work, acti
     if key in work.trained:
         work(cfg.n_steps)
         return work.trained[key]
-    hypers = make_hypers(cfg, study.tree, make_weighting(weighting, train_cfg.n_latents), activation)
+    hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents), activation)
     source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
     in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
     work.compiling()

@@ -14,7 +14,7 @@ from experiments.common.provenance import code_digest
 from experiments.language.chain import Activations, Chain, facts_of_model, load_chain, n_layers
 from experiments.language.config import SPARSITY_COEF, LanguageConfig
 from experiments.language.stages import Counted, notes, stage
-from experiments.sweeps.cell import make_weighting
+from toy import prefixes
 from toy.data.stream import ShardSource
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
@@ -26,7 +26,7 @@ from toy.training.grid import train_grid, trained_saes
 from toy.training.loop import Progress
 
 KINDS = ("vanilla", "matryoshka")
-CODE = ("toy.training.grid", "toy.data.stream", "experiments.sweeps.cell")  # what trains SAEs
+CODE = ("toy.training.grid", "toy.data.stream")  # what trains SAEs
 END_SHARE = 0.05  # of the steps, over whose mean the L0 of training is told
 
 
@@ -106,7 +106,7 @@ def _train(
     n_l0 = len(group.target_l0)
     keys = jax.vmap(jax.random.key)(np.repeat(cfg.seeds, n_l0))
     hypers = Hypers(
-        make_weighting(group.weighting, group.n_latents),
+        prefixes.named(group.weighting, group.n_latents),
         target_l0=jnp.tile(jnp.array(group.target_l0), cfg.n_seeds),
         learning_rate=cfg.learning_rate,
         sparsity_coef=SPARSITY_COEF[cfg.sparsity] if cfg.sparsity_coef is None else cfg.sparsity_coef,

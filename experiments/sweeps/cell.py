@@ -1,4 +1,4 @@
-"""One cell of a sweep: a feature tree, how an SAE is trained on it, and what follows from the two."""
+"""One cell of a sweep: a feature tree, the training of an SAE on it, and what follows from the two."""
 
 import hashlib
 import json
@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toy import prefixes
-from toy.checks import SEED, Real, Whole, check_numbers, quoted
+from toy.checks import SEED, Real, Whole, check_numbers
 from toy.features.named import RandomTree, RegularTree, random_tree, regular_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, mean_l0
 from toy.features.tree_json import parse_tree
 from toy.loss import Sparsity
-from toy.prefixes import Weighting
 from toy.training.config import Hypers, TrainConfig
 
 D_IN = 32  # the least; doubled until it holds the features
-OBJECTIVES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
-MOST_NAME = 40  # characters of an objective's name
 _HYPERS = Hypers._field_defaults
 _MOST_FLOAT32 = float(np.finfo(np.float32).max)  # as which they are trained with
 _UP_TO_FLOAT32 = Real(least=0, most=_MOST_FLOAT32)
@@ -41,7 +38,7 @@ TreeSpec = RegularTree | RandomTree | GivenTree
 class Training:
     """All of a cell that is not its tree."""
 
-    objective: str = "expected_10"
+    weighting: str = "expected_10"  # of the prefixes
     latents_per_feature: float = 1.0
     l0_ratio: float = 1.0  # the L0 that is aimed at, over the tree's exact mean L0
     d_in: int | None = None  # None: the least of 32, 64, 128, … that holds the features
@@ -63,7 +60,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
-        make_weighting(self.objective, 2)
+        prefixes.named(self.weighting, 2)
         train_config(1, self.n_steps, self.batch_size, self.sparsity)
 
 
@@ -110,26 +107,6 @@ class Cell(NamedTuple):
     training: Training
 
 
-@lru_cache(1_024)
-def make_weighting(objective: str, n_latents: int) -> Weighting:
-    """Arrays of the host. Raises: ValueError if there is no such objective."""
-    kind, _, number = objective.partition("_")
-    try:
-        if len(objective) > MOST_NAME:
-            raise ValueError
-        if objective == "vanilla":
-            return prefixes.full(n_latents)
-        if objective == "all":
-            return prefixes.all_prefixes(n_latents)
-        if kind in ("sampled", "expected"):
-            return {"sampled": prefixes.sampled, "expected": prefixes.expected}[kind](n_latents, int(number))
-        if kind == "balanced":
-            return prefixes.balanced(n_latents, float(number))
-    except ValueError:
-        pass  # no number, or one that cannot be
-    raise ValueError(f"objective: expected {OBJECTIVES}, got {quoted(repr(objective))}")
-
-
 def root_of(spec: TreeSpec) -> Node:
     if isinstance(spec, RegularTree):
         return regular_tree(spec)
@@ -168,7 +145,7 @@ def d_in(cell: Cell) -> int:
 
 
 def as_data(cell: Cell) -> dict:
-    """A cell as JSON knows it; defaults stand in it, too."""
+    """A cell as plain JSON, defaults included."""
     spec = cell.tree
     if isinstance(spec, GivenTree):
         tree = {"tree": spec.name, "json": json.loads(spec.text)}
@@ -178,8 +155,13 @@ def as_data(cell: Cell) -> dict:
 
 
 def cell_digest(cell: Cell) -> str:
-    """32 hexadecimal digits that say which cell it is, to any version of the code."""
-    return _digest(json.dumps(as_data(cell), sort_keys=True))
+    """32 hexadecimal digits that say which cell it is, to any version of the code.
+
+    It is made with the name `objective` that weightings once had, since records and commands hold such digests.
+    """
+    data = as_data(cell)
+    named = {"objective" if name == "weighting" else name: value for name, value in data["training"].items()}
+    return _digest(json.dumps({**data, "training": named}, sort_keys=True))
 
 
 def cell_key(cell: Cell, code: str) -> str:

@@ -1,12 +1,11 @@
-"""A sweep's record as columns, and intervals over its seeds."""
+"""A sweep's record as columns."""
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
 
+from toy.eval.metrics import MAX_HOLE_RATE, MIN_COSINE
 from toy.training.controllers import MAX_L0_ERROR
 
 SHARES = ("recovered",)  # of seeds: 0 or 1 a cell
@@ -14,7 +13,7 @@ SIGNED = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
 class Table(NamedTuple):
-    """Different cells as columns; metrics are NaN where a cell failed, is missing, or the metric is not known."""
+    """The different cells as columns; a metric is NaN where a cell failed or is missing, or where it is not known."""
 
     axes: dict[str, list[Any]]  # different values, in their order; without seeds, unless there is nothing else
     places: np.ndarray  # [n_cells n_axes] which value each cell has
@@ -31,11 +30,25 @@ class Table(NamedTuple):
             found &= self.places[:, names.index(name)] == place
         return found
 
-    def of_objectives(self) -> list[tuple[str, np.ndarray]]:
-        """Each objective and its cells; all cells as one where objectives are no axis."""
-        if "objective" not in self.axes:
+    def settings_beside(self, *names: str) -> np.ndarray:
+        """[n_cells] a number for each setting of the other axes."""
+        others = np.delete(self.places, [list(self.axes).index(name) for name in names], axis=1)
+        return np.unique(others, axis=0, return_inverse=True)[1].ravel()
+
+    def criteria(self) -> np.ndarray | None:
+        """[n_cells] 0 for a recovered tree, 1 if a cosine is too small, 2 if a parent has holes, 3 for both, -1 if not
+        known; None if the record lacks the metrics."""
+        if not {"min_cosine", "hole_rate", "recovered"} <= self.metrics.keys():
+            return None
+        cosine, holes = self.metrics["min_cosine"], np.nan_to_num(self.metrics["hole_rate"])
+        found = (cosine < MIN_COSINE) + 2 * (holes >= MAX_HOLE_RATE)
+        return np.where(np.isnan(cosine), -1, np.where(self.metrics["recovered"] == 1, 0, found))
+
+    def of_weightings(self) -> list[tuple[str, np.ndarray]]:
+        """Each weighting and its cells; all cells as one where weightings are no axis."""
+        if "weighting" not in self.axes:
             return [("all cells", self.having())]
-        return [(objective, self.having(objective=i)) for i, objective in enumerate(self.axes["objective"])]
+        return [(weighting, self.having(weighting=i)) for i, weighting in enumerate(self.axes["weighting"])]
 
 
 def table_of(record: dict[str, Any]) -> Table:
@@ -73,15 +86,15 @@ def table_of(record: dict[str, Any]) -> Table:
 
 
 def off_target(table: Table, own: np.ndarray) -> str:
-    """How many of these cells end far off their target L0; empty if none is known to."""
+    """A phrase that says how many of these cells end far off their target L0; empty if none is known to."""
     n_off = 0 if table.off_target is None else int(table.off_target[own].sum())
     trained = own & ~table.failed
     return f"L0 more than {MAX_L0_ERROR:.0%} off target {n_off:,}/{int(trained.sum()):,}" if n_off else ""
 
 
 def default_axes(table: Table) -> tuple[str, str | None]:
-    """Those with numbers and most values; then any. None: there is only one."""
-    counts = {name: len(values) for name, values in table.axes.items() if name != "objective"}
+    """The two axes of a phase diagram: those with numbers and most values first; None if there is only one."""
+    counts = {name: len(values) for name, values in table.axes.items() if name != "weighting"}
     numeric = [name for name in counts if all(isinstance(v, int | float) for v in table.axes[name])]
     ranked = sorted(counts, key=lambda name: (name not in numeric, -counts[name]))
     ranked += [name for name in table.axes if name not in ranked]
@@ -89,31 +102,13 @@ def default_axes(table: Table) -> tuple[str, str | None]:
 
 
 def matched(table: Table, metric: str, axis: str) -> np.ndarray | None:
-    """[n_cells] bool: those whose values on the other axes have a number at every value of this one, so that like is
-    compared with like. None if there are no such."""
+    """[n_cells] bool: the cells whose setting of the other axes has a number at every value of this one, so that like
+    is compared with like. None if there are none."""
     if len(table.axes) == 1:
         return table.having()
     i, known = list(table.axes).index(axis), ~np.isnan(table.metrics[metric])
-    others = np.delete(table.places, i, axis=1)
-    _, group = np.unique(others, axis=0, return_inverse=True)
+    group = table.settings_beside(axis)
     found = np.zeros((group.max() + 1, len(table.axes[axis])), bool)
-    found[group.ravel()[known], table.places[known, i]] = True
-    whole = np.asarray(found.all(axis=1))[group.ravel()]
+    found[group[known], table.places[known, i]] = True
+    whole = np.asarray(found.all(axis=1))[group]
     return whole if whole.any() else None
-
-
-def half_interval(values: np.ndarray) -> float:
-    """Half of the 95% interval of the mean, by Student's t."""
-    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def interval(metric: str, values: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean over seeds; of a share Wilson's, every seed counting once."""
-    n, mean = len(values), float(values.mean())
-    if metric not in SHARES:
-        half = half_interval(values) if n > 1 else 0.0
-        return mean - half, mean + half
-    z = float(norm.ppf(0.975))
-    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
-    return min(mean, centre - half), max(mean, centre + half)

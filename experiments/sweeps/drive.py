@@ -1,17 +1,16 @@
-"""From a sweep and a store to the rows that are missing: planned, grouped by program, run, kept."""
+"""From a sweep and a store to the missing rows: planned, grouped by program, run and kept."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.sweeps.cell import Cell, cell_key
 from experiments.sweeps.engines import Engine, Failure, WorkerFault
 from experiments.sweeps.lanes import FACTS, METRICS, Row, code_version, run_cells
 from experiments.sweeps.program import Program, program_of
-from experiments.sweeps.spec import Sweep, parse_sweep
-from experiments.sweeps.store import SweepStore, SweepStoreError, open_sweep_store, read_sweep_store
+from experiments.sweeps.spec import Sweep
+from experiments.sweeps.store import SweepStore
 from toy.checks import quoted
 
 MOST_ROWS = 1_000  # of impossible cells, written at once
@@ -54,40 +53,6 @@ class Done(NamedTuple):
     n_rows: int
     n_failed: int
     cost: float
-
-
-def open_store(path: Path, sweep: Sweep, *, extend: bool = False) -> SweepStore:
-    """The sweep's store, made if there is none. Which metrics are shown may change from one start to the next.
-
-    Raises: SweepStoreError naming the file, also if it is another sweep's and not to `extend`.
-    """
-    about, notes = _about(sweep)
-    return open_sweep_store(path, about, notes=notes, extend=extend)
-
-
-def read_store(path: Path, sweep: Sweep | None = None) -> SweepStore:
-    """A store to read, of this sweep or of any. Raises: SweepStoreError naming the file."""
-    return read_sweep_store(path, None if sweep is None else _about(sweep)[0])
-
-
-def sweep_of(store: SweepStore) -> Sweep:
-    """The sweep that a store is of. Raises: SweepStoreError if the store does not say it."""
-    about = store.about()
-    try:
-        return parse_sweep({**about["sweep"], "metrics": about.get("metrics")}, _no_file)
-    except (KeyError, TypeError, ValueError) as error:
-        why = str(error) if isinstance(error, ValueError) else "nothing is said of its sweep"
-        raise SweepStoreError(f"{quoted(str(store.path))}: is damaged: {why}: give another --store") from None
-
-
-def _about(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = sweep.as_data()
-    metrics = data.pop("metrics")
-    return {"sweep": data}, {"metrics": metrics}
-
-
-def _no_file(name: str) -> Any:
-    raise ValueError(f"{name}: the store does not have this tree")
 
 
 def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), code: str | None = None) -> Plan:

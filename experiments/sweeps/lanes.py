@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from experiments.common.provenance import code_digest, replaced
-from experiments.sweeps.cell import Cell, built, make_weighting, n_latents, target_l0
+from experiments.sweeps.cell import Cell, built, n_latents, target_l0
 from experiments.sweeps.padding import pad_tree, pad_weighting
 from experiments.sweeps.program import Program, program_of
+from toy import prefixes
 from toy.checks import quoted
 from toy.compiled import compiled
 from toy.data.source import TreeSource
@@ -137,7 +138,7 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
 
 
 def _weighting(cell: Cell, program: Program) -> Any:
-    weighting = make_weighting(cell.training.objective, n_latents(cell))
+    weighting = prefixes.named(cell.training.weighting, n_latents(cell))
     padded = pad_weighting(weighting, program.cfg.n_latents, program.n_prefixes)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), padded)
 

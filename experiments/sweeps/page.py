@@ -15,25 +15,32 @@ from experiments.sweeps.columns import SHARES, SIGNED, Table, off_target, table_
 from toy.checks import quoted
 
 SHOWN = ("recovered", "hole_rate", "parent_to_child")
-N_WORST = 10  # of each objective
+N_WORST = 10  # cells of each weighting
 MOST_TOLD = 500  # characters of an error or a version of the code
 LARGE_IS_GOOD = ("recovered", "min_cosine", "mcc", "uniqueness")
 LARGE_IS_GOOD += ("firing_accuracy", "firing_precision", "firing_recall", "shrinkage")
+FIGURES = {"effects": "main effects", "criteria": "which criterion fails"}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2em auto; padding: 0 1em; color: #222; }
-img { width: 100%; } table { border-collapse: collapse; font-size: 12px; } caption { text-align: left; }
-td, th { padding: 2px 6px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+:root { color-scheme: light dark; --text: #222; --back: #fff; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --text: #ddd; --back: #161616; --line: #444; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2em auto; padding: 0 1em; }
+body { color: var(--text); background: var(--back); overflow-wrap: anywhere; }
+.wide, pre { overflow-x: auto; overflow-wrap: normal; }
+img { display: block; width: 100%; min-width: 850px; background: #fff; }
+table { border-collapse: collapse; font-size: 12px; }
+td, th { padding: 2px 6px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td:last-child, th:last-child { text-align: left; }
-code { font-size: 11px; } .wide { overflow-x: auto; }
+code { font-size: 11px; }
+@media (max-width: 600px) { body { margin: 1em auto; padding: 0 .7em; } h1 { font-size: 1.5em; } }
 """
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    """One line an objective: over all of its cells that did not fail."""
+    """One line for each weighting, over all of its cells that did not fail."""
     results, table = record["results"], table_of(record)
     counts = ", ".join(f"{results[name]:,} {name[2:]}" for name in ("n_cells", "n_failed", "n_missing"))
     lines = [f"{record['name']}: {counts}"]
-    for objective, own in table.of_objectives():
+    for weighting, own in table.of_weightings():
         told = []
         for metric in [name for name in SHOWN if name in table.metrics]:
             values = table.metrics[metric][own]
@@ -43,7 +50,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             elif len(values):
                 told.append(f"{metric} {values.mean():.3f}")
         told += [off] if (off := off_target(table, own)) else []
-        lines.append(f"  {objective}: {', '.join(told)}")
+        lines.append(f"  {weighting}: {', '.join(told)}")
     return lines
 
 
@@ -51,8 +58,8 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Pat
     """`path` is where the record is, which commands read."""
     results = record["results"]
     figures = "\n".join(
-        f"<h2>{html.escape('Main effects' if part == 'effects' else _capital(sweep_plots.title_of(part)))}</h2>"
-        f'<img alt="{html.escape(part)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        f"<h2>{html.escape(_capital(FIGURES.get(part, sweep_plots.title_of(part))))}</h2>"
+        f'<div class="wide"><img alt="{html.escape(part)}" src="data:image/png;base64,{_base64(image)}"></div>'
         for part, image in images.items()
     )
     errors = "".join(
@@ -62,7 +69,9 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Pat
     config = {name: value for name, value in record["config"].items() if name in ("axes", "fixed", "combine")}
     return f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{html.escape(record["name"])}</title><style>{STYLE}</style></head>
+<head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(record["name"])}</title><style>{STYLE}</style></head>
 <body>
 <h1>{html.escape(record["name"].removeprefix("sweep_"))}</h1>
 <p>{"<br>".join(map(html.escape, summary(record)))}</p>
@@ -75,6 +84,10 @@ def page(record: dict[str, Any], images: dict[str, bytes], worst: str, path: Pat
 <ul>{errors or "<li>none</li>"}</ul>
 </body></html>
 """
+
+
+def _base64(image: bytes) -> str:
+    return base64.b64encode(image).decode()
 
 
 def _capital(text: str) -> str:
@@ -118,14 +131,14 @@ def badness(table: Table, metric: str) -> np.ndarray:
 
 
 def worst_table(record: dict[str, Any], metric: str, path: Path) -> str:
-    """Of each objective the cells with the worst value of the metric, and the commands that run them again."""
+    """Of each weighting the cells with the worst value of the metric, and the commands that run them again."""
     table, axes = table_of(record), record["config"]["axes"]
     shown = [name for name in dict.fromkeys((metric, *SHOWN, "min_cosine")) if name in table.metrics]
     order = [badness(table, name) for name in reversed(shown)]  # the last counts most
     seeds = list(dict.fromkeys(axes.get("seed", record["seeds"])))
     own_seed = [] if "seed" in table.axes else ["seed"]
     body = []
-    for _, own in table.of_objectives():
+    for _, own in table.of_weightings():
         (cells,) = np.nonzero(own & ~np.isnan(table.metrics[metric]))
         for i in cells[np.lexsort([values[cells] for values in order])][:N_WORST]:
             values = [str(of_axis[place]) for of_axis, place in zip(table.axes.values(), table.places[i], strict=True)]

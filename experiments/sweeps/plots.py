@@ -1,4 +1,4 @@
-"""Figures of a sweep, from its record alone: phase diagrams over two axes, and every axis' main effect."""
+"""Figures of a sweep from its record alone: phase diagrams over two axes, main effects, and which criterion fails."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.common import plots
-from experiments.sweeps.columns import SHARES, SIGNED, Table, half_interval, interval, matched, off_target, table_of
+from experiments.sweeps.columns import SHARES, SIGNED, Table, matched, off_target, table_of
 from toy.features.named import TREES
 
 TITLES = {
@@ -30,7 +30,13 @@ TITLES = {
     "fvu": "FVU",
     "l0": "L0",
 }
-OBJECTIVE_COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#2e4057", "#8d96a3")
+COLOURS = {"vanilla": plots.COLOURS["vanilla"]} | dict.fromkeys(
+    ("sampled_10", "expected_10"), plots.COLOURS["matryoshka"]
+)
+OTHER_COLOURS = (plots.COLOURS["other"], "#66a182", "#2e4057", "#8d96a3")  # of other weightings, in turn
+CRITERIA = {"recovered": "#c8c8c8", "cosine below .9": "#b2abd2", "holes": "#f1a340", "both": "#8c510a"}
+CODES = {1: "c", 2: "h", 3: "ch"}  # of the criteria in a cell of a phase diagram
+MOST_INTERVALS = 12  # side by side, which are wider than means
 FAILED, UNKNOWN = "////", "...."  # hatches
 
 
@@ -42,10 +48,10 @@ def title_of(metric: str) -> str:
 
 
 def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) -> Figure:
-    """A panel for every combination of the other axes: objectives and the shortest of them in columns."""
+    """A panel for every combination of the other axes, with weightings and the shortest axes in columns."""
     table = table_of(record)
     others = [name for name in table.axes if name not in (x, y)]
-    others.sort(key=lambda name: (name != "objective", len(table.axes[name])))
+    others.sort(key=lambda name: (name != "weighting", len(table.axes[name])))
     columns, rows = _parted(others, table)
     column_values, row_values = (
         list(itertools.product(*(range(len(table.axes[n])) for n in part))) for part in (columns, rows)
@@ -55,12 +61,12 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
     height = max(1.9, 0.75 + len(row_values) * (0.3 + min(0.24, 1.5 / n_y) * n_y))
     with plots.styled(height) as figure:
         panels = figure.subplots(len(row_values), len(column_values), sharex=True, sharey=True, squeeze=False)
-        hatches = set()
+        hatches, n_side = set(), n_x * len(column_values)
         for i, row in enumerate(row_values):
             for j, column in enumerate(column_values):
                 chosen = dict(zip(rows + columns, row + column, strict=True))
                 ax = panels[i][j]
-                hatches |= _panel(ax, table, metric, x, y, chosen, scale, small=n_x * len(column_values) > 24)
+                hatches |= _panel(ax, table, metric, x, y, chosen, scale, n_side=n_side)
                 told = [_label(name, table.axes[name][place]) for name, place in chosen.items()]
                 ax.set_title("\n".join(textwrap.wrap(", ".join(told), 150 // len(column_values))), fontsize=6)
         image = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
@@ -68,13 +74,13 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
         bar.ax.tick_params(labelsize=6)
         figure.supxlabel(x.replace("_", " "), fontsize=8)
         figure.supylabel("" if y is None else y.replace("_", " "), fontsize=8)
-        told = [f"{title_of(metric)}: {_meaning(metric, len(np.unique(table.seeds)))}", *_keys(hatches), *_off(table)]
+        told = [f"{title_of(metric)}: {_meaning(table, metric, n_side=n_side)}", *_keys(hatches), *_off(table)]
         figure.suptitle(textwrap.fill("; ".join(told), 120), fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
 def _parted(names: list[str], table: Table) -> tuple[list[str], list[str]]:
-    """Axes of the columns, as many as give six panels side by side at the most, and of the rows."""
+    """The axes of the columns, which give at most six panels side by side, and those of the rows."""
     columns: list[str] = []
     for name in names:
         if math.prod(len(table.axes[n]) for n in [*columns, name]) > 6:
@@ -83,14 +89,13 @@ def _parted(names: list[str], table: Table) -> tuple[list[str], list[str]]:
     return columns, [name for name in names if name not in columns]
 
 
-def _meaning(metric: str, n_seeds: int) -> str:
-    if metric not in SHARES:
-        return "mean over seeds, below it half of its 95% interval" if n_seeds > 1 else "of one seed"
-    least, _ = interval(metric, np.ones(n_seeds))
-    return (
-        "seeds in which every feature is found and no parent has holes "
-        f"({n_seeds} of {n_seeds}: at least {least:.2f}, 95% Wilson)"
-    )
+def _meaning(table: Table, metric: str, *, n_side: int) -> str:
+    if metric in SHARES:
+        failed = "; c, h: in some of the others a matched cosine is below .9, parents have holes"
+        return "runs in which every feature is found and no parent has holes" + failed * (table.criteria() is not None)
+    if len(np.unique(table.seeds)) == 1:
+        return "of one seed"
+    return "mean over seeds" if n_side > MOST_INTERVALS else "mean over seeds, below it its 95% interval (bootstrap)"
 
 
 def _off(table: Table) -> list[str]:
@@ -127,9 +132,9 @@ def _panel(
     chosen: dict[str, int],
     scale: Scale,
     *,
-    small: bool,
+    n_side: int,
 ) -> set[str]:
-    """Where there is no such cell at all it stays empty. Returns: the hatches that stand in it."""
+    """Draw one panel, empty where there is no cell. Returns the hatches in it."""
     of_y = [None] if y is None else table.axes[y]
     n_x, n_y = len(table.axes[x]), len(of_y)
     means, hatches = np.full((n_y, n_x), np.nan), set()
@@ -141,8 +146,12 @@ def _panel(
             means[i, j] = values.mean()
             height = (means[i, j] - scale.low) / (scale.high - scale.low)
             dark = abs(height - 0.5) > 0.3 if metric in SIGNED else height > 0.6
-            text = {"color": "white" if dark else "#333333", "fontsize": 3.4 if small else 4.5, "linespacing": 0.95}
-            ax.text(j, i, _cell_text(metric, values), ha="center", va="center", **text)
+            text = {
+                "color": "white" if dark else "#333333",
+                "fontsize": 3.4 if n_side > 24 else 4.5,
+                "linespacing": 0.95,
+            }
+            ax.text(j, i, _cell_text(table, metric, here, n_side=n_side), ha="center", va="center", **text)
         elif here.any():
             hatch = FAILED if table.failed[here].any() else UNKNOWN
             hatches.add(hatch)
@@ -154,11 +163,18 @@ def _panel(
     return hatches
 
 
-def _cell_text(metric: str, values: np.ndarray) -> str:
+def _cell_text(table: Table, metric: str, here: np.ndarray, *, n_side: int) -> str:
+    values = table.metrics[metric][here]
+    values = values[~np.isnan(values)]
     if metric in SHARES:
-        return f"{int(values.sum())}/{len(values)}"
+        criteria = table.criteria()
+        missed = 0 if criteria is None else np.bitwise_or.reduce(np.maximum(criteria[here], 0))
+        return "\n".join([f"{int(values.sum())}/{len(values)}", *([CODES[missed]] if missed else [])])
     mean = _two_digits(values.mean())
-    return mean if len(values) < 2 else f"{mean}\n±{_two_digits(half_interval(values))}"
+    if n_side > MOST_INTERVALS or len(values) < 2:
+        return mean
+    interval = plots.bootstrap(values)
+    return f"{mean}\n{_two_digits(interval.low)} to {_two_digits(interval.high)}"
 
 
 def _two_digits(value: float) -> str:
@@ -170,62 +186,120 @@ def _two_digits(value: float) -> str:
 
 
 def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
-    """Every axis but objective and seed in a column, every metric in a row, every objective a line."""
+    """A column for each axis but weighting and seed, a row for each metric, a line for each weighting."""
     table = table_of(record)
-    axes = [name for name in table.axes if name != "objective"] or list(table.axes)
+    axes = _columns(table)
     with plots.styled(0.7 + 1.35 * len(metrics)) as figure:
         panels = figure.subplots(len(metrics), len(axes), sharex="col", sharey="row", squeeze=False)
         all_matched = True
-        for i, metric in enumerate(metrics):
-            for j, axis in enumerate(axes):
-                all_matched &= _effect(panels[i][j], table, metric, axis)
-                if j == 0:
-                    panels[i][j].set_ylabel(title_of(metric), fontsize=7)
-                if i == len(metrics) - 1:
-                    panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
-        if "objective" in table.axes and axes != ["objective"]:
-            panels[0][0].legend(loc="best", fontsize=5.5)
-        over = "Means over what of the other axes has a number at every value of the axis"
-        over += "" if all_matched else " (where none has, over all cells: then other axes differ, too)"
-        parts = [f"{over}; bars: 95% intervals over seeds (Student's t; of shares Wilson)", *_off(table)]
-        text = f"{'; '.join(parts)}."
+        for (i, metric), (j, axis) in itertools.product(enumerate(metrics), enumerate(axes)):
+            all_matched &= _effect(panels[i][j], table, metric, axis)
+            if j == 0:
+                panels[i][j].set_ylabel(title_of(metric), fontsize=7)
+            if i == len(metrics) - 1:
+                panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
+        if "weighting" in table.axes and axes != ["weighting"]:
+            figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=5.5)
+        over = "Means over the runs whose setting of the other axes has a number at every value of the axis"
+        over += "" if all_matched else " (where none has, over all runs: then other axes differ, too)"
+        spread = "dots: means over seeds, one per setting of the other axes"
+        alone = "bars, where there is one such setting: 95% intervals over seeds (of shares Wilson, else bootstrap)"
+        text = f"{'; '.join([over, spread, alone, *_off(table)])}."
         figure.supxlabel(textwrap.fill(text, 150), fontsize=6, color="#555555")
     return figure
 
 
+def _columns(table: Table) -> list[str]:
+    return [name for name in table.axes if name != "weighting"] or list(table.axes)
+
+
+def _lines(table: Table, axis: str) -> list[tuple[str, np.ndarray, str]]:
+    """The lines of a panel: a weighting, its cells and its colour."""
+    others = itertools.cycle(OTHER_COLOURS)
+    if axis == "weighting":
+        return [("", table.having(), plots.COLOURS["truth"])]
+    return [(name, own, COLOURS.get(name) or next(others)) for name, own in table.of_weightings()]
+
+
 def _effect(ax: Axes, table: Table, metric: str, axis: str) -> bool:
-    """Returns: whether like is compared with like."""
+    """Returns whether like is compared with like."""
     values, n = table.metrics[metric], len(table.axes[axis])
     like = matched(table, metric, axis)
-    lines = [("", table.having())] if axis == "objective" else table.of_objectives()
-    for k, (objective, own) in enumerate(lines):
-        shift = 0.35 * (k - (len(lines) - 1) / 2) / len(lines)
-        middle, bars = np.full(n, np.nan), np.zeros((2, n))
+    known = ~np.isnan(values) & (True if like is None else like)
+    lines = _lines(table, axis)
+    for k, (weighting, own, colour) in enumerate(lines):
+        shift = 0.5 * (k - (len(lines) - 1) / 2) / len(lines)
+        means = np.full(n, np.nan)
         for place in range(n):
-            here = own & table.having(**{axis: place}) & ~np.isnan(values) & (True if like is None else like)
-            seeds = [values[here & (table.seeds == seed)].mean() for seed in np.unique(table.seeds[here])]
-            if seeds:
-                middle[place] = np.mean(seeds)
-                low, high = interval(metric, np.array(seeds))
-                bars[:, place] = middle[place] - low, high - middle[place]
-        style = {"markersize": 2.5, "linewidth": 0.9, "elinewidth": 0.9, "label": objective.replace("_", " ")}
-        colour = OBJECTIVE_COLOURS[k % len(OBJECTIVE_COLOURS)]
-        ax.errorbar(np.arange(n) + shift, middle, bars, fmt="o-", color=colour, **style)
+            here = own & known & table.having(**{axis: place})
+            if here.any():
+                means[place] = values[here].mean()
+                _spread(ax, table, metric, here, place + shift, colour)
+        label = weighting.replace("_", " ")
+        ax.plot(np.arange(n) + shift, means, "o-", color=colour, markersize=2.5, linewidth=0.9, label=label)
     ax.set_xticks(range(n), [_short(axis, value) for value in table.axes[axis]], fontsize=6)
     if metric in SHARES:
         ax.set_ylim(-0.05, 1.05)
     return like is not None
 
 
+def _spread(ax: Axes, table: Table, metric: str, here: np.ndarray, x: float, colour: str) -> None:
+    """The settings of the other axes as dots; of a single one the interval over its seeds."""
+    values, (settings, group) = table.metrics[metric][here], np.unique(table.places[here], axis=0, return_inverse=True)
+    if len(settings) == 1:
+        of_share = metric in SHARES
+        interval = plots.wilson(int(values.sum()), len(values)) if of_share else plots.bootstrap(values)
+        plots.bar(ax, x, interval, colour, fmt="none", elinewidth=0.9)
+        return
+    means = np.bincount(group.ravel(), values) / np.bincount(group.ravel())
+    aside = np.random.default_rng(0).uniform(-0.04, 0.04, len(means))
+    ax.scatter(x + aside, means, s=2, color=colour, alpha=0.3, linewidths=0, zorder=1)
+
+
+# --- criteria ---------------------------------------------------------------------------------------------
+
+
+def criteria(record: dict[str, Any]) -> Figure | None:
+    """The criteria that runs fail, over all cells with a value of an axis; None if the record does not tell."""
+    table = table_of(record)
+    found = table.criteria()
+    if found is None:
+        return None
+    axes, weightings = _columns(table), table.of_weightings()
+    with plots.styled(0.7 + 0.9 * len(weightings)) as figure:
+        panels = figure.subplots(len(weightings), len(axes), sharex="col", sharey=True, squeeze=False)
+        for (i, (weighting, own)), (j, axis) in itertools.product(enumerate(weightings), enumerate(axes)):
+            _criteria_panel(panels[i][j], table, found, own, axis)
+            if j == 0:
+                panels[i][j].set_ylabel(f"{weighting.replace('_', ' ')}\nshare of runs", fontsize=6)
+            if i == len(weightings) - 1:
+                panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
+        handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour in CRITERIA.items()]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=6)
+        figure.supxlabel("All runs that have numbers, by the criterion of recovery that they fail.", fontsize=6)
+    return figure
+
+
+def _criteria_panel(ax: Axes, table: Table, found: np.ndarray, own: np.ndarray, axis: str) -> None:
+    bottom, n = np.zeros(len(table.axes[axis])), len(table.axes[axis])
+    cells = [own & table.having(**{axis: place}) & (found >= 0) for place in range(n)]
+    for code, colour in enumerate(CRITERIA.values()):
+        share = np.array([np.mean(found[here] == code) if here.any() else 0.0 for here in cells])
+        ax.bar(range(n), share, 0.8, bottom, color=colour)
+        bottom += share
+    ax.set_xticks(range(n), [_short(axis, value) for value in table.axes[axis]], fontsize=6)
+    ax.set_ylim(0, 1)
+
+
 def _label(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name.replace("_", " ") if value else f"not {name.replace('_', ' ')}"
     shown = _short(name, value)
-    return shown if name in ("objective", "tree") else f"{name.replace('_', ' ')} {shown}"
+    return shown if name in ("weighting", "tree") else f"{name.replace('_', ' ')} {shown}"
 
 
 def _short(name: str, value: Any) -> str:
-    """A value of the axis of this name."""
+    """How figures show a value of the axis of this name."""
     if isinstance(value, list):
         return "–".join(_short(name, one) for one in value)
     if isinstance(value, float):

@@ -64,14 +64,14 @@ def program_of(cell: Cell) -> Program:
         n_gates=-(-max(own.n_gates, 1) // GATES) * GATES,
     )
     cfg = train_config(_size(n_latents(cell)), training.n_steps, training.batch_size, training.sparsity)
-    n_prefixes = _n_prefixes(training.objective, n_latents(cell))
-    n_sampled = min(n_prefixes, cfg.n_latents) if training.objective.startswith("sampled") else 0
+    n_prefixes = _n_prefixes(training.weighting, n_latents(cell))
+    n_sampled = min(n_prefixes, cfg.n_latents) if training.weighting.startswith("sampled") else 0
     return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows))
 
 
-def _n_prefixes(objective: str, n_latents: int) -> int:
-    """What stands in the objective's name; 1 where none does. Raises: ValueError if there are too many to weigh."""
-    kind, _, number = objective.partition("_")
+def _n_prefixes(weighting: str, n_latents: int) -> int:
+    """What stands in the weighting's name; 1 where none does. Raises: ValueError if there are too many to weigh."""
+    kind, _, number = weighting.partition("_")
     n_prefixes = int(number) if kind in ("sampled", "expected") else 1
     if kind == "expected" and min(n_prefixes, n_latents) * n_latents > MAX_WEIGHTS:
         raise ValueError(

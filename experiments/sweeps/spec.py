@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from experiments.sweeps.cell import Cell, GivenTree, Training, TreeSpec
 from experiments.sweeps.lanes import METRICS
-from experiments.sweeps.values import GENERATORS, MOST_NAME, axis_values, hint, parameters, typed
+from experiments.sweeps.values import GENERATORS, MOST_NAME, TRAINING, axis_values, hint, parameters, typed
 from toy.checks import quoted
 from toy.features.named import TREES
 from toy.features.node import Node
@@ -18,19 +18,19 @@ from toy.features.tree_json import parse_tree, tree_to_dict
 ENTRIES = ("name", "combine", "axes", "fixed", "metrics")
 MOST_BYTES = 200  # of a name: systems have 255 for a file's
 MAX_CELLS = 10_000_000
-_TRAINING = {field.name for field in fields(Training)}
+OLD_NAMES = {"objective": "weighting"}  # of axes, in files of before
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Cells: one for every combination of the axes' values (product), or one for each place in them (zip)."""
+    """One cell for every combination of the axes' values (product), or for each place in them (zip)."""
 
     name: str
     axes: dict[str, tuple[Any, ...]]
     fixed: dict[str, Any]
     combine: str
     metrics: tuple[str, ...]
-    trees: dict[str, GivenTree]  # those of files, and named ones, by what the sweep calls them
+    trees: dict[str, GivenTree]  # by name, those that no generator makes
 
     def __len__(self) -> int:
         lengths = [len(values) for values in self.axes.values()]
@@ -54,14 +54,14 @@ class Sweep:
 
     def _make(self, given: Mapping[str, Any]) -> Cell:
         kind = given.get("tree", "regular")
-        training = Training(**{name: value for name, value in given.items() if name in _TRAINING})
+        training = Training(**{name: value for name, value in given.items() if name in TRAINING})
         if kind not in GENERATORS:
             return Cell(self.trees[kind], training)
         own = {name: given[key] for name, key in parameters(kind).items() if key in given}
         return Cell(_spec(kind, tuple(own.items())), training)
 
     def as_data(self) -> dict[str, Any]:
-        """As JSON; `parse_sweep` reads it again, with the trees in it."""
+        """The sweep as plain JSON with its trees, from which `parse_sweep` makes it again."""
         return {
             "name": self.name,
             "combine": self.combine,
@@ -74,15 +74,15 @@ class Sweep:
 
 @lru_cache(4_096)
 def _spec(kind: str, own: tuple[tuple[str, Any], ...]) -> TreeSpec:
-    """Made, and so checked, once for all cells that share it."""
+    """The generator's parameters, made and so checked once for all cells that share them."""
     return GENERATORS[kind](**dict(own))
 
 
 def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "sweep") -> Sweep:
-    """A checked sweep from what a YAML or JSON file holds, or a Python value. `read_tree` reads that of a file.
+    """A checked sweep from the data of a YAML or JSON file. `read_tree` reads the tree of a file.
 
-    Raises: ValueError naming the axis or entry and what may stand there, or the file of a tree that cannot be.
-    Impossible trees of a generator are no fault of the sweep: they are cells that fail.
+    Raises: ValueError naming the axis or entry and what may stand there, or the file of an impossible tree.
+    Impossible trees of a generator do not raise: their cells fail.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"a sweep is an object with entries {', '.join(ENTRIES)}, got {type(data).__name__}")
@@ -103,24 +103,40 @@ def parse_sweep(data: Any, read_tree: Callable[[str], Node], *, name: str = "swe
 
 
 def _axes(data: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Axes and what is fixed, by checked names."""
+    """The axes and the fixed values, by checked names."""
     for entry in data:
         if not isinstance(entry, str):
             raise ValueError(_no_name(entry))
         if entry not in (*ENTRIES, "trees"):
             raise ValueError(f"{quoted(entry, MOST_NAME)}: no entry of a sweep{hint(entry, ENTRIES)}")
-    axes, fixed = data.get("axes"), data.get("fixed") or {}
-    if not isinstance(axes, Mapping) or not axes:
+    axes, fixed = (_named(entry, data.get(entry) or {}) for entry in ("axes", "fixed"))
+    if not axes:
         raise ValueError("axes: expected an object of at least one axis and its values")
-    if not isinstance(fixed, Mapping):
-        raise ValueError("fixed: expected an object of names and values")
-    for name in (*axes, *fixed):
-        if not isinstance(name, str):
-            raise ValueError(_no_name(name))
     both = sorted(set(axes) & set(fixed))
     if both:
         raise ValueError(f"{quoted(both[0], MOST_NAME)}: is an axis and fixed, too")
     return axes, fixed
+
+
+def _named(entry: str, given: Any) -> dict[str, Any]:
+    """What an entry gives, by the names of today."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{entry}: expected an object of names and values")
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise ValueError(_no_name(name))
+        today = OLD_NAMES.get(name, name)
+        if today in found:
+            raise ValueError(f"{entry}: {name} and {today} are the same: give one of them")
+        found[today] = value
+    return found
+
+
+def of_today(data: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's data as it may have been written before, with the names that axes have today."""
+    axes = {entry: _named(entry, data[entry]) for entry in ("axes", "fixed") if isinstance(data.get(entry), Mapping)}
+    return {**data, **axes}
 
 
 def _no_name(key: Any) -> str:
@@ -128,7 +144,7 @@ def _no_name(key: Any) -> str:
 
 
 def checked_name(name: Any) -> str:
-    """A sweep's name. Raises: ValueError if files cannot be called by it, or a page or terminal would not show it."""
+    """The name of a sweep. Raises: ValueError unless it is a plain name for files, and visible."""
     if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\"):
         why = "visible text without slashes"
     elif not name.strip() or name[0] in ".- ":
@@ -141,7 +157,7 @@ def checked_name(name: Any) -> str:
 
 
 def _combine(combine: Any, values: Mapping[str, Sequence[Any]]) -> str:
-    """How axes of these values are combined. Raises: ValueError if they cannot be, or make too many cells."""
+    """`product` or `zip`. Raises: ValueError if the axes cannot be combined so, or make too many cells."""
     if combine not in ("product", "zip"):
         raise ValueError(f"combine: expected 'product' or 'zip', got {quoted(repr(combine))}")
     lengths = {name: len(of_axis) for name, of_axis in values.items()}
@@ -164,7 +180,7 @@ def _metrics(metrics: Any) -> tuple[str, ...]:
 
 
 def _trees(kinds: Sequence[Any], own: Any, read_tree: Callable[[str], Node]) -> dict[str, GivenTree]:
-    """Those that no generator makes, by their names: the sweep's own ones, named ones, and those of files."""
+    """The trees that no generator makes, by name: the sweep's own, the library's named ones, and those of files."""
     for kind in kinds:
         if not isinstance(kind, str):
             told = quoted(repr(kind))

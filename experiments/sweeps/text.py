@@ -1,46 +1,42 @@
-"""What a sweep's text says, as YAML or JSON, where every reader would read the same and nothing is dropped untold."""
+"""The text of a sweep, in YAML or JSON: read where all readers agree, and refused by its line elsewhere."""
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from toy.checks import quoted
+from toy.files.json_files import parse_json
 
-MOST_YAML = 10**6  # characters: its reader takes some 10 s for as many
+MOST_YAML = 10**6  # characters: reading as many takes some 10 s
 MOST_JSON = 2 * 10**8  # a record of a million cells has about as many
 
-_BOOL, _INT, _FLOAT, _NULL, _EITHER = (f"!sweep/{kind}" for kind in ("bool", "int", "float", "null", "either"))
-_TWO_READINGS = (  # which YAML 1.1 and 1.2 read differently, and so do their readers
-    r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)",
-    r"<<",
-    r"[-+]?0[0-9_]+",
-    r"(?=[^_]*_)[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?",
-    r"[-+]?0[xX](?=[^_]*_)[0-9a-fA-F_]+",
-    r"[-+]?0(?:b[01_]+|o[0-7_]+)",
-    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?",
-    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?",
-)
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_NULL = re.compile(r"~|null|Null|NULL|")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0[xX][0-9a-fA-F]{1,64}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_o]+")  # octal in YAML 1.1 or 1.2, decimal in the other
 
 
 class SweepTextError(ValueError):
-    """A text that is no sweep's; the message says where and why."""
+    """The text is not a sweep's; the message says where and why."""
 
 
 def sweep_data(text: str, *, is_json: bool) -> Any:
-    """The value that a text of YAML, or of JSON, holds. Takes time in proportion to its length.
+    """The value that a text of YAML or of JSON holds, read in time proportional to its length.
 
-    Raises: SweepTextError, in one line, if it is neither; if a key is repeated; or, in YAML, if there is an anchor, an
-    alias or a tag, or a value that versions of YAML read differently.
+    Raises: SweepTextError, in one line, if it is neither, or repeats a key; in YAML also for an anchor, an alias, a
+    tag, and a value that YAML 1.1 and 1.2 read differently.
     """
     most = MOST_JSON if is_json else MOST_YAML
     if len(text) > most:
-        told = "" if is_json else "; give a long sweep as JSON, or its values as range"
-        raise SweepTextError(f"has more than {most:,} characters{told}")
+        remedy = "" if is_json else "; give a long sweep as JSON, or its values as range"
+        raise SweepTextError(f"has more than {most:,} characters{remedy}")
     try:
-        return _from_json(text) if is_json else yaml.load(text, _Loader)
+        return parse_json(text) if is_json else yaml.load(text, _Loader)
     except SweepTextError:
         raise
     except RecursionError:
@@ -49,36 +45,8 @@ def sweep_data(text: str, *, is_json: bool) -> Any:
         raise SweepTextError(f"neither YAML nor JSON: {quoted(' '.join(str(error).split()))}") from None
 
 
-# --- JSON -------------------------------------------------------------------------------------------------
-
-
-def _from_json(text: str) -> Any:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in data:
-                raise SweepTextError(f"the key {quoted(key, 60)} stands twice in one object{_lines(text, key)}")
-            data[key] = value
-        return data
-
-    return json.loads(text, object_pairs_hook=without_repeats, parse_constant=_no_constant)
-
-
-def _lines(text: str, key: str) -> str:
-    """Where a key stands, since JSON's reader does not tell."""
-    found = [str(i) for i, line in enumerate(text.split("\n"), 1) if json.dumps(key) in line]
-    return f" (line{'s' * (len(found) > 1)} {', '.join(found[:5])})" if found else ""
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-# --- YAML -------------------------------------------------------------------------------------------------
-
-
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, without what makes a text mean more than it shows."""
+    """YAML's core schema, without what makes a text mean more than it shows."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
@@ -89,22 +57,40 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen = set()
+        names: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _fault(key, "a name is text, and no list or object")
-            if key.value in seen:
+            if key.value in names:
                 raise _fault(key, f"the key {quoted(key.value, 60)} stands twice in one object")
-            seen.add(key.value)
+            names.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge keys (<<) are refused with the other scalars that readers disagree on."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        return super().construct_scalar(node) if node.style else _plain(node, super().resolve)
 
 
 def _fault(at: Any, why: str) -> SweepTextError:
     return SweepTextError(f"line {at.start_mark.line + 1}: {why}")
 
 
-def _either(loader: Any, node: Any) -> Any:
-    raise _fault(node, f"{quoted(node.value, 60)} is read differently by versions of YAML: {_remedy(node.value)}")
+def _plain(node: Any, resolve: Any) -> Any:
+    """The value of a scalar without quotes by YAML 1.2. Raises: SweepTextError if YAML 1.1 has another."""
+    text = node.value
+    is_number = _INT.fullmatch(text) or _FLOAT.fullmatch(text)
+    is_text = resolve(yaml.ScalarNode, text, (True, False)) == Resolver.DEFAULT_SCALAR_TAG
+    if _LEADING_ZERO.fullmatch(text) or not (is_number or is_text or _BOOL.fullmatch(text) or _NULL.fullmatch(text)):
+        raise _fault(node, f"{quoted(text, 60)} is read differently by versions of YAML: {_remedy(text)}")
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text, 0)
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan")) if is_number else text
 
 
 def _remedy(text: str) -> str:
@@ -112,31 +98,10 @@ def _remedy(text: str) -> str:
         old = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError):
         old = None
-    plain = json.dumps(old) if isinstance(old, bool | int | float) else None
-    return "quote it" if plain is None else f"quote it, or write {quoted(plain, 60)}"
-
-
-def _scalar(tag: str, pattern: str, first: str, read: Callable[[str], Any]) -> None:
-    """Have plain scalars that match be read so; `first` are the characters that they may begin with."""
-    _Loader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})\Z"), list(first) or [""])
-    _Loader.add_constructor(tag, lambda loader, node: read(node.value))
-
-
-def _float(text: str) -> float:
-    special = text.lower().lstrip("+-")
-    return float(text.lower().replace(special, special[1:])) if special in (".inf", ".nan") else float(text)
+    return f"quote it, or write {quoted(json.dumps(old), 60)}" if isinstance(old, bool | int | float) else "quote it"
 
 
 _KEPT = [f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")]
-_Loader.yaml_implicit_resolvers = {}
-_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _KEPT}
-
-_NUMERIC = "-+.0123456789"
-_scalar(_EITHER, "|".join(_TWO_READINGS), "yYnNoO<" + _NUMERIC, str)
-_Loader.add_constructor(_EITHER, _either)
-_scalar(_INT, r"[-+]?(?:0|[1-9][0-9]*|0[xX][0-9a-fA-F]{1,64})", _NUMERIC, lambda text: int(text, 0))
-_scalar(_FLOAT, r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", _NUMERIC, _float)
-_scalar(_FLOAT, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", _NUMERIC, _float)
-_scalar(_BOOL, r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true")
-_scalar(_NULL, r"~|null|Null|NULL", "~nN", lambda text: None)
-_Loader.add_implicit_resolver(_NULL, re.compile(r"\Z"), [""])
+_Loader.yaml_constructors = {tag: SafeConstructor.yaml_constructors[tag] for tag in _KEPT}
+for _kind in ("null", "bool", "int", "float", "timestamp", "merge", "value"):  # as YAML 1.1 takes plain scalars
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_scalar)
