@@ -106,7 +106,7 @@ def run_experiment(
     if experiment.caption is not None:
         record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
-    with figure_missing(name, out):
+    with record_is_kept(name, out):
         for line in experiment.summary(record):
             print(f"{name}: {line}")
         draw(experiment, record, out, vector)
@@ -115,23 +115,18 @@ def run_experiment(
 
 
 @contextlib.contextmanager
-def figure_missing(name: str, out: Path) -> Iterator[None]:
-    """Whatever ends the block after the record was written: say that there is a record and no figure of it.
-
-    Raises: ValueError; KeyboardInterrupt.
-    """
-    image = out / f"{name}.png"
-    state = "is of an earlier run" if image.is_file() else "is missing"
+def record_is_kept(name: str, out: Path) -> Iterator[None]:
+    """Say so, and how the figure is drawn, whatever ends the block. Raises: ValueError; KeyboardInterrupt."""
     how = f"python -m experiments.{name} --redraw --out {shlex.quote(str(out))}"
-    told = f"the record {out / name}.json is kept, its figure {image} {state}: draw it with {how}"
+    kept = f"the record {out / name}.json is kept: draw its figure with {how}"
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(told) from None
+        raise KeyboardInterrupt(kept) from None
     except BrokenPipeError:
         raise
     except Exception as error:
-        raise ValueError(f"{type(error).__name__}: {quoted(str(error), 200)}; {told}") from error
+        raise ValueError(f"{type(error).__name__}: {quoted(str(error), 200)}; {kept}") from error
 
 
 def describe(config: Any) -> dict[str, Any]:

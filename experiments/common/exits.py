@@ -32,7 +32,9 @@ def start() -> None:
     """Set the process up as a command's, before it imports anything large: importing takes seconds and may fail."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other for seconds on a busy machine
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whichever display a notebook's environment asks for
-    show_any_text()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")  # for what the encoding of the terminal or pipe has not
     sys.excepthook = _cannot_start
     atexit.register(_skip_teardown)  # before all others, so it is called last
     for number in SIGNALS:
@@ -47,7 +49,6 @@ def clean_exit(kept: str = NOTHING_KEPT) -> Iterator[None]:
     The exit code is 2 for what a user can cause, 1 for a fault of this code, 130 for Ctrl-C and 143 for SIGTERM; an
     interrupt says what is `kept`, or what it was raised with. With TRACEBACK=1 in the environment, errors are raised.
     """
-    show_any_text()
     with interruptible() as received:
         try:
             if "jax" in sys.modules:
@@ -80,8 +81,9 @@ def exit_with(code: int) -> NoReturn:
 def told_of(error: Exception) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
     text = " ".join(str(error).split())
-    if missing := _missing_device():
-        return f"error: {missing}", 2
+    if _device_is_missing():
+        given = os.environ.get("JAX_PLATFORMS", "")[:40]
+        return f"error: JAX_PLATFORMS={given}: JAX has no such device here: unset it, or set it to cpu", 2
     if "RESOURCE_EXHAUSTED" in text:  # JAX's own error
         error = MemoryError(text)
     for kind, remedy in _REMEDIES.items():
@@ -100,13 +102,6 @@ def say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
         if sys.stderr is not None:
             print(quoted(" ".join(text.split()), MOST_TOLD), file=sys.stderr, flush=True)
-
-
-def show_any_text() -> None:
-    """Escape what the encoding of the terminal or pipe does not have, instead of failing to print it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
-            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_jax() -> None:
@@ -128,16 +123,12 @@ def set_up_jax() -> None:
             jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
 
 
-def _missing_device() -> str | None:
-    """What is wrong with JAX_PLATFORMS, if it is: errors of many kinds come of a device that is not there."""
-    given = os.environ.get("JAX_PLATFORMS")
-    if not given or "jax" not in sys.modules:
-        return None
+def _device_is_missing() -> bool:
+    """Whether JAX_PLATFORMS names a device that is not there, of which errors of many kinds come."""
     try:
-        sys.modules["jax"].devices()
+        return "jax" in sys.modules and not sys.modules["jax"].devices()
     except Exception:
-        return f"JAX_PLATFORMS={given[:40]}: JAX has no such device here: unset it, or set it to cpu"
-    return None
+        return True
 
 
 def _interrupted(received: list[int], kept: str) -> int:

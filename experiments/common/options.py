@@ -4,16 +4,14 @@ import contextlib
 import inspect
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 1_000
-MOST_DIGITS = 30  # of a whole number that is given with an exponent
+MOST_EXACT = 2**53  # up to which floats hold every whole number
 Options = TypeVar("Options")
 _constructors = ConstructorRegistry()
 
@@ -33,7 +31,9 @@ def parse(options: Any, default: Any = None, **described: Any) -> Any:
     described = {"description": inspect.getdoc(options)} | described
     if default is not None:
         described["default"] = _Root(default)
-    with _readable_width(), _constructors:
+    columns = shutil.get_terminal_size().columns  # tyro never ends where a column of help has no room for a letter
+    os.environ["COLUMNS"] = str(min(max(columns, MIN_COLUMNS), MAX_COLUMNS))
+    with _constructors:
         return tyro.cli(_Root[options], config=(tyro.conf.FlagCreatePairsOff,), **described).options
 
 
@@ -54,21 +54,8 @@ def whole(text: str) -> int:
     """A whole number, also one with an exponent: 1e3 is 1000. Raises: ValueError."""
     with contextlib.suppress(ValueError):
         return int(text)
-    with contextlib.suppress(InvalidOperation):
-        number = Decimal(text) if "e" in text.lower() else Decimal("NaN")
-        if number.is_finite() and abs(number.adjusted()) < MOST_DIGITS and number == int(number):
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if "e" in text.lower() and number.is_integer() and abs(number) < MOST_EXACT:
             return int(number)
     raise ValueError(f"{text!r:.40} is not a whole number")
-
-
-@contextlib.contextmanager
-def _readable_width() -> Iterator[None]:
-    """Show help in at least 40 columns: tyro never ends where a column has no room for a letter."""
-    given, columns = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
-    os.environ["COLUMNS"] = str(min(max(columns, MIN_COLUMNS), MAX_COLUMNS))
-    try:
-        yield
-    finally:
-        del os.environ["COLUMNS"]
-        if given is not None:
-            os.environ["COLUMNS"] = given
