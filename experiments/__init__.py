@@ -3,7 +3,7 @@
 import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-STUDIES = ("defaults",)
+STUDIES = ("pareto", "defaults")
 BENCHMARKS = ("speed", "sweep_speed", "store_speed")
 LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`
 
