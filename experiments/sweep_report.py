@@ -20,7 +20,7 @@ from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.sweep import tell_damaged
 from experiments.sweeps import plots as sweep_plots
-from experiments.sweeps.cell import Cell, cell_digest, cell_key
+from experiments.sweeps.cell import Cell, Training, cell_digest, cell_key
 from experiments.sweeps.columns import Table, default_axes, table_of
 from experiments.sweeps.lanes import code_version
 from experiments.sweeps.page import SHOWN, page, summary
@@ -111,7 +111,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
     ]
     return {
         "name": f"sweep_{sweep.name}",
-        "config": sweep.as_data(),
+        "config": with_defaults(sweep),
         "seeds": seeds_of(sweep),
         "versions": versions(),
         "seconds": sum(row.seconds for row in found if row is not None),
@@ -128,6 +128,12 @@ def make_record(store: SweepStore) -> dict[str, Any]:
             "cells": digests,
         },
     }
+
+
+def with_defaults(sweep: Sweep) -> dict[str, Any]:
+    """The sweep's data with the defaults of a training as fixed values, so that it stays the same when they change."""
+    data, defaults = sweep.as_data(), vars(Training())
+    return data | {"fixed": {name: value for name, value in defaults.items() if name not in sweep.axes} | sweep.fixed}
 
 
 def misses(cell: Cell, row: Stored) -> bool:

@@ -56,7 +56,9 @@ def record_of(made: Path) -> dict[str, Any]:
 
 def test_a_report_is_a_record_a_page_and_figures(made: Path) -> None:
     names = {path.name for path in (made / "out").iterdir()}
-    figures = {f"sweep_small_{part}.png" for part in ("recovered", "hole_rate", "parent_to_child", "effects")}
+    figures = {
+        f"sweep_small_{part}.png" for part in ("recovered", "hole_rate", "parent_to_child", "effects", "criteria")
+    }
     assert names == {"sweep_small.json", "sweep_small.html", *figures}
     record = record_of(made)
     assert record["config"]["axes"] == SWEEP["axes"]
@@ -74,7 +76,7 @@ def test_the_page_needs_no_other_file_and_names_every_failure_and_its_command(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     page = (made / "out" / "sweep_small.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     failure = page[page.index("<h2>Failures") :]
     assert "4 cells: root.children[0].children: probabilities of mutually exclusive children sum to 1.2" in failure
@@ -108,7 +110,7 @@ def test_figures_are_drawn_again_from_the_record_alone(
         assert path.read_bytes() == (made / "out" / path.name).read_bytes()
     record = made / "out" / "sweep_small.json"
     assert f"experiments.sweep {record} --cell" in (tmp_path / "sweep_small.html").read_text()  # which is not there
-    assert len(list(tmp_path.glob("*.png"))) == 4
+    assert len(list(tmp_path.glob("*.png"))) == 5
     assert (
         command(
             monkeypatch,
@@ -127,14 +129,14 @@ def test_figures_are_drawn_again_from_the_record_alone(
 @pytest.mark.parametrize(
     ("entries", "shown", "panels"),  # of the phase diagram: texts, and hatched places
     [
-        ({"axes": {"edge_prob": [0.1, 0.2]}}, 4, [(2, 0)]),  # one axis: a row
-        ({"axes": {"seed": [0, 1]}}, 4, [(2, 0)]),
-        ({"axes": {"weighting": ["vanilla", "all"], "seed": [0, 1]}}, 4, [(2, 0)]),
-        ({"axes": {"depth": [0, 1], "weighting": ["vanilla", "all"]}, "combine": "zip"}, 4, [(2, 0)]),
-        ({"axes": {"depth": [1, 1, 2], "seed": [0, 1, 0]}, "combine": "zip"}, 4, [(2, 0)]),
-        ({"axes": {"depth": [1, 1], "seed": [0, 0]}}, 4, [(1, 0)]),  # the same cell four times
+        ({"axes": {"edge_prob": [0.1, 0.2]}}, 5, [(2, 0)]),  # one axis: a row
+        ({"axes": {"seed": [0, 1]}}, 5, [(2, 0)]),
+        ({"axes": {"weighting": ["vanilla", "all"], "seed": [0, 1]}}, 5, [(2, 0)]),
+        ({"axes": {"depth": [0, 1], "weighting": ["vanilla", "all"]}, "combine": "zip"}, 5, [(2, 0)]),
+        ({"axes": {"depth": [1, 1, 2], "seed": [0, 1, 0]}, "combine": "zip"}, 5, [(2, 0)]),
+        ({"axes": {"depth": [1, 1], "seed": [0, 0]}}, 5, [(1, 0)]),  # the same cell four times
         ({"axes": {"branching": [2, 3], "seed": [1]}, "metrics": ["fvu", "l0"]}, 3, [(2, 0)]),
-        ({"axes": {"edge_prob": [0.2, 0.6], "weighting": ["vanilla"]}}, 4, [(1, 1)]),  # 0.6 is impossible
+        ({"axes": {"edge_prob": [0.2, 0.6], "weighting": ["vanilla"]}}, 5, [(1, 1)]),  # 0.6 is impossible
     ],
 )
 def test_a_sweep_of_any_axes_and_metrics_has_a_report(

@@ -16,7 +16,7 @@ from experiments import sweep_report
 from experiments.common.cli import as_png
 from experiments.sweeps import page as sweep_page
 from experiments.sweeps import plots as sweep_plots
-from experiments.sweeps.cell import cell_key
+from experiments.sweeps.cell import cell_digest, cell_key
 from experiments.sweeps.columns import table_of
 from experiments.sweeps.lanes import FACTS, METRICS, Row, code_version
 from experiments.sweeps.record import checked_record
@@ -77,7 +77,11 @@ def test_records_that_do_not_tell_of_missed_targets_are_drawn_without(record: di
 def test_shipped_records_are_read_as_they_were(path: Path) -> None:
     record = json.loads(path.read_text())
     if "columns" in record["results"]:
-        assert checked_record(copy.deepcopy(record)) == record
+        today = {"objective": "weighting"}  # as an axis was called when they were written
+        axes = {today.get(name, name): values for name, values in record["config"]["axes"].items()}
+        assert checked_record(copy.deepcopy(record)) == changed(record, "config.axes", axes)
+        (*_, last) = (cell_digest(cell) for cell in parse_sweep(record["config"], pytest.fail).cells())
+        assert last.startswith(record["results"]["cells"][-1])  # by which commands find it
 
 
 def test_trees_are_drawn_by_the_names_that_they_have(tmp_path: Path) -> None:
@@ -91,6 +95,40 @@ def test_trees_are_drawn_by_the_names_that_they_have(tmp_path: Path) -> None:
     figure = sweep_plots.phase_diagram(record, "recovered", "learning_rate", None)
     assert as_png(figure)
     assert [ax.get_title(loc="left") for ax in figure.axes[:4]] == names
+
+
+def test_the_criterion_that_a_run_fails_is_told(record: dict[str, Any]) -> None:
+    """Runs 0 to 3 have a small cosine, holes, both, and neither; the first of all failed and has no numbers."""
+    columns = record["results"]["columns"]
+    for name, values in (
+        ("min_cosine", [0.8, 0.95, 0.8, 0.95]),
+        ("hole_rate", [None, 0.5, 0.5, 0.0]),
+        ("recovered", [0, 0, 0, 1]),
+    ):
+        columns[name] = [None, *(values * 4)[1:]]
+    found = table_of(record).criteria()
+    assert found is not None
+    assert found.tolist() == [-1, 2, 3, 0, *[1, 2, 3, 0] * 3]
+    drawn = sweep_plots.criteria(record)
+    assert drawn is not None
+    assert as_png(drawn)
+    figure = sweep_plots.phase_diagram(record, "recovered", "tree", "weighting")
+    assert "c, h: in some of the others a matched cosine is below .9" in " ".join(figure.get_suptitle().split())
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0/1\nh", *["0/2\nch"] * 3]
+    del columns["min_cosine"]
+    assert sweep_plots.criteria(record) is None
+
+
+def test_intervals_stay_in_range_and_settings_are_dots(record: dict[str, Any]) -> None:
+    """Over one setting a mean has its interval over seeds; over several there is a dot for each."""
+    record["results"]["columns"]["hole_rate"] = [0.0, 0.9] * 8
+    spread = sweep_plots.main_effects(record, ["hole_rate"])
+    assert all(ax.collections and not ax.containers for ax in spread.axes)
+    alone = changed(record, "config.axes", {"weighting": ["vanilla", "all"], "seed": list(range(8))})
+    (ax,) = sweep_plots.main_effects(alone, ["hole_rate"]).axes
+    bars = [segment for lines in ax.collections for segment in lines.get_segments()]  # type: ignore[attr-defined]
+    assert len(bars) == 2
+    assert all(0 <= height <= 0.9 for segment in bars for _, height in segment)
 
 
 # --- records of others ------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ TITLES = {
 COLOURS = {"vanilla": plots.COLOURS["vanilla"]} | dict.fromkeys(
     ("sampled_10", "expected_10"), plots.COLOURS["matryoshka"]
 )
-OTHER_COLOURS = (plots.COLOURS["other"], "#66a182", "#2e4057", "#8d96a3")  # of other weightings, in turn
+OTHER_COLOURS = ("#66a182", "#2e4057", "#8d96a3")  # of other weightings, in turn
 CRITERIA = {"recovered": "#c8c8c8", "cosine below .9": "#b2abd2", "holes": "#f1a340", "both": "#8c510a"}
 CODES = {1: "c", 2: "h", 3: "ch"}  # of the criteria in a cell of a phase diagram
 MOST_INTERVALS = 12  # side by side, which are wider than means
