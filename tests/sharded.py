@@ -1,4 +1,4 @@
-"""One run on every mesh of 8 devices and on one alone: `python tests/sharded.py OUT.npz`, started by test_shard.py.
+"""One run on every mesh of 8 devices and on one alone: `python tests/sharded.py OUT.npz`, started by test_mesh.py.
 
 Arrays are written as RUN/MESH/NAME. A process of its own, since the number of devices is fixed once JAX is used.
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from killed import CFG, CHUNK, HYPERS, KEY, LONG, SHORT_CHUNK, stream
 from processes import killed, start
-from test_shard import mesh_of_two
+from test_mesh import mesh_of_two
 from test_train import SHARED, equal, tree_source
 
 from toy.data.activations import Activations

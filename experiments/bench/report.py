@@ -1,5 +1,6 @@
 """How a record of tables is told and drawn: medians of all calls, with minimum and maximum."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from experiments.common import plots
 
-ROW, HEAD = 0.19, 0.75  # inches of a panel: of a case, and of its title and axis
+ROW, HEAD = 0.17, 0.95  # inches of a panel: of a case, and of its title and axis
 
 
 def values(table: dict[str, Any], name: str) -> np.ndarray:
@@ -51,12 +52,9 @@ def describe(table: dict[str, Any], name: str) -> str:
 
 
 def caption(record: dict[str, Any]) -> str:
-    return f"Bars are medians, dots single calls; numbers in brackets are relative to {_others(record)}."
-
-
-def _others(record: dict[str, Any]) -> str:
-    cases = (case for table in record["results"]["tables"] for case in table["cases"].values())
-    return ", ".join(sorted({case["to"] for case in cases if "to" in case})) or "nothing"
+    others = {case["to"] for table in record["results"]["tables"] for case in table["cases"].values() if "to" in case}
+    beside = f", numbers in brackets ratios to {'; '.join(sorted(others))}" if others else ""
+    return f"Bars are medians, dots single calls{beside}."
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -82,7 +80,7 @@ def plot_table(ax: Axes, table: dict[str, Any]) -> None:
         ax.text(found.max(), y, f"  {short(float(np.median(found)))}{beside}", va="center", size=6)
     ax.set_yticks(range(len(table["cases"])), list(table["cases"]))
     ax.set_ylim(len(table["cases"]) - 0.5, -0.5)
-    ax.set(xscale="log", title=table["title"], xlabel=table["unit"])
+    ax.set(xscale="log", title=textwrap.fill(table["title"], 30), xlabel=table["unit"])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y", color="#eeeeee", linewidth=0.6)

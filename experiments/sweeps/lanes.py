@@ -132,6 +132,7 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
         reinit_below=column("reinit_below"),
         aux_coef=jnp.asarray(np.zeros(len(cells), np.float32)),
         n_latents=jnp.asarray([n_latents(cell) for cell in cells], jnp.int32),
+        input_size=jnp.asarray(np.ones(len(cells), np.float32)),
     )
     trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
     return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
