@@ -88,25 +88,36 @@ def run_experiment(
     vector: Format | None = None,
     trained: dict[Hashable, SAE] | None = None,
 ) -> dict[str, Any]:
-    """Run, write the record, print the result's lines, draw; return the record as it stands on disk.
+    """Run an experiment, and return its record as it stands on disk."""
+    check_writable(out)
+    experiment.check(config)
+    prepare_files(experiment, out, vector)
+    start = time.monotonic()
+    with progress_bar(experiment.n_steps(config), experiment.name) as bar:
+        results = experiment.run(config, Work(bar.update, bar.compiling, {} if trained is None else trained))
+    return keep(experiment, config, results, time.monotonic() - start, out, vector)
+
+
+def prepare_files(experiment: Experiment, out: Path, vector: Format | None) -> None:
+    """Before any work. Raises: OSError naming a file that cannot be written."""
+    for suffix in ("json", *_formats(vector)):
+        prepare(out / f"{experiment.name}.{suffix}")
+
+
+def keep(
+    experiment: Experiment, config: Any, results: dict[str, Any], seconds: float, out: Path, vector: Format | None
+) -> dict[str, Any]:
+    """Write the record of some results, print their lines, draw; return the record as it stands on disk.
 
     The record comes before the figure, so that nothing that was computed is lost if the figure cannot be drawn.
     """
     name = experiment.name
-    check_writable(out)
-    experiment.check(config)
-    for suffix in ("json", *_formats(vector)):
-        prepare(out / f"{name}.{suffix}")
-    start = time.monotonic()
-    with progress_bar(experiment.n_steps(config), name) as bar:
-        results = experiment.run(config, Work(bar.update, bar.compiling, {} if trained is None else trained))
-    seconds = time.monotonic() - start
     record = {"name": name, "config": plain(describe(config), digits=None)}  # exactly what was run, its tree included
     record |= plain({"seeds": config.seeds, "versions": versions(), "seconds": seconds, "results": results})
     if experiment.caption is not None:
         record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
-    with figure_missing(name, out):
+    with figure_missing(name, out, experiment.command or name):
         for line in experiment.summary(record):
             print(f"{name}: {line}")
         draw(experiment, record, out, vector)
@@ -115,14 +126,14 @@ def run_experiment(
 
 
 @contextlib.contextmanager
-def figure_missing(name: str, out: Path) -> Iterator[None]:
+def figure_missing(name: str, out: Path, command: str) -> Iterator[None]:
     """Whatever ends the block after the record was written: say that there is a record and no figure of it.
 
     Raises: ValueError; KeyboardInterrupt.
     """
     image = out / f"{name}.png"
     state = "is of an earlier run" if image.is_file() else "is missing"
-    how = f"python -m experiments.{name} --redraw --out {shlex.quote(str(out))}"
+    how = f"python -m experiments.{command} --redraw --out {shlex.quote(str(out))}"
     told = f"the record {out / name}.json is kept, its figure {image} {state}: draw it with {how}"
     try:
         yield

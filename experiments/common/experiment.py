@@ -57,3 +57,5 @@ class Experiment(Generic[Config]):
     """Returns how many steps `run` will tell of."""
     caption: Callable[[Record], str] | None = None
     """Returns the figure's caption, which the record keeps."""
+    command: str | None = None
+    """Of the command line, where it is not the name."""

@@ -89,7 +89,7 @@ def off_target_named(record: dict[str, Any]) -> list[str]:
     """The same line with the first of these SAEs named, for a summary."""
     missed = [OffTarget(*one) for one in record["results"].get("off_target", [])]
     named = [
-        f"{one.site} {one.group}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
+        f"{one.site} {one.family}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
         f"{one.target_l0:g}"
         for one in missed[:MOST_NAMED]
     ]
