@@ -18,7 +18,6 @@ import tyro
 
 from experiments.common.cli import DEFAULT_OUT, Format, check_writable, keep, prepare_files, redraw
 from experiments.common.exits import clean_exit
-from experiments.common.experiment import Experiment, Work
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
 from experiments.common.provenance import code_digest
@@ -35,12 +34,11 @@ from experiments.language.chain import (
     read_given,
     sites_of,
 )
-from experiments.language.concepts import check_words
 from experiments.language.config import LanguageConfig
 from experiments.language.fvu import FVU
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
-from experiments.language.saes import CODE, OffTarget, families, train_site
+from experiments.language.saes import CODE, OffTarget, families, site_saes, train_family
 from toy.training.loop import Progress
 
 MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION}
@@ -79,61 +77,33 @@ def main() -> None:
         options = parse(Options, prog="python -m experiments.tinystories", description=__doc__)
         cfg, out, stage = options.config, options.out, options.stage
         measures = [MEASURES[name] for name in options.only]
-        figures = [experiment(measure) for measure in measures]
         if options.redraw:
-            for figure in figures:
-                redraw(figure, out, options.format)
+            for measure in measures:
+                redraw(measure, out, options.format)
             return
         check_writable(out)
         check_writable(cfg.cache, "--cache")
         given = read_given(cfg)
         tokens = [make_tokens(one, given) for one in cfg.of_models]
-        if stage == "figures":
-            check_before(cfg, tokens, measures)
-            for figure in figures:
-                prepare_files(figure, out, options.format)
+        for measure in measures if stage == "figures" else []:
+            measure.check(cfg, tokens)
+            prepare_files(measure, out, options.format)
         start = time.monotonic()
+        made: list[Made] = []
         with progress_bar(n_steps(cfg, given), stage) as bar:
-            each = zip(cfg.of_models, tokens, strict=True)
-            made = [make(one, given, of_one, stage, measures, bar.update) for one, of_one in each]
+            for one, of_one in zip(cfg.of_models, tokens, strict=True):
+                made.append(make(one, given, of_one, stage, measures, bar.update))
         seconds = time.monotonic() - start
         if stage != "figures":
             print("\n".join(line for one in made for line in one.lines))
             return
-        for figure, results in zip(figures, gathered(cfg, made, measures), strict=True):
-            keep(figure, cfg, results, seconds, out, options.format)
-
-
-def experiment(measure: Measure) -> Experiment:
-    """One of the figures, as a value like the other experiments."""
-
-    def run(cfg: LanguageConfig, work: Work) -> Record:
-        given = read_given(cfg)
-        made = [make(one, given, make_tokens(one, given), "figures", [measure], work) for one in cfg.of_models]
-        return gathered(cfg, made, [measure])[0]
-
-    return Experiment(
-        measure.name,
-        LanguageConfig,
-        run,
-        measure.summary,
-        measure.plot,
-        read_given,
-        lambda cfg: n_steps(cfg, read_given(cfg)),
-        command="tinystories",
-    )
-
-
-def check_before(cfg: LanguageConfig, tokens: list[Tokens], measures: list[Measure]) -> None:
-    """Before anything is trained. Raises: ValueError if the text of a model has not what is to be measured."""
-    if ABSORPTION in measures:
-        for one, of_one in zip(cfg.of_models, tokens, strict=True):
-            check_words(one, of_one)
+        for measure, results in zip(measures, gathered(cfg, made, measures), strict=True):
+            keep(measure, cfg, results, seconds, out, options.format)
 
 
 def n_steps(cfg: LanguageConfig, given: Given) -> int:
     """Steps of all that is trained, for the progress bar."""
-    own = cfg.sizes.lm_steps if given.model is None else 0
+    own = cfg.sizes.lm_steps if given.lm is None else 0
     of_saes = sum(len(families(cfg, site)) for site in sites_of(cfg, given)) * cfg.sizes.n_steps
     return len(cfg.of_models) * (own + of_saes)
 
@@ -155,7 +125,10 @@ def make(
     sites: list[Record] = [{} for _ in of_site]
     missed, seconds = [], 0.0
     for site in acts.sites:
-        saes = train_site(cfg, acts, site, progress)
+        trained = {}
+        for family in families(cfg, site):
+            trained[family] = train_family(cfg, acts, family, progress)
+        saes = site_saes(cfg, trained)
         for found, of_one in zip(sites, of_site, strict=True):
             found[str(site)] = of_one(site, saes)
         missed += saes.off_target

@@ -12,10 +12,10 @@ from flax import nnx
 
 from experiments import tinystories
 from experiments.common import cli
-from experiments.common.experiment import Experiment
 from experiments.language import chain as language
 from experiments.language import saes as language_saes
 from experiments.language import stages
+from experiments.language.measure import Measure
 from experiments.language.saes import KINDS
 from toy.data import store
 from toy.data.shards import sha256_of
@@ -41,8 +41,8 @@ def command(monkeypatch, *arguments: str) -> int:
     return exit_code(tinystories.main, monkeypatch, *arguments)
 
 
-def figure_of(name: str) -> Experiment:
-    return tinystories.experiment(tinystories.MEASURES[name.removeprefix("tinystories_")])
+def figure_of(name: str) -> Measure:
+    return tinystories.MEASURES[name.removeprefix("tinystories_")]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.exits import clean_exit
-from experiments.common.experiment import Config, Experiment, Work
+from experiments.common.experiment import Config, Experiment, Told, Work
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
 from experiments.common.study import PRESETS
@@ -98,14 +98,14 @@ def run_experiment(
     return keep(experiment, config, results, time.monotonic() - start, out, vector)
 
 
-def prepare_files(experiment: Experiment, out: Path, vector: Format | None) -> None:
+def prepare_files(experiment: Told, out: Path, vector: Format | None) -> None:
     """Before any work. Raises: OSError naming a file that cannot be written."""
     for suffix in ("json", *_formats(vector)):
         prepare(out / f"{experiment.name}.{suffix}")
 
 
 def keep(
-    experiment: Experiment, config: Any, results: dict[str, Any], seconds: float, out: Path, vector: Format | None
+    experiment: Told, config: Any, results: dict[str, Any], seconds: float, out: Path, vector: Format | None
 ) -> dict[str, Any]:
     """Write the record of some results, print their lines, draw; return the record as it stands on disk.
 
@@ -117,7 +117,7 @@ def keep(
     if experiment.caption is not None:
         record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
-    with figure_missing(name, out, experiment.command or name):
+    with figure_missing(name, out, experiment.command):
         for line in experiment.summary(record):
             print(f"{name}: {line}")
         draw(experiment, record, out, vector)
@@ -176,7 +176,7 @@ def load_record(path: Path, name: str | None = None) -> dict[str, Any]:
     return record
 
 
-def redraw(experiment: Experiment, out: Path, vector: Format | None = None) -> None:
+def redraw(experiment: Told, out: Path, vector: Format | None = None) -> None:
     """Draw an experiment's figure from its record, which anybody may have changed.
 
     Raises: ValueError naming the record; OSError.
@@ -192,7 +192,7 @@ def redraw(experiment: Experiment, out: Path, vector: Format | None = None) -> N
         raise ValueError(f"{path}: cannot be drawn: run the experiment anew: {quoted(told)}") from error
 
 
-def draw(experiment: Experiment, record: dict[str, Any], out: Path, vector: Format | None = None) -> None:
+def draw(experiment: Told, record: dict[str, Any], out: Path, vector: Format | None = None) -> None:
     """Write the figure of a record as PNG, and as vectors where they are asked for."""
     figure = experiment.plot(record)
     for kind in _formats(vector):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.language import plots as lp
-from experiments.language.concepts import facts, of_model
+from experiments.language.concepts import check_words, facts, of_model
 from experiments.language.measure import Measure
 from experiments.language.saes import KINDS
 from toy.eval.metrics import mean_known
@@ -167,4 +167,4 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
-ABSORPTION = Measure("tinystories_absorption", of_model, summary, plot, facts)
+ABSORPTION = Measure("tinystories_absorption", of_model, summary, plot, facts, check_words)

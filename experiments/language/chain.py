@@ -28,16 +28,12 @@ PROMPTS = ("Once upon a time", "One day, there was a little girl named")
 PARTS = ("train", "valid")
 
 
-class GivenModel(NamedTuple):
-    lm: LM
-    tokenizer: Tokenizer
-
-
 class Given(NamedTuple):
-    """What the options name, read once before any work."""
+    """What the options name, read once before any work; None where each language model has its own."""
 
-    stories: Stories | None  # None: the built-in corpus, which is made for each language model
-    model: GivenModel | None  # None: one is trained
+    stories: Stories | None
+    lm: LM | None
+    tokenizer: Tokenizer | None
 
 
 class Tokens(NamedTuple):
@@ -84,10 +80,10 @@ def read_given(cfg: LanguageConfig) -> Given:
     stories = None if cfg.corpus == BUILT_IN else _read_corpus(cfg.corpus, cfg.n_stories)
     if cfg.model is None:
         _lm_config(cfg, cfg.sizes.vocab_size)
-        return Given(stories, None)
-    model = GivenModel(load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_folder(cfg, cfg.model)))
-    _check_fits(cfg, model)
-    return Given(stories, model)
+        return Given(stories, None, None)
+    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_folder(cfg, cfg.model))
+    _check_fits(cfg, lm, tokenizer)
+    return Given(stories, lm, tokenizer)
 
 
 def _read_corpus(corpus: str, n_stories: int | None) -> Stories:
@@ -110,13 +106,13 @@ def _tokenizer_folder(cfg: LanguageConfig, model: str) -> Path:
     return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
-def _check_fits(cfg: LanguageConfig, model: GivenModel) -> None:
+def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
     """Raises: ValueError if the given model has fewer ids than its tokenizer, or a shorter context than is asked."""
-    n_ids, context = model.lm.cfg.vocab_size, model.lm.cfg.context
-    if model.tokenizer.vocab_size > n_ids:
+    n_ids, context, last = lm.cfg.vocab_size, lm.cfg.context, tokenizer.vocab_size - 1
+    if last >= n_ids:
         raise ValueError(
-            f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to "
-            f"{model.tokenizer.vocab_size - 1}; give the model's own with --tokenizer FOLDER"
+            f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to {last}; "
+            "give the model's own with --tokenizer FOLDER"
         )
     if cfg.sizes.context > context:
         raise ValueError(f"context: the model's is {context}, got {cfg.sizes.context}; give --context {context}")
@@ -134,14 +130,14 @@ def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
 
 
 def sites_of(cfg: LanguageConfig, given: Given) -> tuple[Site, ...]:
-    n_layers = cfg.sizes.n_layers if given.model is None else given.model.lm.cfg.n_layers
+    n_layers = cfg.sizes.n_layers if given.lm is None else given.lm.cfg.n_layers
     return tuple(Site(layer, location) for location in cfg.locations for layer in range(n_layers))
 
 
 def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
     """Stories cut into rows; the tokenizer is trained on those for training, or that of the given model."""
     stories = _built_in(cfg) if given.stories is None else given.stories
-    tokenizer = None if given.model is None else given.model.tokenizer
+    tokenizer = given.tokenizer
     counts = {name: n for name, n in stories._asdict().items() if name != "texts"}
     told = {"stories": len(stories.texts), "sha256": digest_of(stories.texts)} | counts
     facts = {
@@ -172,15 +168,14 @@ def _built_in(cfg: LanguageConfig) -> Stories:
 
 def make_model(cfg: LanguageConfig, given: Given, tokens: Tokens, progress: Progress) -> Model:
     """The language model: the given one, or one that is trained, and resumed where its training was stopped."""
-    if given.model is not None:
-        lm = given.model.lm
-        facts = {"tokens": tokens.stage.folder.name, "model": model_digest(lm), "seed": cfg.seed}
+    facts = {"tokens": tokens.stage.folder.name, "seed": cfg.seed}
+    if given.lm is not None:
+        facts["model"] = model_digest(given.lm)
         with stage(cfg.cache, "given", facts, __name__, "toy.lm.train_lm") as made:
             if not made.done:
-                made.notes.update(_described(cfg, lm, tokens))
-        return Model(lm, made)
+                made.notes.update(_described(cfg, given.lm, tokens))
+        return Model(given.lm, made)
     sizes, training = _lm_config(cfg, tokens.tokenizer.vocab_size), LMTrainConfig(n_steps=cfg.sizes.lm_steps)
-    facts = {"tokens": tokens.stage.folder.name, "seed": cfg.seed}
     facts |= {"model": asdict(sizes), "training": asdict(training)}
     with stage(cfg.cache, "model", facts, __name__, "toy.lm.train_lm") as made:
         if made.done:

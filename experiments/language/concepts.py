@@ -28,13 +28,14 @@ def wanted_words(cfg: LanguageConfig) -> list[str]:
     return sorted({word for words in cfg.concept_words.values() for word in words})
 
 
-def check_words(cfg: LanguageConfig, tokens: Tokens) -> None:
-    """Before anything is trained. Raises: ValueError if the held-out text has no word of a concept often enough."""
+def check_words(cfg: LanguageConfig, tokens: list[Tokens]) -> None:
+    """Raises: ValueError if the held-out text of a language model has no word of a concept often enough."""
     wanted = wanted_words(cfg)
-    found = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).found
-    if max(_counts(found, len(wanted))) < MIN_ROWS:
-        named = quoted(", ".join(wanted[:5]))
-        raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
+    for of_model in tokens:
+        found = find_words(of_model.valid, of_model.tokenizer.pieces(), wanted).found
+        if max(_counts(found, len(wanted))) < MIN_ROWS:
+            named = quoted(", ".join(wanted[:5]))
+            raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
 
 
 def _counts(members: np.ndarray, n_members: int) -> list[int]:

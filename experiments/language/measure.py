@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.language.chain import Chain
+from experiments.language.chain import Chain, Tokens
 from experiments.language.config import LanguageConfig
 from experiments.language.saes import SiteSAEs
 from toy.lm.model import Site
@@ -25,3 +25,7 @@ class Measure:
     plot: Callable[[Record], Figure]
     facts: Callable[[LanguageConfig], Record] = lambda cfg: {}
     """Returns what the results say beside that."""
+    check: Callable[[LanguageConfig, list[Tokens]], None] = lambda cfg, tokens: None
+    """Raises ValueError before anything is trained if the tokens of a language model have not what is measured."""
+    caption: None = None
+    command: str = "tinystories"

@@ -1,6 +1,6 @@
 """The SAEs of the TinyStories figures: at every site a ladder of reference SAEs, and large ones of both kinds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -67,18 +67,6 @@ def families(cfg: LanguageConfig, site: Site) -> list[Family]:
     return ladder + [Family(site, kind, cfg.n_latents, weightings[kind], cfg.sizes.target_l0) for kind in KINDS]
 
 
-def train_site(cfg: LanguageConfig, acts: Activations, site: Site, progress: Progress) -> SiteSAEs:
-    found, missed, seconds = {}, [], 0.0
-    for family in families(cfg, site):
-        saes, made = train_family(cfg, acts, family, progress)
-        n_l0 = len(family.target_l0)
-        found[family.name] = [[lane(saes, s * n_l0 + i) for i in range(n_l0)] for s in range(cfg.n_seeds)]
-        missed += missing(cfg, family, made.notes["l0_of_training"])
-        seconds += made.notes["seconds"]
-    reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
-    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, missed, seconds)
-
-
 def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progress: Progress) -> tuple[SAE, Stage]:
     """The SAEs with a leading axis of lanes, resumed where their training was stopped; the stage notes each one's L0.
 
@@ -122,6 +110,18 @@ def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progres
             checkpoint.unlink(missing_ok=True)
             made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
     return SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
+
+
+def site_saes(cfg: LanguageConfig, trained: Mapping[Family, tuple[SAE, Stage]]) -> SiteSAEs:
+    """The SAEs of all families of a site, one by one."""
+    found, missed = {}, []
+    for family, (saes, made) in trained.items():
+        n_l0 = len(family.target_l0)
+        found[family.name] = [[lane(saes, s * n_l0 + i) for i in range(n_l0)] for s in range(cfg.n_seeds)]
+        missed += missing(cfg, family, made.notes["l0_of_training"])
+    reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
+    seconds = sum(made.notes["seconds"] for _, made in trained.values())
+    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, missed, seconds)
 
 
 def l0_at_end(l0: np.ndarray) -> np.ndarray:
