@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -123,7 +122,7 @@ def plot(record: dict[str, Any]) -> Figure:
         panels = lp.site_axes(top, list(sites), same_y=False, letter="a")
         for ax, site in zip(panels, sites.values(), strict=True):
             for kind in KINDS:
-                _fvu_line(ax, site[kind], kind)
+                lp.line(ax, site[kind]["l0"], site[kind]["fvu"], kind)
             if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in KINDS):
                 plots.nothing(ax, "activations that do not vary")
             ax.set(xscale="log", ylim=(0, None))
@@ -141,12 +140,6 @@ def plot(record: dict[str, Any]) -> Figure:
         )
         lp.caption(figure, record, text)
     return figure
-
-
-def _fvu_line(ax: Axes, of_kind: dict[str, Any], kind: str) -> None:
-    l0, fvu = np.array(of_kind["l0"], float), np.array(of_kind["fvu"], float)
-    ax.plot(l0.mean(axis=0), fvu.mean(axis=0), "-", color=plots.COLOURS[kind], linewidth=1.1)
-    ax.plot(l0.ravel(), fvu.ravel(), "o", color=plots.COLOURS[kind], markersize=2, alpha=0.5)
 
 
 def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def plot(record: dict[str, Any]) -> Figure:
     config, sites = record["config"], record["results"]["sites"]
-    rows, _ = lp.grid_shape(len(sites))
+    rows, columns = lp.grid_shape(len(sites))
     styles = {f"L0 {l0:g}": lp.LINES[j % 4] for j, l0 in enumerate(config["target_l0"])}
     with plots.styled(1.3 + 1.75 * rows) as figure:
         panels = lp.site_axes(figure, list(sites))
@@ -73,7 +73,8 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.minorticks_off()
         lp.legend(panels[0], styles=styles)
         figure.supylabel("mean max correlation", fontsize=8)
-        lp.x_label(panels, "latents of the reference SAE")
+        for ax in panels[-columns:]:
+            ax.set_xlabel("latents of the reference SAE", fontsize=7)
         lp.caption(
             figure, record, "Latents of the reference SAE against those of the large SAE; lines: mean, dots: seeds"
         )
