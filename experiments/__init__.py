@@ -5,7 +5,7 @@ import sys
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
 STUDIES = ("pareto", "defaults")
 BENCHMARKS = ("speed", "sweep_speed", "store_speed")
-LANGUAGE_SET = ("tinystories_mmc", "tinystories_fvu", "tinystories_absorption")  # `python -m experiments.tinystories`
+LANGUAGE_SET = ("tinystories",)  # three figures
 
 if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command
     from experiments.common.exits import start

@@ -1,92 +1,168 @@
 """The same trainer on a TinyStories language model: from text to three figures, one command.
 
-Stages: tokens, model (trained here unless --model is given), activations of every layer, SAEs, and the figures
-tinystories_mmc, tinystories_fvu and tinystories_absorption. Each stage is kept in --cache, named by what determines it,
-so nothing is made twice, and a run that was stopped goes on.
+One pass: tokens, model (trained here unless --model is given), activations of every layer, SAEs, and the figures
+tinystories_mmc, tinystories_fvu and tinystories_absorption. What each stage makes is kept in --cache, named by what
+determines it, so that a run that was stopped goes on.
 Command: python -m experiments.tinystories; --corpus stories.txt for your own text, --stage model to stop after one.
 """
 
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from experiments import tinystories_absorption, tinystories_fvu, tinystories_mmc
-from experiments.common.cli import DEFAULT_OUT, check_writable, run_experiment
+from experiments.common.cli import DEFAULT_OUT, Format, check_writable, keep, prepare_files, redraw
 from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
+from experiments.common.provenance import code_digest
+from experiments.language.absorption import ABSORPTION
 from experiments.language.chain import (
-    activations_stage,
-    check,
-    load_chain,
-    load_lm,
-    load_tokens,
-    model_stage,
-    tokens_stage,
+    Chain,
+    Given,
+    Model,
+    Tokens,
+    facts_of,
+    make_activations,
+    make_model,
+    make_tokens,
+    read_given,
+    sites_of,
 )
-from experiments.language.concepts import check_words
 from experiments.language.config import LanguageConfig
-from experiments.language.saes import n_steps, train_site
-from experiments.language.stages import notes
+from experiments.language.fvu import FVU
+from experiments.language.measure import Measure, Record
+from experiments.language.mmc import MMC
+from experiments.language.saes import CODE, OffTarget, families, site_saes, train_family
 from toy.training.loop import Progress
 
+MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION}
+Name = Literal["mmc", "fvu", "absorption"]
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 
 
 @dataclass(frozen=True)
-class All:
+class Options:
     """The chain from text to figures."""
 
     config: Annotated[LanguageConfig, tyro.conf.arg(name="")]
     stage: Stage = "figures"
     """The last stage to make; those before it come from the cache, or are made too."""
+    only: tuple[Name, ...] = ("mmc", "fvu", "absorption")
+    """The figures to make."""
     out: Path = DEFAULT_OUT
     """Folder for records and figures."""
+    format: Format | None = None
+    """Write the figures as vectors, too."""
+    redraw: bool = False
+    """Draw the figures again from the records in that folder, without running anything."""
+
+
+class Made(NamedTuple):
+    """What one language model gave: lines to print, and for the records its facts and what was measured."""
+
+    lines: list[str]
+    facts: Record | None = None
+    off_target: Sequence[OffTarget] = ()
+    sites: Sequence[Record] = ()  # for each measure, by site
 
 
 def main() -> None:
     with clean_exit("finished stages and checkpoints are kept in the cache; the same command goes on"):
-        options = parse(All, prog="python -m experiments.tinystories", description=__doc__)
-        check_writable(options.out)
-        check_writable(options.config.cache, "--cache")
-        check(options.config)
-        if options.stage == "figures":
-            for one in options.config.of_models:
-                check_words(one, load_tokens(one))
-            for module in (tinystories_mmc, tinystories_fvu, tinystories_absorption):
-                run_experiment(module.EXPERIMENT, options.config, options.out)
+        options = parse(Options, prog="python -m experiments.tinystories", description=__doc__)
+        cfg, out, stage = options.config, options.out, options.stage
+        measures = [MEASURES[name] for name in options.only]
+        if options.redraw:
+            for measure in measures:
+                redraw(measure, out, options.format)
             return
-        with progress_bar(n_steps(options.config), options.stage) as bar:
-            lines = [line for one in options.config.of_models for line in make(one, options.stage, bar.update)]
-        print("\n".join(lines))
+        check_writable(out)
+        check_writable(cfg.cache, "--cache")
+        given = read_given(cfg)
+        tokens = [make_tokens(one, given) for one in cfg.of_models]
+        for measure in measures if stage == "figures" else []:
+            measure.check(cfg, tokens)
+            prepare_files(measure, out, options.format)
+        start = time.monotonic()
+        made: list[Made] = []
+        with progress_bar(n_steps(cfg, given), stage) as bar:
+            for one, of_one in zip(cfg.of_models, tokens, strict=True):
+                made.append(make(one, given, of_one, stage, measures, bar.update))
+        seconds = time.monotonic() - start
+        if stage != "figures":
+            print("\n".join(line for one in made for line in one.lines))
+            return
+        for measure, results in zip(measures, gathered(cfg, made, measures), strict=True):
+            keep(measure, cfg, results, seconds, out, options.format)
 
 
-def make(cfg: LanguageConfig, stage: Stage, progress: Progress) -> list[str]:
-    """Make everything of one language model up to a stage; what there is to say of it."""
-    folder = tokens_stage(cfg)
-    tokens = load_tokens(cfg)
+def n_steps(cfg: LanguageConfig, given: Given) -> int:
+    """Steps of all that is trained, for the progress bar."""
+    own = cfg.sizes.lm_steps if given.lm is None else 0
+    of_saes = sum(len(families(cfg, site)) for site in sites_of(cfg, given)) * cfg.sizes.n_steps
+    return len(cfg.of_models) * (own + of_saes)
+
+
+def make(
+    cfg: LanguageConfig, given: Given, tokens: Tokens, stage: Stage, measures: list[Measure], progress: Progress
+) -> Made:
+    """Make everything of one language model up to a stage; every site is measured while its SAEs are at hand."""
     if stage == "tokens":
-        n_train, n_valid = (int(rows.length.sum()) for rows in (tokens.train, tokens.valid))
-        return [
-            f"tokens: {n_train:,} for training, {n_valid:,} held out, {tokens.tokenizer.vocab_size:,} ids: {folder}"
-        ]
-    lm = load_lm(cfg, tokens, progress)
+        return Made([_told_of_tokens(tokens)])
+    model = make_model(cfg, given, tokens, progress)
     if stage == "model":
-        if cfg.model is not None:
-            return [f"model: {cfg.model}, as given"]
-        folder = model_stage(cfg, tokens, progress)
-        told = notes(folder)
-        losses = f"held-out loss {told['loss']:.3f} nats a token, unigram entropy {told['unigram_entropy']:.3f}"
-        return [*told["stories"], f"model: {losses}, {told['seconds']:.0f} s: {folder}"]
-    folder = activations_stage(cfg, tokens, lm)
+        return Made(_told_of_model(model))
+    acts = make_activations(cfg, tokens, model.lm, sites_of(cfg, given))
     if stage == "activations":
-        return [f"activations: {notes(folder)['seconds']:.0f} s: {folder}"]
-    chain = load_chain(cfg, progress)
-    seconds = sum(train_site(cfg, chain.acts, site, progress).seconds for site in chain.acts.sites)
-    return [f"saes: {seconds:.0f} s: {cfg.cache}"]
+        return Made([f"activations: {acts.stage.notes['seconds']:.0f} s: {acts.stage.folder}"])
+    chain = Chain(cfg, tokens, model, acts)
+    of_site = [measure.of_model(chain) for measure in measures if stage == "figures"]
+    sites: list[Record] = [{} for _ in of_site]
+    missed, seconds = [], 0.0
+    for site in acts.sites:
+        trained = {}
+        for family in families(cfg, site):
+            trained[family] = train_family(cfg, acts, family, progress)
+        saes = site_saes(cfg, trained)
+        for found, of_one in zip(sites, of_site, strict=True):
+            found[str(site)] = of_one(site, saes)
+        missed += saes.off_target
+        seconds += saes.seconds
+    facts = facts_of(chain)
+    facts["seconds"]["saes"] = seconds
+    return Made([f"saes: {seconds:.0f} s: {cfg.cache}"], facts | {"saes_code": code_digest(*CODE)}, missed, sites)
+
+
+def _told_of_tokens(tokens: Tokens) -> str:
+    n_train, n_valid = (int(rows.length.sum()) for rows in (tokens.train, tokens.valid))
+    n_ids = tokens.tokenizer.vocab_size
+    return f"tokens: {n_train:,} for training, {n_valid:,} held out, {n_ids:,} ids: {tokens.stage.folder}"
+
+
+def _told_of_model(model: Model) -> list[str]:
+    told, folder = model.stage.notes, model.stage.folder
+    losses = f"held-out loss {told['loss']:.3f} nats per token, unigram entropy {told['unigram_entropy']:.3f}"
+    return [*told["stories"], f"model: {losses}, {told['seconds']:.0f} s: {folder}"]
+
+
+def gathered(cfg: LanguageConfig, made: list[Made], measures: list[Measure]) -> list[Record]:
+    """The results of each figure's record: the seeds of all language models, one after the other."""
+    models, missed = [one.facts for one in made], [list(sae) for one in made for sae in one.off_target]
+    return [
+        measure.facts(cfg)
+        | {"models": models, "sites": reduce(_joined, (one.sites[i] for one in made)), "off_target": missed}
+        for i, measure in enumerate(measures)
+    ]
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Dictionaries of lists, each list followed by the other's."""
+    return one + other if isinstance(one, list) else {name: _joined(one[name], other[name]) for name in one}
 
 
 if __name__ == "__main__":

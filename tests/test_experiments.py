@@ -252,7 +252,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS]
     files = Path(__main__.__file__).parent.glob("*.py")
     commands = {path.stem for path in files if "    main(EXPERIMENT)" in path.read_text(encoding="utf-8")}
-    assert commands == {*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS}
+    assert commands == {*TOY_SET, *STUDIES, *BENCHMARKS}
 
 
 @pytest.mark.parametrize("option", ["--list", "--help"])

@@ -116,10 +116,12 @@ def test_a_checkpoint_of_other_settings_is_refused_and_a_stage_has_another_folde
     hypers, key = Hypers(full(4), target_l0=1.0), jax.random.key(0)
     train(key, source, hypers, cfg=cfg, checkpoint=FileCheckpoint(tmp_path / "run"))
     monkeypatch.setattr(stages, "file_digest", lambda module: "of this test")
-    folder = stage(tmp_path, "s", {}, (), lambda folder: None)
-    assert stage(tmp_path, "s", {}, (), lambda folder: pytest.fail("made twice")) == folder
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
-    assert stage(tmp_path, "s", {}, (), lambda folder: None) != folder
+    found = []
+    for flags in ("", "", "--xla_backend_optimization_level=1"):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        with stage(tmp_path, "s", {}, __name__) as made:
+            found.append(made)
+    assert [made.done for made in found] == [False, True, False]
     with pytest.raises(ValueError, match=r"flags\.xla_backend_optimization_level = absent, which now is 1"):
         train(key, source, hypers, cfg=cfg, checkpoint=FileCheckpoint(tmp_path / "run"))
 

@@ -1,7 +1,8 @@
 """What a finished stage left in the cache is used only as it was made."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,20 +10,19 @@ import pytest
 from experiments.language import stages
 from toy.io import load_arrays, load_json, save_arrays, save_json
 
-
-def make(folder: Path) -> dict[str, Any]:
-    save_arrays(folder / "saes.safetensors", {"W_enc": np.arange(6.0)}, {})
-    (folder / "tokenizer.json").write_text('{"model": 1}')
-    (folder / "store").mkdir()
-    (folder / "store" / "manifest.json").write_text("checks itself")
-    return {"l0_of_training": [1.23456789, 2.0]}
+MODULE = "experiments.language.chain"
 
 
-make.__module__ = "experiments.language.chain"
-
-
-def made(cache: Path) -> Path:
-    return stages.stage(cache, "s", {"seed": 1}, ["toy.lm.text"], make)
+def make(cache: Path) -> stages.Stage:
+    """A stage with two files, a note and a store."""
+    with stages.stage(cache, "s", {"seed": 1}, MODULE, "toy.lm.text") as made:
+        if not made.done:
+            save_arrays(made.folder / "saes.safetensors", {"W_enc": np.arange(6.0)}, {})
+            (made.folder / "tokenizer.json").write_text('{"model": 1}')
+            (made.folder / "store").mkdir()
+            (made.folder / "store" / "manifest.json").write_text("checks itself")
+            made.notes["l0_of_training"] = [1.23456789, 2.0]
+    return made
 
 
 def flip(path: Path, place: int = -2) -> None:
@@ -32,38 +32,68 @@ def flip(path: Path, place: int = -2) -> None:
 
 
 def test_a_stage_notes_the_digests_of_its_files_and_tells_only_its_notes(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    folder, done, notes = make(tmp_path)
+    assert not done
     assert load_json(folder / "stage.json")["files"].keys() == {"saes.safetensors", "tokenizer.json"}
-    assert stages.notes(folder).keys() == {"facts", "seconds", "l0_of_training"}
-    assert stages.notes(folder)["l0_of_training"] == [1.23457, 2.0]
+    assert notes.keys() == {"facts", "seconds", "l0_of_training"}
+    assert notes["l0_of_training"] == [1.23457, 2.0]
     (folder / ".DS_Store").touch()
     (folder / "notes.txt").write_text("a user's")
-    assert made(tmp_path) == folder
+    assert make(tmp_path) == (folder, True, notes)
+
+
+def test_a_stage_whose_block_fails_is_not_done(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), stages.stage(tmp_path, "s", {}, MODULE, "toy.lm.text"):
+        raise KeyboardInterrupt
+    with stages.stage(tmp_path, "s", {}, MODULE, "toy.lm.text") as made:
+        assert not made.done
+
+
+@pytest.mark.parametrize("what", ["library_versions", "file_digest", "code_digest"])
+def test_a_stage_is_named_by_the_libraries_and_the_code_that_make_it(what, monkeypatch, tmp_path: Path) -> None:
+    folders = [make(tmp_path).folder for _ in range(2)]
+    monkeypatch.setattr(stages, what, lambda *_: "another")
+    folders.append(make(tmp_path).folder)
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_two_runs_at_once_make_a_stage_once(tmp_path: Path) -> None:
+    def run() -> stages.Stage:
+        with stages.stage(tmp_path, "s", {}, MODULE, "toy.lm.text") as made:
+            if not made.done:
+                time.sleep(0.3)
+                made.notes["made"] = 1
+        return made
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(run) for _ in range(4)]
+    assert sorted(stage.result().done for stage in found) == [False, True, True, True]
+    assert [stage.result().notes["made"] for stage in found] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["saes.safetensors", "tokenizer.json", "stage.json"])
 def test_a_flipped_bit_in_a_finished_stage_is_told(name: str, tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    folder = make(tmp_path).folder
     size = (folder / name).stat().st_size
     for place in range(0, size, max(1, size // 40)):
         flip(folder / name, place)
         with pytest.raises(ValueError, match=rf"{name}: (damaged|broken)") as caught:
-            made(tmp_path)
+            make(tmp_path)
         assert str(caught.value).isprintable()
         flip(folder / name, place)
-    made(tmp_path)
+    make(tmp_path)
 
 
 def test_a_file_that_is_missing_or_notes_that_are_not_signed_are_told(tmp_path: Path) -> None:
-    folder = made(tmp_path)
+    folder = make(tmp_path).folder
     told = load_json(folder / "stage.json")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json: damaged: .*: delete .*s-.*, so that it is made anew"):
-        made(tmp_path)
+        make(tmp_path)
     for content in ({name: told[name] for name in told if name != "sha256"}, []):
         save_json(folder / "stage.json", content)
         with pytest.raises(ValueError, match=r"stage\.json: damaged"):
-            made(tmp_path)
+            make(tmp_path)
 
 
 def test_arrays_that_were_changed_are_not_loaded_and_those_of_others_are(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.exits import clean_exit
-from experiments.common.experiment import Config, Experiment, Work
+from experiments.common.experiment import Config, Experiment, Told, Work
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
 from experiments.common.study import PRESETS
@@ -88,25 +88,36 @@ def run_experiment(
     vector: Format | None = None,
     trained: dict[Hashable, SAE] | None = None,
 ) -> dict[str, Any]:
-    """Run, write the record, print the result's lines, draw; return the record as it stands on disk.
+    """Run an experiment, and return its record as it stands on disk."""
+    check_writable(out)
+    experiment.check(config)
+    prepare_files(experiment, out, vector)
+    start = time.monotonic()
+    with progress_bar(experiment.n_steps(config), experiment.name) as bar:
+        results = experiment.run(config, Work(bar.update, bar.compiling, {} if trained is None else trained))
+    return keep(experiment, config, results, time.monotonic() - start, out, vector)
+
+
+def prepare_files(experiment: Told, out: Path, vector: Format | None) -> None:
+    """Before any work. Raises: OSError naming a file that cannot be written."""
+    for suffix in ("json", *_formats(vector)):
+        prepare(out / f"{experiment.name}.{suffix}")
+
+
+def keep(
+    experiment: Told, config: Any, results: dict[str, Any], seconds: float, out: Path, vector: Format | None
+) -> dict[str, Any]:
+    """Write the record of some results, print their lines, draw; return the record as it stands on disk.
 
     The record comes before the figure, so that nothing that was computed is lost if the figure cannot be drawn.
     """
     name = experiment.name
-    check_writable(out)
-    experiment.check(config)
-    for suffix in ("json", *_formats(vector)):
-        prepare(out / f"{name}.{suffix}")
-    start = time.monotonic()
-    with progress_bar(experiment.n_steps(config), name) as bar:
-        results = experiment.run(config, Work(bar.update, bar.compiling, {} if trained is None else trained))
-    seconds = time.monotonic() - start
     record = {"name": name, "config": plain(describe(config), digits=None)}  # exactly what was run, its tree included
     record |= plain({"seeds": config.seeds, "versions": versions(), "seconds": seconds, "results": results})
     if experiment.caption is not None:
         record["caption"] = experiment.caption(record)
     save_json(out / f"{name}.json", record, digits=None)
-    with record_is_kept(name, out):
+    with record_is_kept(name, out, experiment.command):
         for line in experiment.summary(record):
             print(f"{name}: {line}")
         draw(experiment, record, out, vector)
@@ -115,9 +126,9 @@ def run_experiment(
 
 
 @contextlib.contextmanager
-def record_is_kept(name: str, out: Path) -> Iterator[None]:
-    """Say so, and how the figure is drawn, whatever ends the block. Raises: ValueError; KeyboardInterrupt."""
-    how = f"python -m experiments.{name} --redraw --out {shlex.quote(str(out))}"
+def record_is_kept(name: str, out: Path, command: str) -> Iterator[None]:
+    """Says so, and how the figure is drawn, whatever ends the block. Raises: ValueError; KeyboardInterrupt."""
+    how = f"python -m experiments.{command} --redraw --out {shlex.quote(str(out))}"
     kept = f"the record {out / name}.json is kept: draw its figure with {how}"
     try:
         yield
@@ -160,7 +171,7 @@ def load_record(path: Path, name: str | None = None) -> dict[str, Any]:
     return record
 
 
-def redraw(experiment: Experiment, out: Path, vector: Format | None = None) -> None:
+def redraw(experiment: Told, out: Path, vector: Format | None = None) -> None:
     """Draw an experiment's figure from its record, which anybody may have changed.
 
     Raises: ValueError naming the record; OSError.
@@ -176,7 +187,7 @@ def redraw(experiment: Experiment, out: Path, vector: Format | None = None) -> N
         raise ValueError(f"{path}: cannot be drawn: run the experiment anew: {quoted(told)}") from error
 
 
-def draw(experiment: Experiment, record: dict[str, Any], out: Path, vector: Format | None = None) -> None:
+def draw(experiment: Told, record: dict[str, Any], out: Path, vector: Format | None = None) -> None:
     """Write the figure of a record as PNG, and as vectors where they are asked for."""
     figure = experiment.plot(record)
     for kind in _formats(vector):

@@ -39,6 +39,21 @@ class Work:
         self.progress(n_steps)
 
 
+class Told(Protocol):
+    """What can be told and drawn from its record: an experiment, or one of several figures of a command."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def command(self) -> str: ...
+    @property
+    def summary(self) -> Callable[[Record], list[str]]: ...
+    @property
+    def plot(self) -> Callable[[Record], Figure]: ...
+    @property
+    def caption(self) -> Callable[[Record], str] | None: ...
+
+
 @dataclass(frozen=True)
 class Experiment(Generic[Config]):
     """An experiment: its options, what it computes, and how its record is told and drawn."""
@@ -57,3 +72,8 @@ class Experiment(Generic[Config]):
     """Returns how many steps `run` will tell of."""
     caption: Callable[[Record], str] | None = None
     """Returns the figure's caption, which the record keeps."""
+
+    @property
+    def command(self) -> str:
+        """Of the command line."""
+        return self.name

@@ -1,8 +1,7 @@
-"""The stages that the TinyStories figures share: text → tokens → language model → activations."""
+"""From text to activations: text → tokens → language model → activations, each made once and handed on."""
 
 import sys
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 
 from experiments.language.config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.language.memory import check_memory
-from experiments.language.stages import Counted, notes, stage
+from experiments.language.stages import Stage, stage
 from toy.data.store import Store
 from toy.digest import digest_of
 from toy.io import load_arrays, save_arrays
@@ -26,6 +25,15 @@ from toy.training.checkpoint import FileCheckpoint
 from toy.training.loop import Progress
 
 PROMPTS = ("Once upon a time", "One day, there was a little girl named")
+PARTS = ("train", "valid")
+
+
+class Given(NamedTuple):
+    """What the options name, read once before any work; None where each language model has its own."""
+
+    stories: Stories | None
+    lm: LM | None
+    tokenizer: Tokenizer | None
 
 
 class Tokens(NamedTuple):
@@ -34,43 +42,52 @@ class Tokens(NamedTuple):
     tokenizer: Tokenizer
     train: Rows
     valid: Rows
-    digest: str
+    stories: dict[str, Any]  # their number, digest, and what was mended and dropped
+    stage: Stage
+
+
+class Model(NamedTuple):
+    """A language model; its stage notes losses and stories that it tells."""
+
+    lm: LM
+    stage: Stage
 
 
 class Activations(NamedTuple):
-    """Stores of the activations of both."""
+    """The stores of the activations of training and of held-out rows."""
 
     train: Store
     valid: Store
     sites: tuple[Site, ...]
-    digest: str
+    stage: Stage
 
 
 class Chain(NamedTuple):
     """All that is made before the SAEs."""
 
+    cfg: LanguageConfig
     tokens: Tokens
-    lm: LM
+    model: Model
     acts: Activations
 
 
-def load_stories(cfg: LanguageConfig) -> Stories:
-    """The stories of a configuration.
+def read_given(cfg: LanguageConfig) -> Given:
+    """Read the corpus and the model that are given, and check the options with them.
 
-    Raises: ValueError naming the corpus if it cannot be read, or has too few stories to hold some out.
+    Prints what was mended and dropped. Raises: ValueError naming what cannot be read, or does not fit.
     """
-    if cfg.corpus != BUILT_IN:
-        return _read(cfg.corpus, cfg.sizes.n_stories)
-    texts = _made(cfg.sizes.n_stories or 1, cfg.seed)
-    return Stories(texts, len(texts), 0, 0, 0)
+    check_memory(cfg)
+    stories = None if cfg.corpus == BUILT_IN else _read_corpus(cfg.corpus, cfg.n_stories)
+    if cfg.model is None:
+        _lm_config(cfg, cfg.sizes.vocab_size)
+        return Given(stories, None, None)
+    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_folder(cfg, cfg.model))
+    _check_fits(cfg, lm, tokenizer)
+    return Given(stories, lm, tokenizer)
 
 
-_made = cache(make_stories)
-
-
-@cache
-def _read(corpus: str, n_stories: int | None) -> Stories:
-    """Read a corpus once per process, and say what was mended and dropped."""
+def _read_corpus(corpus: str, n_stories: int | None) -> Stories:
+    """Raises: ValueError naming the corpus if it cannot be read, or has too few stories to hold some out."""
     stories = read_stories(corpus, n_stories)
     try:
         held_out(stories.texts)
@@ -81,119 +98,24 @@ def _read(corpus: str, n_stories: int | None) -> Stories:
     return stories
 
 
-def tokens_stage(cfg: LanguageConfig) -> Path:
-    """Stories cleaned, split, and cut into rows; the tokenizer is trained, or that of the given model."""
-    stories = load_stories(cfg).texts
-    given = None if cfg.model is None else load_tokenizer(_tokenizer_folder(cfg))
-    facts = {
-        "stories": digest_of(stories),
-        "context": cfg.sizes.context,
-        "tokenizer": cfg.sizes.vocab_size if given is None else given.digest(),
-    }
-
-    def make(folder: Path) -> None:
-        corpus = held_out(stories)
-        tokenizer = train_tokenizer(corpus.train, cfg.sizes.vocab_size) if given is None else given
-        for name, part in corpus._asdict().items():
-            save_arrays(folder / f"{name}.safetensors", make_rows(part, tokenizer, cfg.sizes.context)._asdict(), {})
-        if given is None:
-            save_tokenizer(folder, tokenizer)
-
-    return stage(cfg.cache, "tokens", facts, ["toy.lm.tokens", "toy.lm.text"], make)
-
-
-def _tokenizer_folder(cfg: LanguageConfig) -> Path:
+def _tokenizer_folder(cfg: LanguageConfig, model: str) -> Path:
     if cfg.tokenizer is not None:
         return cfg.tokenizer
-    if is_hub_name(cfg.model or ""):
-        return fetch(split_name(cfg.model or "")[0], "tokenizer.json").parent
-    path = Path(cfg.model or "")
-    return path if path.is_dir() else path.parent
+    if is_hub_name(model):
+        return fetch(split_name(model)[0], "tokenizer.json").parent
+    return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
-def load_tokens(cfg: LanguageConfig) -> Tokens:
-    folder = tokens_stage(cfg)
-    tokenizer = load_tokenizer(folder if cfg.model is None else _tokenizer_folder(cfg))
-    train, valid = (Rows(**load_arrays(folder / f"{name}.safetensors")[0]) for name in ("train", "valid"))
-    return Tokens(tokenizer, train, valid, folder.name)
-
-
-def model_stage(cfg: LanguageConfig, tokens: Tokens, progress: Progress) -> Path:
-    """The language model: trained on the training rows, resumed where a training was stopped."""
-    sizes = _lm_config(cfg, tokens.tokenizer.vocab_size)
-    training = LMTrainConfig(n_steps=cfg.sizes.lm_steps)
-    facts = {"tokens": tokens.digest, "model": asdict(sizes), "training": asdict(training), "seed": cfg.seed}
-
-    def make(folder: Path) -> dict[str, Any]:
-        checkpoint = folder / "checkpoint.safetensors"
-        lm, history = train_lm(
-            jax.random.key(cfg.seed),
-            tokens.train,
-            sizes,
-            cfg=training,
-            progress=progress,
-            checkpoint=FileCheckpoint(checkpoint),
-        )
-        save_model(folder, lm)
-        checkpoint.unlink(missing_ok=True)
-        return {"history": history.loss, **described(cfg, lm, tokens)}
-
-    return stage(cfg.cache, "model", facts, ["toy.lm.train_lm"], make)
-
-
-def described(cfg: LanguageConfig, lm: LM, tokens: Tokens) -> dict[str, Any]:
-    """Losses in nats a token, and stories that the model tells."""
-    key = jax.random.key(cfg.seed)
-    longest = cfg.sizes.context - 2  # the begin before, and one token after
-    prompts = [prompt for prompt in PROMPTS if len(tokens.tokenizer.encode([prompt])[0]) <= longest]
-    return {
-        "loss": mean_loss(lm, tokens.valid),
-        "unigram_entropy": unigram_entropy(tokens.valid),
-        "stories": [generate(key, lm, tokens.tokenizer, prompt) for prompt in prompts],
-    }
-
-
-def load_lm(cfg: LanguageConfig, tokens: Tokens, progress: Progress) -> LM:
-    if cfg.model is None:
-        counted = Counted(progress, cfg.sizes.lm_steps)
-        folder = model_stage(cfg, tokens, counted)
-        counted.rest()
-        return load_model(folder)
-    lm = given_model(cfg.model, cfg.n_heads)
-    check_fits(cfg, tokens.tokenizer, lm)
-    return lm
-
-
-def check_fits(cfg: LanguageConfig, tokenizer: Tokenizer, lm: LM) -> None:
+def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
     """Raises: ValueError if the given model has fewer ids than its tokenizer, or a shorter context than is asked."""
-    if tokenizer.vocab_size > lm.cfg.vocab_size:
+    n_ids, context, last = lm.cfg.vocab_size, lm.cfg.context, tokenizer.vocab_size - 1
+    if last >= n_ids:
         raise ValueError(
-            f"model: {cfg.model} has {lm.cfg.vocab_size} ids, but ids of its tokenizer go up to "
-            f"{tokenizer.vocab_size - 1}; give the model's own with --tokenizer FOLDER"
+            f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to {last}; "
+            "give the model's own with --tokenizer FOLDER"
         )
-    if cfg.sizes.context > lm.cfg.context:
-        raise ValueError(
-            f"context: the model's is {lm.cfg.context}, got {cfg.sizes.context}; give --context {lm.cfg.context}"
-        )
-
-
-@cache
-def given_model(name: str, n_heads: int | None) -> LM:
-    return load_model(name, n_heads=n_heads)
-
-
-def n_layers(cfg: LanguageConfig) -> int:
-    return cfg.sizes.n_layers if cfg.model is None else given_model(cfg.model, cfg.n_heads).cfg.n_layers
-
-
-def check(cfg: LanguageConfig) -> None:
-    """Before any work. Raises: ValueError if the stories, the model or its tokenizer cannot be read."""
-    check_memory(cfg)
-    load_stories(cfg)
-    if cfg.model is None:
-        _lm_config(cfg, cfg.sizes.vocab_size)
-    else:
-        check_fits(cfg, load_tokenizer(_tokenizer_folder(cfg)), given_model(cfg.model, cfg.n_heads))
+    if cfg.sizes.context > context:
+        raise ValueError(f"context: the model's is {context}, got {cfg.sizes.context}; give --context {context}")
 
 
 def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
@@ -207,68 +129,107 @@ def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
     )
 
 
-def sites_of(cfg: LanguageConfig, n_layers: int) -> tuple[Site, ...]:
+def sites_of(cfg: LanguageConfig, given: Given) -> tuple[Site, ...]:
+    n_layers = cfg.sizes.n_layers if given.lm is None else given.lm.cfg.n_layers
     return tuple(Site(layer, location) for location in cfg.locations for layer in range(n_layers))
 
 
-def activations_stage(cfg: LanguageConfig, tokens: Tokens, lm: LM) -> Path:
-    """Activations at every site, of training and of held-out rows."""
-    sites = sites_of(cfg, lm.cfg.n_layers)
-    facts = {"tokens": tokens.digest, "model": model_digest(lm), "sites": [str(site) for site in sites]}
-
-    def make(folder: Path) -> None:
-        export(folder, tokens, lm, sites)
-
-    return stage(cfg.cache, "activations", facts, ["toy.lm.export"], make)
-
-
-def export(folder: Path, tokens: Tokens, lm: LM, sites: tuple[Site, ...]) -> tuple[Store, Store]:
-    """The stores of a folder, of training and of held-out rows; what is there is only opened."""
-    facts = {"tokenizer_sha256": tokens.tokenizer.digest()}
-    train, valid = (
-        export_activations(folder / name, lm, rows, sites, facts=facts)
-        for name, rows in (("train", tokens.train), ("valid", tokens.valid))
-    )
-    return train, valid
-
-
-def load_chain(cfg: LanguageConfig, progress: Progress) -> Chain:
-    """All before the SAEs, from the cache where it is there."""
-    tokens = load_tokens(cfg)
-    lm = load_lm(cfg, tokens, progress)
-    folder = activations_stage(cfg, tokens, lm)
-    sites = sites_of(cfg, lm.cfg.n_layers)
-    stores = export(folder, tokens, lm, sites)  # opened, and one that was deleted since made again
-    return Chain(tokens, lm, Activations(*stores, sites, folder.name))
-
-
-def facts_of_model(cfg: LanguageConfig, chain: Chain) -> dict[str, Any]:
-    """What a record says of what SAEs were trained on; `seconds` are of the runs that made each stage."""
-    tokens, acts = chain.tokens, chain.acts
-    folders = {"tokens": tokens_stage(cfg), "activations": activations_stage(cfg, tokens, chain.lm)}
-    if cfg.model is None:
-        folders["model"] = model_stage(cfg, tokens, lambda n: None)
-        noted = notes(folders["model"])
-    else:
-        noted = notes(described_stage(cfg, chain))
-    told = {name: value for name, value in noted.items() if name not in ("facts", "seconds")}
-    sizes = {name: getattr(chain.lm.cfg, name) for name in ("family", "n_layers", "d_model", "n_heads", "vocab_size")}
-    stories = load_stories(cfg)
+def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
+    """Stories cut into rows; the tokenizer is trained on those for training, or that of the given model."""
+    stories = _built_in(cfg) if given.stories is None else given.stories
+    tokenizer = given.tokenizer
     counts = {name: n for name, n in stories._asdict().items() if name != "texts"}
+    told = {"stories": len(stories.texts), "sha256": digest_of(stories.texts)} | counts
+    facts = {
+        "stories": told["sha256"],
+        "context": cfg.sizes.context,
+        "tokenizer": cfg.sizes.vocab_size if tokenizer is None else tokenizer.digest(),
+    }
+    with stage(cfg.cache, "tokens", facts, __name__, "toy.lm.tokens", "toy.lm.text") as made:
+        files = {part: made.folder / f"{part}.safetensors" for part in PARTS}
+        if made.done:
+            tokenizer = tokenizer or load_tokenizer(made.folder)
+            rows = {part: Rows(**load_arrays(file)[0]) for part, file in files.items()}
+        else:
+            texts = held_out(stories.texts)
+            if tokenizer is None:
+                tokenizer = train_tokenizer(texts.train, cfg.sizes.vocab_size)
+                save_tokenizer(made.folder, tokenizer)
+            rows = {part: make_rows(getattr(texts, part), tokenizer, cfg.sizes.context) for part in PARTS}
+            for part, file in files.items():
+                save_arrays(file, rows[part]._asdict(), {})
+    return Tokens(tokenizer, **rows, stories=told, stage=made)
+
+
+def _built_in(cfg: LanguageConfig) -> Stories:
+    texts = make_stories(cfg.sizes.n_stories or 1, cfg.seed)
+    return Stories(texts, len(texts), 0, 0, 0)
+
+
+def make_model(cfg: LanguageConfig, given: Given, tokens: Tokens, progress: Progress) -> Model:
+    """The language model: the given one, or one that is trained, and resumed where its training was stopped."""
+    facts = {"tokens": tokens.stage.folder.name, "seed": cfg.seed}
+    if given.lm is not None:
+        facts["model"] = model_digest(given.lm)
+        with stage(cfg.cache, "given", facts, __name__, "toy.lm.train_lm") as made:
+            if not made.done:
+                made.notes.update(_described(cfg, given.lm, tokens))
+        return Model(given.lm, made)
+    sizes, training = _lm_config(cfg, tokens.tokenizer.vocab_size), LMTrainConfig(n_steps=cfg.sizes.lm_steps)
+    facts |= {"model": asdict(sizes), "training": asdict(training)}
+    with stage(cfg.cache, "model", facts, __name__, "toy.lm.train_lm") as made:
+        if made.done:
+            progress(training.n_steps)
+            return Model(load_model(made.folder), made)
+        key, checkpoint = jax.random.key(cfg.seed), made.folder / "checkpoint.safetensors"
+        lm, history = train_lm(
+            key, tokens.train, sizes, cfg=training, progress=progress, checkpoint=FileCheckpoint(checkpoint)
+        )
+        save_model(made.folder, lm)
+        checkpoint.unlink(missing_ok=True)
+        made.notes.update({"history": history.loss, **_described(cfg, lm, tokens)})
+    return Model(lm, made)
+
+
+def _described(cfg: LanguageConfig, lm: LM, tokens: Tokens) -> dict[str, Any]:
+    """Losses in nats per token, and stories that the model tells."""
+    key = jax.random.key(cfg.seed)
+    longest = cfg.sizes.context - 2  # the begin before, and one token after
+    prompts = [prompt for prompt in PROMPTS if len(tokens.tokenizer.encode([prompt])[0]) <= longest]
     return {
-        "model": sizes | told,
-        "tokens": {"stories": len(stories.texts), "train": acts.train.n_rows, "valid": acts.valid.n_rows} | counts,
-        "seconds": {name: notes(folder)["seconds"] for name, folder in folders.items()},
-        "stages": {name: folder.name for name, folder in folders.items()},
-        "sha256": {
-            "stories": digest_of(stories.texts),
-            "tokenizer": tokens.tokenizer.digest(),
-            "model": model_digest(chain.lm),
-        },
+        "loss": mean_loss(lm, tokens.valid),
+        "unigram_entropy": unigram_entropy(tokens.valid),
+        "stories": [generate(key, lm, tokens.tokenizer, prompt) for prompt in prompts],
     }
 
 
-def described_stage(cfg: LanguageConfig, chain: Chain) -> Path:
-    """`described` of a model that was given."""
-    facts = {"tokens": chain.tokens.digest, "model": model_digest(chain.lm), "seed": cfg.seed}
-    return stage(cfg.cache, "given", facts, ["toy.lm.train_lm"], lambda folder: described(cfg, chain.lm, chain.tokens))
+def make_activations(cfg: LanguageConfig, tokens: Tokens, lm: LM, sites: tuple[Site, ...]) -> Activations:
+    """Stores of the activations at every site; those that are there are verified and opened."""
+    named = [str(site) for site in sites]
+    facts = {"tokens": tokens.stage.folder.name, "model": model_digest(lm), "sites": named}
+    told = {"tokenizer_sha256": tokens.tokenizer.digest()}
+    with stage(cfg.cache, "activations", facts, __name__, "toy.lm.export") as made:
+        train, valid = (
+            export_activations(made.folder / part, lm, rows, sites, facts=told)
+            for part, rows in zip(PARTS, (tokens.train, tokens.valid), strict=True)
+        )
+    return Activations(train, valid, sites, made)
+
+
+def facts_of(chain: Chain) -> dict[str, Any]:
+    """What a record says of the language model of its SAEs; `seconds` are those of the runs that made each stage."""
+    _, tokens, (lm, of_model), acts = chain
+    stages = {"tokens": tokens.stage, "activations": acts.stage}
+    if chain.cfg.model is None:
+        stages["model"] = of_model
+    sizes = {name: getattr(lm.cfg, name) for name in ("family", "n_layers", "d_model", "n_heads", "vocab_size")}
+    told = {name: value for name, value in of_model.notes.items() if name not in ("facts", "seconds")}
+    counts = {name: n for name, n in tokens.stories.items() if name != "sha256"}
+    sha256 = {"stories": tokens.stories["sha256"], "tokenizer": tokens.tokenizer.digest(), "model": model_digest(lm)}
+    return {
+        "model": sizes | told,
+        "tokens": {"train": acts.train.n_rows, "valid": acts.valid.n_rows} | counts,
+        "seconds": {name: made.notes["seconds"] for name, made in stages.items()},
+        "stages": {name: made.folder.name for name, made in stages.items()},
+        "sha256": sha256,
+    }

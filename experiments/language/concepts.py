@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.language.chain import Chain, Tokens
 from experiments.language.config import LanguageConfig
+from experiments.language.measure import OfSite
 from experiments.language.saes import KINDS, SiteSAEs
 from toy.checks import quoted
 from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption, unknown
@@ -13,26 +14,13 @@ from toy.lm.model import Site
 from toy.sae import SAE
 
 MOST_ROWS = 100_000  # of the held-out ones
+NUMBERS = ("hole_rate", "absorbed_rate", "precision", "average_precision", "correlation", "parent_cosine")
+OF_MEMBERS = ("hole_rates", "absorbed_rates", "cosines", "latent", "absorbers")
 
 
-def members_of(cfg: LanguageConfig, chain: Chain) -> dict[str, np.ndarray]:
-    """For each concept which of its words ends at each held-out row, of those that the text has often enough.
-
-    Such a concept has rows to fit its probe on, with it and without it, and a member with rows to be measured on.
-    """
-    store, concepts = chain.acts.valid, cfg.concept_words
-    wanted = wanted_words(cfg)
-    places = store.document[:MOST_ROWS], store.position[:MOST_ROWS]
-    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(*places)
-    found = {}
-    for name, words in concepts.items():
-        place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
-        place[[wanted.index(word) for word in words]] = np.arange(len(words))
-        members = place[index]
-        present = members[::2] >= 0
-        if present.any() and not present.all() and max(_counts(members[1::2], len(words))) >= MIN_ROWS:
-            found[name] = members
-    return found
+def facts(cfg: LanguageConfig) -> dict[str, Any]:
+    """What a record says of how concepts are measured."""
+    return {"concepts": {name: list(words) for name, words in cfg.concept_words.items()}, "min_rows": MIN_ROWS}
 
 
 def wanted_words(cfg: LanguageConfig) -> list[str]:
@@ -40,13 +28,14 @@ def wanted_words(cfg: LanguageConfig) -> list[str]:
     return sorted({word for words in cfg.concept_words.values() for word in words})
 
 
-def check_words(cfg: LanguageConfig, tokens: Tokens) -> None:
-    """Before anything is trained. Raises: ValueError if the held-out text has no word of a concept often enough."""
+def check_words(cfg: LanguageConfig, tokens: list[Tokens]) -> None:
+    """Raises: ValueError if the held-out text of a language model has no word of a concept often enough."""
     wanted = wanted_words(cfg)
-    found = find_words(tokens.valid, tokens.tokenizer.pieces(), wanted).found
-    if max(_counts(found, len(wanted))) < MIN_ROWS:
-        named = quoted(", ".join(wanted[:5]))
-        raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
+    for of_model in tokens:
+        found = find_words(of_model.valid, of_model.tokenizer.pieces(), wanted).found
+        if max(_counts(found, len(wanted))) < MIN_ROWS:
+            named = quoted(", ".join(wanted[:5]))
+            raise ValueError(f"concepts: none of the words {named}, ... is in the held-out text often enough")
 
 
 def _counts(members: np.ndarray, n_members: int) -> list[int]:
@@ -54,27 +43,49 @@ def _counts(members: np.ndarray, n_members: int) -> list[int]:
     return np.bincount(members[members >= 0], minlength=n_members).tolist()
 
 
-def of_site(
-    cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs, members: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """For each kind lists [seed, L0, concept], and of the middle L0 every member's numbers [seed, concept, member].
+def of_model(chain: Chain) -> OfSite:
+    """Measures for each kind lists [seed, L0, concept], and at the middle L0 every member's [seed, concept, member].
 
-    NaN of concepts that the text has not often enough; `n_rows` are those measured on, [model, concept, member].
+    Those of concepts that the text has not often enough are NaN; `n_rows` are the rows measured on, [model, concept,
+    member].
     """
-    acts = chain.acts.valid.activations(str(site))
-    x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
-    probes = {name: fit_probe(x[::2], of[::2] >= 0) for name, of in members.items()}
-    middle = cfg.sizes.target_l0.index(cfg.reference_l0)
-    sizes = {name: len(words) for name, words in cfg.concept_words.items()}
+    members = _members(chain)
+    sizes = {name: len(words) for name, words in chain.cfg.concept_words.items()}
     n_rows = [_counts(members[name][1::2], n) if name in members else [0] * n for name, n in sizes.items()]
-    found: dict[str, Any] = {"n_rows": [n_rows]}
-    for kind in KINDS:
-        measured = [[measure(sizes, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]
-        names = ("hole_rate", "absorbed_rate", "precision", "average_precision", "correlation", "parent_cosine")
-        found[kind] = {name: [[[m[name] for m in sae] for sae in seed] for seed in measured] for name in names} | {
-            f"members_{name}": [[m[name] for m in seed[middle]] for seed in measured]
-            for name in ("hole_rates", "absorbed_rates", "cosines", "latent", "absorbers")
-        }
+    middle = chain.cfg.sizes.target_l0.index(chain.cfg.reference_l0)
+
+    def of_site(site: Site, saes: SiteSAEs) -> dict[str, Any]:
+        acts = chain.acts.valid.activations(str(site))
+        x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
+        probes = {name: fit_probe(x[::2], of[::2] >= 0) for name, of in members.items()}
+        found: dict[str, Any] = {"n_rows": [n_rows]}
+        for kind in KINDS:
+            measured = [[measure(sizes, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]
+            found[kind] = {name: [[[m[name] for m in sae] for sae in seed] for seed in measured] for name in NUMBERS}
+            found[kind] |= {
+                f"members_{name}": [[m[name] for m in seed[middle]] for seed in measured] for name in OF_MEMBERS
+            }
+        return found
+
+    return of_site
+
+
+def _members(chain: Chain) -> dict[str, np.ndarray]:
+    """For each concept which of its words ends at each held-out row, −1 for none, if the text has it often enough.
+
+    Such a concept has rows to fit its probe on, with it and without it, and a member with rows to be measured on.
+    """
+    store, wanted = chain.acts.valid, wanted_words(chain.cfg)
+    places = store.document[:MOST_ROWS], store.position[:MOST_ROWS]
+    index = find_words(chain.tokens.valid, chain.tokens.tokenizer.pieces(), wanted).of(*places)
+    found = {}
+    for name, words in chain.cfg.concept_words.items():
+        place = np.full(len(wanted) + 1, -1)  # the last is for no word, −1
+        place[[wanted.index(word) for word in words]] = np.arange(len(words))
+        members = place[index]
+        present = members[::2] >= 0
+        if present.any() and not present.all() and max(_counts(members[1::2], len(words))) >= MIN_ROWS:
+            found[name] = members
     return found
 
 

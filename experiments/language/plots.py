@@ -11,7 +11,6 @@ from experiments.common import plots
 from experiments.language.saes import KINDS, OffTarget
 from toy.training.controllers import MAX_L0_ERROR
 
-LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 LINES = ("-", "--", ":", "-.")
 BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
 MOST_NAMED = 5  # SAEs off target, in a summary
@@ -24,13 +23,13 @@ PLACES = {
 
 
 def title(site: str) -> str:
-    """`mlp_out.0` as a person says it."""
+    """The site `mlp_out.0` as a person says it."""
     location, _, layer = site.partition(".")
     return f"{PLACES[location]}, layer {layer}"
 
 
 def middle_l0(config: dict[str, Any]) -> float:
-    """Of a record's target L0s that of the reference SAEs (`LanguageConfig.reference_l0`)."""
+    """The target L0 of the reference SAEs (`LanguageConfig.reference_l0`) in a record's configuration."""
     return sorted(config["target_l0"])[len(config["target_l0"]) // 2]
 
 
@@ -41,7 +40,7 @@ def grid_shape(n_sites: int) -> tuple[int, int]:
 
 
 def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str = "") -> list[Axes]:
-    """One panel a site, with the same x axis; those that are left over are taken away. The first has the letter."""
+    """One panel per site, with the same x axis; the first has the letter."""
     rows, columns = grid_shape(len(sites))
     panels = figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).ravel()
     for ax in panels[len(sites) :]:
@@ -52,24 +51,17 @@ def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str
     return list(panels[: len(sites)])
 
 
-def x_label(panels: list[Axes], text: str) -> None:
-    """Under every panel that has none below it."""
-    columns = grid_shape(len(panels))[1]
-    for ax in panels[-columns:]:
-        ax.set_xlabel(text, fontsize=7)
+def line(ax: Axes, x: Any, y: Any, kind: str, style: str = "-") -> None:
+    """The mean over seeds (rows of `y`, and of `x` where each seed has its own) as a line, and a dot for each seed."""
+    y, colour = np.array(y, float), plots.COLOURS[kind]
+    x = np.broadcast_to(np.array(x, float), y.shape)
+    ax.plot(x.mean(axis=0), y.mean(axis=0), style, color=colour, linewidth=1.1)
+    ax.plot(x.ravel(), y.ravel(), "o", color=colour, markersize=2, alpha=0.5)
 
 
-def line(ax: Axes, x: Any, values: np.ndarray, kind: str, style: str = "-", marker: str = "o") -> None:
-    """Mean over seeds (rows of `values`) as a line, every seed a dot."""
-    colour = plots.COLOURS[kind]
-    ax.plot(x, values.mean(axis=0), style, color=colour, linewidth=1.1)
-    for row in values:
-        ax.plot(x, row, marker, color=colour, markersize=2, alpha=0.5, linestyle="none")
-
-
-def legend(ax: Axes, kinds: tuple[str, ...] = KINDS, styles: dict[str, str] | None = None) -> None:
-    for kind in kinds:
-        ax.plot([], [], color=plots.COLOURS[kind], label=LABELS[kind])
+def legend(ax: Axes, styles: dict[str, str] | None = None) -> None:
+    for kind in KINDS:
+        ax.plot([], [], color=plots.COLOURS[kind], label=plots.LABELS[kind])
     for label, style in (styles or {}).items():
         ax.plot([], [], style, color="#555555", label=label)
     ax.legend(loc="best", fontsize=5.5)
@@ -89,7 +81,7 @@ def off_target_named(record: dict[str, Any]) -> list[str]:
     """The same line with the first of these SAEs named, for a summary."""
     missed = [OffTarget(*one) for one in record["results"].get("off_target", [])]
     named = [
-        f"{one.site} {one.group}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
+        f"{one.site} {one.family}, seed {one.seed}, {'unknown' if one.l0 is None else f'{one.l0:.2f}'} for "
         f"{one.target_l0:g}"
         for one in missed[:MOST_NAMED]
     ]

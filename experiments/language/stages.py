@@ -1,55 +1,70 @@
 """Stages of a chain: folders of a cache, each named by a digest of all that determines it, and made only once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.common.provenance import code_digest, file_digest
 from toy.digest import digest_of, is_signed, signed
 from toy.io import load_json, locked, plain, save_json
 from toy.training.jax_settings import jax_flags
-from toy.training.loop import Progress
 
 DONE = "stage.json"  # written last
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
 
 
-def stage(
-    cache: Path, name: str, facts: dict[str, Any], code: Sequence[str], make: Callable[[Path], dict[str, Any] | None]
-) -> Path:
-    """The folder of a stage, made if it is not there yet; what `make` returns is noted with its seconds.
+class Stage(NamedTuple):
+    """A stage's folder, whether an earlier run has made it, and its notes, its seconds among them."""
 
-    `facts` are what it is made of, `code` the modules that make it, beside that of `make`; versions of libraries count,
-    and settings of JAX that change numbers and are not at their defaults. `stage.json` holds the SHA-256 of itself and
-    of every file beside it; stores, in folders of their own, check theirs.
+    folder: Path
+    done: bool
+    notes: dict[str, Any]
+
+
+@contextmanager
+def stage(cache: Path, name: str, facts: dict[str, Any], *code: str) -> Iterator[Stage]:
+    """Give the folder of a stage to a block that fills it, and adds to its notes, unless it is `done`.
+
+    `facts` are what the stage is made of. `code` are the module of the block, and modules that count with all that they
+    import. Versions of libraries count too, and settings of JAX that change numbers. `stage.json` holds the SHA-256 of
+    itself and of every file beside it; stores, in folders of their own, check theirs.
 
     Raises: ValueError naming a file of a finished stage that has changed since.
     """
-    made_by = {"code": code_digest(*code), "maker": file_digest(make.__module__), "libraries": library_versions()}
-    flags = jax_flags()
-    facts = {**made_by, **({"flags": flags} if flags else {}), **facts}
+    facts = _made_by(*code) | facts
     folder = cache / f"{name}-{digest_of(facts)[:16]}"
-    if (folder / DONE).exists():
-        _verify(folder)
-    else:
+    if not (folder / DONE).exists():
         with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made
             if not (folder / DONE).exists():
-                start = time.monotonic()
-                noted = make(folder)
-                told = {"facts": facts, "seconds": time.monotonic() - start, **(noted or {}), "files": _files(folder)}
-                save_json(folder / DONE, signed(plain(told)), digits=None)
-    return folder
+                made, start = Stage(folder, False, {}), time.monotonic()
+                yield made
+                made.notes.update(plain({"facts": facts, "seconds": time.monotonic() - start, **made.notes}))
+                save_json(folder / DONE, signed(made.notes | {"files": _files(folder)}), digits=None)
+                return
+    yield Stage(folder, True, _verified(folder))
+
+
+def _made_by(maker: str, *modules: str) -> dict[str, Any]:
+    flags = jax_flags()
+    made_by = {"code": code_digest(*modules), "maker": file_digest(maker), "libraries": library_versions()}
+    return made_by | ({"flags": flags} if flags else {})
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a stage, by name."""
+    """The SHA-256 of every file of a stage, by name."""
     visible = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return {path.name: digest_of(path) for path in sorted(visible) if path.name != DONE}
 
 
-def _verify(folder: Path) -> None:
+def _verified(folder: Path) -> dict[str, Any]:
+    """The notes of a finished stage whose files are as they were made. Raises: ValueError."""
     remedy = f"damaged: its SHA-256 is not that of when it was made: delete {folder}, so that it is made anew"
     told = load_json(folder / DONE)
     if not isinstance(told, dict) or not is_signed(told) or not isinstance(told.get("files"), dict):
@@ -57,26 +72,4 @@ def _verify(folder: Path) -> None:
     for name, sha256 in told["files"].items():
         if not (folder / name).is_file() or digest_of(folder / name) != sha256:
             raise ValueError(f"{folder / name}: {remedy}")
-
-
-def library_versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}
-
-
-def notes(folder: Path) -> dict[str, Any]:
-    """What a stage noted, its seconds among them."""
-    return {name: value for name, value in load_json(folder / DONE).items() if name not in ("files", "sha256")}
-
-
-class Counted:
-    """Tells of steps as they are done, and `rest` of those that were in the cache already."""
-
-    def __init__(self, progress: Progress, n_steps: int) -> None:
-        self._progress, self._left = progress, n_steps
-
-    def __call__(self, n: int) -> None:
-        self._left -= n
-        self._progress(n)
-
-    def rest(self) -> None:
-        self._progress(self._left)
+    return {name: value for name, value in told.items() if name not in ("files", "sha256")}

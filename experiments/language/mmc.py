@@ -3,7 +3,7 @@
 For every latent of a small vanilla (reference) SAE, the highest activation correlation with any latent of a large SAE,
 on held-out tokens; the mean over the reference latents that are on somewhere. Claim of the post: the large Matryoshka
 SAE has the higher one at the same L0, for the smaller reference SAEs, at most locations.
-Command: python -m experiments.tinystories_mmc, or all three figures: python -m experiments.tinystories.
+Command: python -m experiments.tinystories --only mmc.
 In the post: "Language Model Results", mean max correlation by location.
 """
 
@@ -13,41 +13,31 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cli import main
-from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
-from experiments.language.chain import Chain, check
-from experiments.language.config import LanguageConfig
-from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
+from experiments.language.chain import Chain
+from experiments.language.measure import Measure, OfSite
+from experiments.language.saes import KINDS, HeldOut, SiteSAEs
 from toy.eval.metrics import mean_known
 from toy.eval.streaming import concatenate, max_correlation
 from toy.lm.model import Site
-from toy.training.loop import Progress
-
-Config = LanguageConfig
-__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
-def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
-    return measure_sites(cfg, progress, of_site)
+def of_model(chain: Chain) -> OfSite:
+    """Measures `[seed, L0, reference width]` for each kind; a seed's large SAEs with its own reference SAEs."""
+    widths = chain.cfg.reference_widths
 
+    def of_site(site: Site, saes: SiteSAEs) -> dict[str, Any]:
+        held_out = HeldOut(chain.acts, site)
+        found: dict[str, Any] = {kind: [] for kind in KINDS}
+        for seed in range(chain.cfg.n_seeds):
+            ladder = concatenate([saes.reference[width][seed] for width in widths])
+            for kind in KINDS:
+                best = [max_correlation(ladder, large, held_out).correlation for large in saes.large[kind][seed]]
+                parts = [np.split(row, np.cumsum(widths)[:-1]) for row in best]
+                found[kind].append([[mean_known(part) for part in of_l0] for of_l0 in parts])
+        return found
 
-def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
-    """For each kind [seed, L0, reference width]; a seed's large SAEs with the reference SAEs of the same seed."""
-    held_out = Slices(chain.acts, site)
-    ends = np.cumsum(cfg.reference_widths)[:-1]
-    found: dict[str, Any] = {kind: [] for kind in KINDS}
-    for seed in range(cfg.n_seeds):
-        ladder = concatenate([saes.reference[width][seed] for width in cfg.reference_widths])
-        for kind in KINDS:
-            best = [max_correlation(ladder, large, held_out).correlation for large in saes.large[kind][seed]]
-            found[kind].append([[_mean(part) for part in np.split(row, ends)] for row in best])
-    return found
-
-
-def _mean(correlations: np.ndarray) -> float:
-    known = correlations[~np.isnan(correlations)]
-    return float(known.mean()) if len(known) else float("nan")
+    return of_site
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -67,7 +57,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def plot(record: dict[str, Any]) -> Figure:
     config, sites = record["config"], record["results"]["sites"]
-    rows, _ = lp.grid_shape(len(sites))
+    rows, columns = lp.grid_shape(len(sites))
     styles = {f"L0 {l0:g}": lp.LINES[j % 4] for j, l0 in enumerate(config["target_l0"])}
     with plots.styled(1.3 + 1.75 * rows) as figure:
         panels = lp.site_axes(figure, list(sites))
@@ -83,14 +73,12 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.minorticks_off()
         lp.legend(panels[0], styles=styles)
         figure.supylabel("mean max correlation", fontsize=8)
-        lp.x_label(panels, "latents of the reference SAE")
+        for ax in panels[-columns:]:
+            ax.set_xlabel("latents of the reference SAE", fontsize=7)
         lp.caption(
             figure, record, "Latents of the reference SAE against those of the large SAE; lines: mean, dots: seeds"
         )
     return figure
 
 
-EXPERIMENT = Experiment("tinystories_mmc", Config, run, summary, plot, check, n_steps)
-
-if __name__ == "__main__":
-    main(EXPERIMENT)
+MMC = Measure("tinystories_mmc", of_model, summary, plot)

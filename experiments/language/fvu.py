@@ -3,71 +3,82 @@
 On held-out tokens: FVU against L0; the share of the model's loss that is recovered when the reconstruction is spliced
 in; the width at which vanilla SAEs have the Matryoshka SAE's FVU, at the middle L0, as a share of its own (the post:
 "comparable to a vanilla SAE 0.4x their size"). Claim of the post: a slightly worse FVU at the same L0.
-Command: python -m experiments.tinystories_fvu, or all three figures: python -m experiments.tinystories.
+Command: python -m experiments.tinystories --only fvu.
 In the post: "Reconstruction Quality".
 """
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cli import main
-from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
-from experiments.language.chain import Chain, check
+from experiments.language.chain import Chain
 from experiments.language.config import LanguageConfig
-from experiments.language.saes import KINDS, SiteSAEs, Slices, measure_sites, n_steps
+from experiments.language.measure import Measure, OfSite
+from experiments.language.saes import KINDS, HeldOut, SiteSAEs
 from toy.eval.streaming import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows
-from toy.training.loop import Progress
+from toy.sae import SAE
 
-Config = LanguageConfig
 PLACES = {"above the large vanilla SAE": ("^", 1.06), "below all": ("v", 0.02), "undefined": ("x", 0.94)}
 N_SPLICED_ROWS = 128  # held-out rows for the loss of the language model, which is most of the time
 MIN_COST = 0.05  # nats that zero ablation must cost: the share of less that is recovered says nothing
 DENSITY_BINS = np.linspace(-5, 0, 21)  # log10 of the share of tokens on which a latent is on
-__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
 
 
-def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
-    return measure_sites(cfg, progress, of_site)
+def of_model(chain: Chain) -> OfSite:
+    """Measures lists [seed, L0] of each kind, and [seed, width] of the reference SAEs; losses of the language model."""
+    return partial(_of_site, chain)
 
 
-def of_site(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
-    """For each kind lists [seed, L0]; of the reference SAEs lists [seed, width]; losses one a language model."""
-    held_out = Slices(chain.acts, site)
+def _of_site(chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
+    cfg, lm, held_out = chain.cfg, chain.model.lm, HeldOut(chain.acts, site)
     rows = Rows(*(column[:N_SPLICED_ROWS] for column in chain.tokens.valid))
     mean = np.array(chain.acts.train.sites[str(site)].mean, np.float32)
-    original, zero, of_mean = (spliced_loss(chain.lm, rows, site, put) for put in (None, np.zeros_like(mean), mean))
+    original, zero, of_mean = (spliced_loss(lm, rows, site, put) for put in (None, np.zeros_like(mean), mean))
+
+    def recovered(loss: float) -> float:
+        enough = zero - original >= MIN_COST
+        return SplicedLoss(original, loss, zero, of_mean).recovered() if enough else float("nan")
+
     found: dict[str, Any] = {"loss": {"original": [original], "zero": [zero], "mean": [of_mean]}}
-    costs_enough = zero - original >= MIN_COST
     for kind in KINDS:
-        fits = [[measure_fit(sae, held_out) for sae in seed] for seed in saes.large[kind]]
-        losses = [[spliced_loss(chain.lm, rows, site, sae) for sae in seed] for seed in saes.large[kind]]
-        found[kind] = _of_fits(fits) | {
+        losses = [[spliced_loss(lm, rows, site, sae) for sae in seed] for seed in saes.large[kind]]
+        found[kind] = _fits(saes.large[kind], held_out) | {
             "reconstruction_loss": losses,
-            "loss_recovered": [
-                [SplicedLoss(original, ce, zero, of_mean).recovered() if costs_enough else float("nan") for ce in row]
-                for row in losses
-            ],
+            "loss_recovered": [[recovered(loss) for loss in seed] for seed in losses],
         }
-    ladder = [[measure_fit(saes.reference[w][s], held_out) for w in cfg.reference_widths] for s in range(cfg.n_seeds)]
-    found["reference"] = _of_fits(ladder)
+    ladder = [[saes.reference[width][seed] for width in cfg.reference_widths] for seed in range(cfg.n_seeds)]
+    found["reference"] = _fits(ladder, held_out)
     middle = cfg.sizes.target_l0.index(cfg.reference_l0)
-    found["equivalent_width"] = [
-        _equivalent(
-            cfg, found["vanilla"]["fvu"][s][middle], found["matryoshka"]["fvu"][s][middle], found["reference"]["fvu"][s]
-        )
-        for s in range(cfg.n_seeds)
-    ]
+    vanilla, matryoshka = ([seed[middle] for seed in found[kind]["fvu"]] for kind in KINDS)
+    fvus = zip(vanilla, matryoshka, found["reference"]["fvu"], strict=True)
+    found["equivalent_width"] = [_equivalent(cfg, *of_seed) for of_seed in fvus]
     found["equivalent_width_is"] = [_place(share) for share in found["equivalent_width"]]
     return found
+
+
+def _fits(saes: list[list[SAE]], held_out: HeldOut) -> dict[str, Any]:
+    fits = [[measure_fit(sae, held_out) for sae in seed] for seed in saes]
+    each = {"fvu": lambda fit: fit.fvu, "l0": lambda fit: fit.l0, "dead": Fit.dead, "log10_density": _histogram}
+    return {name: [[of(fit) for fit in seed] for seed in fits] for name, of in each.items()}
+
+
+def _histogram(fit: Fit) -> np.ndarray:
+    return np.histogram(np.log10(fit.density[fit.density > 0]), DENSITY_BINS)[0]
+
+
+def _equivalent(cfg: LanguageConfig, vanilla: float, matryoshka: float, reference: list[float]) -> float:
+    """Width of a vanilla SAE as good as the Matryoshka one, over its own; of widths whose L0 is the middle one."""
+    ladder = zip(cfg.reference_widths, reference, strict=True)
+    same = {width: fvu for width, fvu in ladder if width / 4 >= cfg.reference_l0}
+    return equivalent_width(matryoshka, [*same, cfg.n_latents], [*same.values(), vanilla]) / cfg.n_latents
 
 
 def _place(share: float) -> str:
@@ -75,29 +86,6 @@ def _place(share: float) -> str:
     if np.isnan(share):
         return "undefined"  # a wider vanilla SAE is no better than a narrower one
     return "above the large vanilla SAE" if np.isinf(share) else "inside" if share else "below all"
-
-
-def _of_fits(fits: list[list[Fit]]) -> dict[str, Any]:
-    def each(of: Any) -> list[list]:
-        return [[of(fit) for fit in row] for row in fits]
-
-    def histogram(fit: Fit) -> np.ndarray:
-        alive = fit.density[fit.density > 0]
-        return np.histogram(np.log10(alive), DENSITY_BINS)[0]
-
-    return {
-        "fvu": each(lambda fit: fit.fvu),
-        "l0": each(lambda fit: fit.l0),
-        "dead": each(Fit.dead),
-        "log10_density": each(histogram),
-    }
-
-
-def _equivalent(cfg: LanguageConfig, vanilla: float, matryoshka: float, reference: list[float]) -> float:
-    """Width of a vanilla SAE as good as the Matryoshka one, over its own; of widths whose L0 is the middle one."""
-    same = [i for i, width in enumerate(cfg.reference_widths) if width / 4 >= cfg.reference_l0]
-    widths = [*(cfg.reference_widths[i] for i in same), cfg.n_latents]
-    return equivalent_width(matryoshka, widths, [*(reference[i] for i in same), vanilla]) / cfg.n_latents
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -113,15 +101,16 @@ def summary(record: dict[str, Any]) -> list[str]:
         places = Counter(found["equivalent_width_is"])
         text = ", ".join(f"{place} in {n} seeds" for place, n in places.items())
         if places["inside"]:
-            inside = [w for w, place in zip(*_widths(found), strict=True) if place == "inside"]
-            text += f", where it is {np.mean(inside):.2f}"
+            text += f", where it is {np.mean(_inside(found)):.2f}"
         cost = np.mean(np.subtract(found["loss"]["zero"], found["loss"]["original"]))
         lines.append(f"{site}: zero ablation costs {cost:.3f} nats; equivalent vanilla width over its own: {text}")
     return lines + lp.off_target_named(record)
 
 
-def _widths(found: dict[str, Any]) -> tuple[list[float], list[str]]:
-    return found["equivalent_width"], found["equivalent_width_is"]
+def _inside(found: dict[str, Any]) -> list[float]:
+    """The equivalent widths, as shares, that are between those of two SAEs."""
+    widths = zip(found["equivalent_width"], found["equivalent_width_is"], strict=True)
+    return [width for width, place in widths if place == "inside"]
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -133,7 +122,7 @@ def plot(record: dict[str, Any]) -> Figure:
         panels = lp.site_axes(top, list(sites), same_y=False, letter="a")
         for ax, site in zip(panels, sites.values(), strict=True):
             for kind in KINDS:
-                _fvu_line(ax, site[kind], kind)
+                lp.line(ax, site[kind]["l0"], site[kind]["fvu"], kind)
             if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in KINDS):
                 plots.nothing(ax, "activations that do not vary")
             ax.set(xscale="log", ylim=(0, None))
@@ -153,12 +142,6 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _fvu_line(ax: Axes, of_kind: dict[str, Any], kind: str) -> None:
-    l0, fvu = np.array(of_kind["l0"], float), np.array(of_kind["fvu"], float)
-    ax.plot(l0.mean(axis=0), fvu.mean(axis=0), "-", color=plots.COLOURS[kind], linewidth=1.1)
-    ax.plot(l0.ravel(), fvu.ravel(), "o", color=plots.COLOURS[kind], markersize=2, alpha=0.5)
-
-
 def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     config, sites = record["config"], record["results"]["sites"]
     j = config["target_l0"].index(lp.middle_l0(config))
@@ -169,8 +152,7 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
             lost = [None if row[j] is None else 1 - row[j] for row in site[kind]["loss_recovered"]]
             plots.spread(recovered, at, lost, colour, width=0.05)
             plots.spread(dead, at, [row[j] / config["n_latents"] for row in site[kind]["dead"]], colour, width=0.05)
-        inside = [w for w, place in zip(*_widths(site), strict=True) if place == "inside"]
-        plots.spread(width, x, list(inside), plots.COLOURS["matryoshka"], width=0.05)
+        plots.spread(width, x, list(_inside(site)), plots.COLOURS["matryoshka"], width=0.05)
         places = Counter(site["equivalent_width_is"])
         for place, (marker, y) in PLACES.items():
             if places[place]:
@@ -193,7 +175,4 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     density.set_xlabel("log10(share of tokens on)", fontsize=6.5)
 
 
-EXPERIMENT = Experiment("tinystories_fvu", Config, run, summary, plot, check, n_steps)
-
-if __name__ == "__main__":
-    main(EXPERIMENT)
+FVU = Measure("tinystories_fvu", of_model, summary, plot)

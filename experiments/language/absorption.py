@@ -7,7 +7,7 @@ missing (`toy.lm.absorption`). Direction: a member's latent (child) absorbs the 
 everywhere has no holes, so its precision is told, too: the share of the rows where it is on that are of a member; and
 its average precision, which takes both together at all thresholds.
 Claim of the post: fewer holes with Matryoshka.
-Command: python -m experiments.tinystories_absorption, or all three figures: python -m experiments.tinystories.
+Command: python -m experiments.tinystories --only absorption.
 In the post: "Feature Absorption Example", female words and Lily, Sue.
 """
 
@@ -18,20 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cli import main
-from experiments.common.experiment import Experiment
 from experiments.language import plots as lp
-from experiments.language.chain import Chain, load_tokens
-from experiments.language.chain import check as check_chain
-from experiments.language.concepts import check_words, members_of, of_site
-from experiments.language.config import LanguageConfig
-from experiments.language.saes import KINDS, SiteSAEs, measure_sites, n_steps
+from experiments.language.concepts import check_words, facts, of_model
+from experiments.language.measure import Measure
+from experiments.language.saes import KINDS
 from toy.eval.metrics import mean_known
 from toy.lm.absorption import MIN_ROWS
-from toy.lm.model import Site
-from toy.training.loop import Progress
 
-Config = LanguageConfig
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
 REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
 LEAST_LINES = 3  # concepts that a panel has room for, be there fewer
@@ -41,26 +34,6 @@ MEASURES = {
     "precision": "Precision",
     "average_precision": "Avg. precision",
 }
-__all__ = ["Config", "check", "n_steps", "plot", "run", "summary"]
-
-
-def check(cfg: LanguageConfig) -> None:
-    """Check as the other figures do, and that the held-out text has the words, before anything is trained."""
-    check_chain(cfg)
-    for one in cfg.of_models:
-        check_words(one, load_tokens(one))
-
-
-def run(cfg: LanguageConfig, progress: Progress) -> dict[str, Any]:
-    members: dict[str, dict[str, np.ndarray]] = {}  # of each language model's held-out rows, the same at every site
-
-    def of_one(cfg: LanguageConfig, chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
-        if chain.acts.digest not in members:
-            members[chain.acts.digest] = members_of(cfg, chain)
-        return of_site(cfg, chain, site, saes, members[chain.acts.digest])
-
-    words = {name: list(words) for name, words in cfg.concept_words.items()}
-    return {"concepts": words, "min_rows": MIN_ROWS} | measure_sites(cfg, progress, of_one)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -194,7 +167,4 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 
-EXPERIMENT = Experiment("tinystories_absorption", Config, run, summary, plot, check, n_steps)
-
-if __name__ == "__main__":
-    main(EXPERIMENT)
+ABSORPTION = Measure("tinystories_absorption", of_model, summary, plot, facts, check_words)

@@ -1,0 +1,31 @@
+"""What a figure of the TinyStories chain is: what it measures at a site, and how its record is told and drawn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.language.chain import Chain, Tokens
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import SiteSAEs
+from toy.lm.model import Site
+
+Record = dict[str, Any]
+OfSite = Callable[[Site, SiteSAEs], Record]
+
+
+@dataclass(frozen=True)
+class Measure:
+    name: str
+    """Of the record and the figure."""
+    of_model: Callable[[Chain], OfSite]
+    """Returns, for one language model, what measures a site: lists that lead with an axis of seeds."""
+    summary: Callable[[Record], list[str]]
+    plot: Callable[[Record], Figure]
+    facts: Callable[[LanguageConfig], Record] = lambda cfg: {}
+    """Returns what the results say beside that."""
+    check: Callable[[LanguageConfig, list[Tokens]], None] = lambda cfg, tokens: None
+    """Raises ValueError before anything is trained if the tokens of a language model have not what is measured."""
+    caption: None = None
+    command: str = "tinystories"
