@@ -38,7 +38,6 @@ TREES: dict[str, Node] = {
     "reference": reference_tree(),
     "frequent children": regular_tree(RegularTree(edge_prob=0.3)),
     "independent children": regular_tree(RegularTree(exclusive=False)),
-    "five children": regular_tree(RegularTree(branching=5, edge_prob=0.1)),
     "two levels": regular_tree(RegularTree(n_roots=2, branching=2, depth=2)),
     "three levels": three_level_tree(),
 }
