@@ -99,7 +99,7 @@ def test_a_function_that_was_replaced_trains_with_what_it_now_is(monkeypatch: py
         patch.setattr(step, "sae_loss", lambda *given, **options: loss(*given, **options | {"sparsity": "log"}))
         replaced = metrics_of(CELLS[:1])
         with pytest.raises(
-            ValueError, match=r"^toy\.step\.sae_loss: replaced while the program runs, .* use run_cells"
+            ValueError, match=r"^toy\.training\.step\.sae_loss: replaced while the program runs, .* use run_cells"
         ):
             make_plan(small_sweep())
     assert replaced != before

@@ -114,7 +114,7 @@ def set_up_jax() -> None:
 
     from experiments.common.cache import user_cache
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
