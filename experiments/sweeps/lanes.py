@@ -116,23 +116,14 @@ def run_cells(cells: Sequence[Cell]) -> list[Row]:
 
 
 def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
-
-    def column(name: str) -> Float[Array, " lanes"]:
-        return jnp.asarray([getattr(cell.training, name) for cell in cells], jnp.float32)
-
+    """The cells as lanes; a hyperparameter that is no axis has its default in every lane."""
+    defaults = {name: value for name, value in Hypers._field_defaults.items() if isinstance(value, int | float)}
+    columns = {name: [getattr(cell.training, name, value) for cell in cells] for name, value in defaults.items()}
+    columns |= {"target_l0": [target_l0(cell) for cell in cells], "aux_coef": [0.0] * len(cells)}  # AuxK is of TopK
     hypers = Hypers(
-        prefixes=_stacked([_weighting(cell, program) for cell in cells]),
-        target_l0=jnp.asarray([target_l0(cell) for cell in cells], jnp.float32),
-        learning_rate=column("learning_rate"),
-        b1=column("b1"),
-        b2=column("b2"),
-        clip_norm=column("clip_norm"),
-        sparsity_coef=column("sparsity_coef"),
-        control_rate=column("control_rate"),
-        reinit_below=column("reinit_below"),
-        aux_coef=jnp.asarray(np.zeros(len(cells), np.float32)),
+        _stacked([_weighting(cell, program) for cell in cells]),
         n_latents=jnp.asarray([n_latents(cell) for cell in cells], jnp.int32),
-        input_size=jnp.asarray(np.ones(len(cells), np.float32)),
+        **{name: jnp.asarray(column, jnp.float32) for name, column in columns.items()},
     )
     trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
     return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
