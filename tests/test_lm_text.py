@@ -242,7 +242,9 @@ def test_a_file_that_gives_no_story_is_named(tmp_path: Path) -> None:
 def test_a_text_without_separators_is_told_how_to_get_them(tmp_path: Path) -> None:
     path = tmp_path / "stories.jsonl"
     path.write_text("".join(f'{{"text": "{story}"}}\n' for story in ("one", "two")))
-    with pytest.raises(ValueError, match=r"stories\.jsonl: has no separators of stories; of JSON lines write the text"):
+    with pytest.raises(
+        ValueError, match=r"stories\.jsonl: has no separators of stories; extract the text from JSON lines"
+    ):
         read_stories(str(path))
     path.write_text("\nOne.\nTwo.\n")
     with pytest.raises(ValueError, match=r"separators of stories; put a line <\|endoftext\|> after each story"):
@@ -260,7 +262,7 @@ def test_stories_of_the_hub_are_cleaned_be_they_a_file_or_a_column(
     assert read_stories("hub:o/n/a.txt").texts == read_stories("hub:o/n").texts == ["One story.", "Two."]
     with pytest.raises(ValueError, match="hub:o/none: no story"):
         read_stories("hub:o/none")
-    with pytest.raises(ValueError, match="hub:o/numbers: its column of texts has something else in it: 2"):
+    with pytest.raises(ValueError, match="hub:o/numbers: its column of texts also holds 2"):
         read_stories("hub:o/numbers")
 
 

@@ -1,11 +1,11 @@
 """Absorption without ground-truth directions: holes of a concept's latent on the concept's members.
 
-Direction: the *parent* (the latent of the concept, such as female words) is off where the *child* (a member, such as
-Lily) is present; then the member's own latent may carry the concept's direction for it, and has absorbed it.
-That it points a little along the concept is not enough, as a member's own direction does so, too: an absorbing latent
-makes up for a fair share of what is missing, by the thresholds of SAEBench's metric (Karvonen et al., 2025), which
-takes shares of the activation's projection where we take them of what the parent usually adds.
-A concept is a set of words, and a row is of a member where the word ends. Works on any model whose text has the words.
+The *parent*, the latent of a concept such as female words, has a hole where it is off although a *child*, a member such
+as Lily, is present. The member's own latent has absorbed the concept if it contributes the concept's direction there.
+A small contribution is not enough, since the member's own direction also has one: an absorbing latent supplies at least
+a share `ABSORBER_SHARE` of what the parent usually adds. The thresholds are those of SAEBench's metric (Karvonen et
+al., 2025), which takes shares of the activation's projection instead.
+A concept is a set of words, and a row belongs to a member if its token ends the word.
 """
 
 from collections.abc import Sequence
@@ -25,35 +25,35 @@ from toy.lm.pieces import words
 from toy.lm.tokens import Rows
 from toy.sae import RELU, SAE, Activation, encode
 
-ON_THRESHOLD = 0.2  # of the latent's mean activation on the concept's rows where it is positive (`toy.eval.metrics`)
-ABSORBER_COSINE = 0.1  # an absorbing latent's decoder has with the probe, at least …
-ABSORBER_SHARE = 0.4  # … and it adds so much along the probe, of what the concept's latent adds where it is on
-MIN_ROWS = 20  # a member on fewer rows says nothing
+ON_THRESHOLD = 0.2  # a latent is on above this share of its mean positive activation on the concept's rows
+ABSORBER_COSINE = 0.1  # least cosine of an absorbing latent's decoder with the probe
+ABSORBER_SHARE = 0.4  # least share that it adds along the probe of what the concept's latent adds where it is on
+MIN_ROWS = 20  # members with fewer rows are not measured
 NO_WORD = -1
 
 Members = Int[np.ndarray, " rows"]
 
 
 class WordPlaces(NamedTuple):
-    """Which of some words ends at a token of a story; the stories one after another, as their lengths differ."""
+    """The word that ends at each token, for stories in a row."""
 
     words: tuple[str, ...]
     found: Int[np.ndarray, " n_tokens"]  # index of the word, or NO_WORD
     begins: Int[np.ndarray, " n_stories"]  # where each story's tokens begin
 
     def of(self, document: Int[np.ndarray, " rows"], position: Int[np.ndarray, " rows"]) -> Members:
-        """Of the rows of a store."""
+        """The words at the rows of a store."""
         return self.found[self.begins[document] + position]
 
 
 def find_words(rows: Rows, pieces: list[str], wanted: Sequence[str]) -> WordPlaces:
-    """`pieces` are the tokenizer's. A word across two rows of a story is found where it ends, and none of its parts."""
+    """Find words by the tokenizer's `pieces`, also those that continue in the next row of a story."""
     index = {word.lower(): i for i, word in enumerate(wanted)}
     lengths = np.zeros(rows.document.max() + 1, int)
     np.maximum.at(lengths, rows.document, rows.start + rows.length)
     ends = np.cumsum(lengths)
     begins = ends - lengths
-    stories = np.full(ends[-1], len(pieces), np.int32)  # the place of no piece
+    stories = np.full(ends[-1], len(pieces), np.int32)  # the empty piece that is appended below
     for ids, length, document, start in zip(*rows, strict=True):
         stories[begins[document] + start :][:length] = ids[:length]
     found, texts = np.full(len(stories), NO_WORD, np.int32), [*pieces, ""]
@@ -66,12 +66,12 @@ def find_words(rows: Rows, pieces: list[str], wanted: Sequence[str]) -> WordPlac
 def fit_probe(
     x: Float[np.ndarray, "rows d_in"], present: Bool[np.ndarray, " rows"], l2: float = 1e-3
 ) -> Float[np.ndarray, " d_in"]:
-    """The direction (unit norm) of a logistic regression that tells the concept's rows from the others.
+    """The direction (unit norm) of a logistic regression that separates the concept's rows from the others.
 
-    Both classes weigh the same in the mean loss; inputs are centred and scaled to a mean variance of 1, all dimensions
-    alike (one by one would turn the direction towards rare features), and l2 · ‖w‖² / 2 is on these. A concept of m
-    members that exclude each other has own directions of theirs in it, 1/m of its own each at least. Raises: ValueError
-    if a class has no rows.
+    Both classes have the same weight in the mean loss. Inputs are centred and scaled by one number to a mean variance
+    of 1 (scaling each dimension would turn the direction towards rare features), and the penalty is l2 · ‖w‖² / 2. The
+    direction of a concept with m exclusive members contains each member's own direction with a share of 1/m or more.
+    Raises: ValueError if a class has no rows.
     """
     if present.all() or not present.any():
         raise ValueError("present: a probe needs rows with the concept and rows without it")
@@ -96,23 +96,27 @@ def _probe_loss(flat: Array, x: Array, signs: Array, weights: Array, l2: Array) 
 
 
 class Absorption(NamedTuple):
-    """One SAE and one concept; lists have an entry a member. NaN where a member has too few rows or no hole, and for
-    absorbed rates where the concept's latent adds nothing along the probe."""
+    """Measures of one SAE and one concept; arrays have one entry per member.
+
+    NaN for members with too few rows, and for absorbed rates if the concept's latent adds nothing along the probe.
+    """
 
     latent: int  # of the concept
-    precision: float  # of the latent's rows, those of a member
-    average_precision: float  # of the latent as a detector of the concept, at all thresholds (`average_precision`)
+    precision: float  # share of the latent's rows that are of a member
+    average_precision: float  # of the latent as a detector of the concept (`average_precision`)
     hole_rates: Float[np.ndarray, " n_members"]  # P(latent off | member)
-    hole_rate: float  # mean over members, each counting the same
-    absorbed_rates: Float[np.ndarray, " n_members"]  # P(latent off and absorbing latent makes up for it | member)
+    hole_rate: float  # mean over members
+    absorbed_rates: Float[
+        np.ndarray, " n_members"
+    ]  # P(latent off and its share added by the absorbing latent | member)
     absorbed_rate: float
-    absorbers: Int[np.ndarray, " n_members"]  # which adds most in the holes, of those that may absorb; −1: none
+    absorbers: Int[np.ndarray, " n_members"]  # the latent that adds most in the holes; −1 if none absorbs
     cosines: Float[np.ndarray, " n_members"]  # of the absorbing latent's decoder with the probe
     parent_cosine: float  # of the concept's latent's
 
 
 def unknown(n_members: int) -> Absorption:
-    """Of a concept that the rows have not."""
+    """The measures of a concept that does not occur in the rows."""
     nan, none = np.full(n_members, np.nan), np.full(n_members, -1)
     return Absorption(-1, np.nan, np.nan, nan, np.nan, nan, np.nan, none, nan, np.nan)
 
@@ -124,7 +128,7 @@ def best_latents(
     activation: Activation = RELU,
     chunk: int = 4_096,
 ) -> tuple[Int[np.ndarray, " n_concepts"], Float[np.ndarray, " n_concepts"]]:
-    """For each concept the latent whose activation correlates most with its presence, and the correlation."""
+    """Returns the latent whose activation correlates most with each concept's presence, and the correlation."""
     sums = None
     for start in range(0, len(x), chunk):
         rows = slice(start, start + chunk)
@@ -136,7 +140,7 @@ def best_latents(
     first, second, along = (values / len(x) for values in sums)
     share = present.mean(axis=0)
     variance = second - first**2
-    variance = np.where(variance > ROUNDING * second, variance, 0)  # a latent that is always as much on tells nothing
+    variance = np.where(variance > ROUNDING * second, variance, 0)  # a constant latent has only rounding errors
     spread = np.sqrt(variance[:, None] * share * (1 - share))
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.where(spread > 0, (along - first[:, None] * share) / spread, -np.inf)
@@ -161,10 +165,10 @@ def measure_absorption(
     probe: Float[np.ndarray, " d_in"],
     activation: Activation = RELU,
 ) -> Absorption:
-    """`members` says which member each row is of, or NO_WORD; `latent` is `best_latents`', found on other rows.
+    """Measure absorption, given the member of each row (or NO_WORD).
 
-    `probe` is `fit_probe`'s; `activation` the SAE's, where it is TopK (a trained BatchTopK SAE has a threshold).
-    Raises: ValueError if no row is of a member.
+    `latent` (by `best_latents`) and `probe` (by `fit_probe`) should be found on other rows. `activation` is needed for
+    TopK SAEs only. Raises: ValueError if no row is of a member.
     """
     if not (members >= 0).any():
         raise ValueError("members: no row is of a member")
@@ -198,13 +202,13 @@ def measure_absorption(
 
 
 def average_precision(values: Float[np.ndarray, " rows"], present: Bool[np.ndarray, " rows"]) -> float:
-    """Σ (recall step · precision) over thresholds, one at each different value; NaN without a present row.
+    """Σ (recall step · precision) over thresholds at every value; NaN without a present row.
 
-    It rewards neither a latent that is on everywhere nor one that is hardly ever on, as hole rate and precision do.
+    Unlike the hole rate, it does not reward a latent that is on everywhere; unlike precision, nor one that is rarely on.
     """
     order = np.argsort(-values, kind="stable")
     n_present = np.cumsum(present[order])
-    ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)  # rows of one value come in at once
+    ends = np.flatnonzero(np.diff(values[order], append=np.nan) != 0)  # rows of equal value share a threshold
     steps = np.diff(n_present[ends], prepend=0)
     return float((steps * n_present[ends] / (ends + 1)).sum() / n_present[-1]) if n_present[-1] else float("nan")
 
@@ -216,7 +220,7 @@ def _member(
     along: Float[np.ndarray, " n_latents"],
     usual: float,
 ) -> tuple[float, float, int]:
-    """Hole rate, absorbed rate and absorbing latent of one member; `along` is 0 for latents that may not absorb."""
+    """Returns hole rate, absorbed rate and absorbing latent of a member; `along` is 0 for latents that cannot absorb."""
     if rows.sum() < MIN_ROWS:
         return float("nan"), float("nan"), -1
     holes = acts[rows & ~on]
@@ -233,7 +237,7 @@ def _member(
 def _encoded(
     sae: SAE, x: Float[np.ndarray, "rows d_in"], activation: Activation, latent: int | None = None, chunk: int = 2_048
 ) -> Float[np.ndarray, "rows n_latents"] | Float[np.ndarray, " rows"]:
-    """Of all latents or of one, in chunks of one shape, so that concepts with other numbers of rows compile nothing."""
+    """Activations of all latents or of one, in chunks of one shape, so that nothing is compiled again."""
     padded = np.pad(x, ((0, -len(x) % chunk), (0, 0)))
     wanted = slice(None) if latent is None else latent
     parts = [

@@ -1,8 +1,8 @@
-"""The built-in corpus: small stories of our own making, with a known tree of concepts.
+"""The built-in corpus: short artificial stories whose words form a known tree of concepts.
 
-What a word is decides what follows it, at every level: a name's sex the pronouns, the name itself its favourite toy;
-where an animal lives the place it is met, the animal its sound; the kind of an emotion what a child does, the emotion
-its cause. So a model that predicts such text has to learn the levels, and which word is of which concept is known.
+Every level of a concept determines some of the text: the sex of a name its pronouns, and the name itself a favourite
+toy; the habitat of an animal where it is met, and the animal its sound; the kind of an emotion what a child does, and
+the emotion its cause. A model that predicts such text therefore has to learn all levels.
 """
 
 from bisect import bisect
@@ -21,19 +21,19 @@ class Concept(NamedTuple):
     """A set of words, and the narrower concepts within it."""
 
     name: str
-    words: tuple[str, ...] = ()  # of this concept and of no narrower one
+    words: tuple[str, ...] = ()  # those that belong to no narrower concept
     parts: tuple["Concept", ...] = ()
 
     def all_words(self) -> tuple[str, ...]:
         return self.words + tuple(word for part in self.parts for word in part.all_words())
 
     def walk(self) -> list["Concept"]:
-        """This concept and all within it, broader ones first."""
+        """Returns this concept and all within it, broader ones first."""
         return [self, *(inner for part in self.parts for inner in part.walk())]
 
 
 class Sex(NamedTuple):
-    """Words that agree."""
+    """Words of one grammatical sex."""
 
     child: str
     he: str
@@ -47,14 +47,14 @@ BOY = Sex("boy", "he", "his", ("Tom", "Ben", "Max", "Sam", "Jack", "Leo"), ("dad
 TOYS = ("ball", "doll", "kite", "drum", "puzzle", "boat", "robot", "truck", "bike", "crown", "swing", "puppet")
 COLOURS = ("red", "blue", "green", "yellow")
 FOODS = ("apple", "cake", "cookie", "pear", "sandwich", "carrot")
-ANIMALS = {  # by where they live: (animal, its sound)
+ANIMALS = {  # (animal, sound) by habitat
     "house": (("cat", "meowed"), ("dog", "barked"), ("hamster", "squeaked"), ("parrot", "talked")),
     "barn": (("cow", "mooed"), ("pig", "oinked"), ("hen", "clucked"), ("horse", "neighed")),
     "forest": (("bear", "growled"), ("fox", "yelped"), ("squirrel", "chattered"), ("wolf", "howled")),
 }
 KINDS = {"house": "pet", "barn": "farm animal", "forest": "wild animal"}
 DEEDS = {"house": "sat on the sofa", "barn": "ate some hay", "forest": "ran into the trees"}
-EMOTIONS = {  # by how a child acts: (emotion, its cause)
+EMOTIONS = {  # (emotion, cause) by what a child does
     "smiled": (("happy", "the sun was out"), ("proud", "the tower was tall"), ("excited", "a party was near")),
     "cried": (("sad", "the toy broke"), ("scared", "the thunder was loud"), ("lonely", "nobody was home")),
 }
@@ -97,16 +97,16 @@ CONCEPTS = (
 
 
 def make_stories(n_stories: int, seed: int) -> list[str]:
-    """Stories of about 100 words; the same for the same seed, and the first n whatever their number."""
+    """Stories of about 100 words, each a function of the seed and its index."""
     check_numbers({"n_stories": n_stories, "seed": seed}, {"n_stories": Whole(), "seed": SEED})
     return [_Story(np.random.default_rng([seed, i])).tell() for i in range(n_stories)]
 
 
 class _Story:
-    """One story being told: who is in it, and the scenes that may come."""
+    """The characters of one story, and its possible scenes."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self._uniform = iter(rng.random(100).tolist())  # one block: drawn singly, they take most of the time
+        self._uniform = iter(rng.random(100).tolist())  # drawn at once, which is much faster
         self.sex, self.friend_sex = self._one((GIRL, BOY)), self._one((GIRL, BOY))
         self.name = self._often_first(self.sex.names)
         self.friend = self._often_first([name for name in self.friend_sex.names if name != self.name])
@@ -115,7 +115,7 @@ class _Story:
         return options[int(next(self._uniform) * len(options))]
 
     def _often_first(self, options: Sequence[T]) -> T:
-        """The i-th with probability ∝ 1/(i + 1): some words are frequent, as in real text."""
+        """Draw the i-th with probability ∝ 1/(i + 1), since real words differ in frequency."""
         odds = list(accumulate(1 / (i + 1) for i in range(len(options))))
         return options[bisect(odds, next(self._uniform) * odds[-1])]
 
@@ -125,7 +125,7 @@ class _Story:
         return " ".join([self._opening(), *(scenes[i]() for i in order), self._ending()])
 
     def _toy(self, name: str) -> str:
-        """A name's own, most of the time."""
+        """The favourite toy of a name in most cases, else any."""
         names = GIRL.names + BOY.names
         return TOYS[names.index(name)] if next(self._uniform) < 0.75 else self._one(TOYS)
 

@@ -1,4 +1,4 @@
-"""From tokens to a store of activations: every site in one pass, in a random order of rows, a shard at a time."""
+"""From tokens to a store of activations at several sites, in a random order of rows."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from toy.lm.tokens import Rows
 from toy.lm.weights import model_digest
 from toy.training.loop import Progress
 
-BATCH = 32  # rows in memory at once, beside one shard
+BATCH = 32  # rows per forward pass
 
 
 def export_activations(
@@ -32,22 +32,22 @@ def export_activations(
     shard_mb: int = 64,
     progress: Progress | None = None,
 ) -> Store:
-    """Activations at every site of every token but a story's begin; with them its id, story and position in the story.
+    """Store the activations of all tokens but the begins of stories, with their ids, stories and positions.
 
-    Rows go to shards in a random order, tokens within a shard too. `facts` are the caller's (the tokenizer's digest,
-    names); digests of model and rows, dtype, seed and sites are added. Memory: three shards, two of them while one is
-    written, and BATCH rows of activations. Raises: ValueError if there is nothing to export.
+    Rows go to shards in a random order, and so do tokens within a shard. `facts` are the caller's (such as the digest
+    of the tokenizer); digests of model and rows, dtype, seed and sites are added. Memory: three shards and BATCH rows
+    of activations. Raises: ValueError if there is nothing to export.
     """
     if not sites:
         raise ValueError("sites: none is given")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    if not _is_told(rows).any():
-        raise ValueError("rows: there is no token in them but the begin of stories")
+    if not _is_exported(rows).any():
+        raise ValueError("rows: they hold no token but the begins of stories")
     n_bytes = DTYPES[dtype].itemsize * lm.cfg.d_model * len(sites)
-    rows_a_shard = max(1, shard_mb * 2**20 // (n_bytes * rows.ids.shape[1]))
+    rows_per_shard = max(1, shard_mb * 2**20 // (n_bytes * rows.ids.shape[1]))
     order = np.random.default_rng(seed).permutation(len(rows.ids))
-    parts = np.split(order, np.arange(rows_a_shard, len(order), rows_a_shard))
+    parts = np.split(order, np.arange(rows_per_shard, len(order), rows_per_shard))
     made_of = {"model_sha256": model_digest(lm), "rows_sha256": rows.digest()}
     how = {"seed": seed, "dtype": dtype, "sites": [str(site) for site in sites], "shard_mb": shard_mb}
     graph, params = nnx.split(lm, nnx.Param)
@@ -66,21 +66,20 @@ def _acts(
     return {str(site): acts for site, acts in acts_at(nnx.merge(graph, params), ids, sites).items()}
 
 
-def _is_told(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
-    """Which places of the rows are exported."""
-    told = rows.real()
-    told[:, 0] &= rows.start > 0  # a begin is the same in every story
-    return told
+def _is_exported(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
+    exported = rows.real()
+    exported[:, 0] &= rows.start > 0  # the begin token is the same in every story
+    return exported
 
 
 def _shard(forward: Any, rows: Rows, dtype: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    told = _is_told(rows)
-    order = rng.permutation(int(told.sum()))
+    exported = _is_exported(rows)
+    order = rng.permutation(int(exported.sum()))
     place = np.argsort(order)  # of each token in the shard
     found: dict[str, np.ndarray] = {}
     n_done = 0
     for first in range(0, len(rows.ids), BATCH):
-        ids, kept = rows.ids[first : first + BATCH], told[first : first + BATCH]
+        ids, kept = rows.ids[first : first + BATCH], exported[first : first + BATCH]
         acts = forward(np.pad(ids, ((0, BATCH - len(ids)), (0, 0))))  # one shape, so one program
         places = place[n_done : n_done + kept.sum()]
         for name, values in acts.items():
@@ -91,4 +90,4 @@ def _shard(forward: Any, rows: Rows, dtype: str, rng: np.random.Generator) -> di
     positions = rows.start[:, None] + np.arange(rows.ids.shape[1])
     stories = np.broadcast_to(rows.document[:, None], positions.shape)
     columns = {"token": rows.ids, "document": stories, "position": positions}
-    return found | {name: values[told].astype(np.int32)[order] for name, values in columns.items()}
+    return found | {name: values[exported].astype(np.int32)[order] for name, values in columns.items()}

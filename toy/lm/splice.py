@@ -1,4 +1,4 @@
-"""What an SAE's reconstruction costs the language model, when it stands in for the activations at a site."""
+"""The loss of a language model in which an SAE's reconstruction replaces the activations at a site."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from toy.sae import RELU, SAE, Activation, decode, encode
 
 
 class SplicedLoss(NamedTuple):
-    """Mean cross-entropy of the next token, in nats, with these in place of the activations at one site."""
+    """Mean cross-entropy of the next token in nats, by what replaces the activations at one site."""
 
     original: float
     reconstruction: float
@@ -24,10 +24,7 @@ class SplicedLoss(NamedTuple):
     mean: float  # of the activations at that site
 
     def recovered(self) -> float:
-        """(zero − reconstruction) / (zero − original): 1 is a lossless SAE, 0 one as bad as zeros.
-
-        NaN where zeros cost nothing, so that there is nothing to recover.
-        """
+        """(zero − reconstruction) / (zero − original): 1 if lossless, 0 if as bad as zeros, NaN if zeros cost nothing."""
         cost = self.zero - self.original
         return (self.zero - self.reconstruction) / cost if cost > 0 else float("nan")
 
@@ -40,10 +37,10 @@ def spliced_loss(
     activation: Activation = RELU,
     batch_size: int = 32,
 ) -> float:
-    """One of the above: `put` is an SAE, whose reconstruction replaces the activations; a vector; or None: nothing.
+    """The loss with `put` at a site: an SAE, whose reconstruction is used; a vector; or None for no replacement.
 
-    A story's begin token, which SAEs are not trained on, is left as it is. Raises: ValueError if the model has no such
-    site, or `put` is of another width.
+    Activations of a story's begin token, on which SAEs are not trained, are kept. Raises: ValueError if the model has
+    no such site, or `put` has another width.
     """
     parse_site(str(site), lm.cfg.n_layers)
     width = lm.cfg.d_model if put is None else (put.b_dec if isinstance(put, SAE) else put).shape[-1]

@@ -1,7 +1,7 @@
-"""Stories as text: reading a file of them, mending what is known of its damage, and the reference tokenizer's cleaning.
+"""Stories as text: they are read from a file, repaired where their encoding is damaged, and cleaned.
 
-The reference drops every story with â, €, » or «, and so those of TinyStories-train.txt whose "’" is "â€™". Here these
-are mended, and what is properly encoded is no damage.
+The reference tokenizer drops every story with â, €, » or «, also those of TinyStories-train.txt in which "’" became
+"â€™". Here such stories are repaired, and properly encoded ones are kept.
 """
 
 import re
@@ -17,9 +17,9 @@ from toy.lm.hub import fetch_stories, is_hub_name
 END_OF_STORY = "<|endoftext|>"
 _CP1252 = {bytes([i]).decode("cp1252", "ignore") or chr(i): i for i in range(0x80, 0x100)}  # character → byte
 _FOLLOWS = "".join(re.escape(character) for character, i in _CP1252.items() if i < 0xC0)
-_MARK = re.compile(f"â[€‚„][{_FOLLOWS}]")  # three bytes of punctuation; these two characters follow in no language
+_MARK = re.compile(f"â[€‚„][{_FOLLOWS}]")  # three bytes of punctuation; no language has these two characters in a row
 _LETTERS = re.compile(f"(?:[ÂÃ][{_FOLLOWS}])+")  # two bytes each
-_LAST_BYTE_LOST = re.compile(f"â€(?![{_FOLLOWS}])")  # "”" has a byte that cp1252 has not
+_LAST_BYTE_LOST = re.compile(f"â€(?![{_FOLLOWS}])")  # "”" has a byte that cp1252 lacks
 _DAMAGED = re.compile(r"â[€‚„]|ï¿½|[\u0080-\u009f\ufffd\ud800-\udfff]")
 _MISREAD_TWICE = 2
 
@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
 
 
 class Stories(NamedTuple):
-    """Cleaned stories, and how many were read, mended, and dropped as damaged or as empty."""
+    """Cleaned stories, and how many were read, repaired, and dropped as damaged or empty."""
 
     texts: list[str]
     n_read: int
@@ -41,16 +41,16 @@ class Stories(NamedTuple):
     n_empty: int
 
     def notes(self) -> list[str]:
-        """A line on what was mended and one on what was dropped, where anything was."""
+        """Lines for the user: how many stories were repaired, and how many were dropped, if any."""
         dropped = {"with damaged encoding": self.n_damaged, "without text": self.n_empty}
         why = ", ".join(f"{n:,} {what}" for what, n in dropped.items() if n)
         mended = f"mended {self.n_mended:,} of {self.n_read:,} stories: UTF-8 that had been read as cp1252"
-        told = [mended] if self.n_mended else []
-        return [*told, f"dropped {sum(dropped.values()):,} of {self.n_read:,} stories: {why}"] if why else told
+        notes = [mended] if self.n_mended else []
+        return [*notes, f"dropped {sum(dropped.values()):,} of {self.n_read:,} stories: {why}"] if why else notes
 
 
 def mend(story: str) -> str:
-    """UTF-8 that was read as cp1252, once or twice over, read as UTF-8 again, where nothing else can be meant."""
+    """Undo that UTF-8 was read as cp1252, once or twice over, where nothing else can be meant."""
     for _ in range(_MISREAD_TWICE):
         story = _MARK.sub(_as_utf8, _LETTERS.sub(_letters_as_utf8, story))
     return _LAST_BYTE_LOST.sub("”", story)
@@ -61,7 +61,7 @@ def _as_utf8(found: re.Match[str]) -> str:
 
 
 def _letters_as_utf8(found: re.Match[str]) -> str:
-    """Only beside a small letter: elsewhere "Ã»" may be a capital letter and the end of a quotation."""
+    """Convert beside small letters only: elsewhere "Ã»" may be a capital letter and a closing quotation mark."""
     before, after = found.string[max(found.start() - 1, 0) : found.start()], found.string[found.end() : found.end() + 1]
     in_word = any(beside.isascii() and beside.islower() for beside in (before, after))
     is_blank = found[0] == "Â\u00a0" and not before.isupper()
@@ -69,24 +69,24 @@ def _letters_as_utf8(found: re.Match[str]) -> str:
 
 
 def is_damaged(story: str) -> bool:
-    """Whether it has what no text has: misread characters that `mend` left, control characters, marks of lost ones."""
+    """Whether a story has misread characters that `mend` left, control characters, or replacement characters."""
     return bool(_DAMAGED.search(story))
 
 
 def clean(story: str) -> str:
-    """ASCII, single spaces and newlines, none at line ends (`clean_text` of noanabeshima/tinymodel), none around."""
+    """ASCII text with single spaces and newlines, stripped (as `clean_text` of noanabeshima/tinymodel)."""
     text = unidecode(story).replace("\t", "  ")
     text = re.sub(r"\s+", _after_last_newline, text)
     return re.sub(r" +", " ", re.sub(r"\n\n+", "\n", text)).strip()
 
 
 def _after_last_newline(blanks: re.Match[str]) -> str:
-    """What r"\\s+\\n" → "\\n" makes of a run of blanks, in linear time."""
+    """Replaces r"\\s+\\n" by "\\n" in a run of blanks, in linear time."""
     return blanks[0][max(blanks[0].rfind("\n"), 0) :]
 
 
 def clean_stories(stories: Iterable[str], most: int | None = None) -> Stories:
-    """Each story mended and cleaned, up to `most`; damaged and empty ones are dropped, and counted."""
+    """Repair and clean up to `most` stories; damaged and empty ones are dropped and counted."""
     texts: list[str] = []
     n_read = n_mended = n_damaged = n_empty = 0
     for story in stories:
@@ -104,7 +104,7 @@ def clean_stories(stories: Iterable[str], most: int | None = None) -> Stories:
 
 
 def split_stories(lines: Iterator[str]) -> Iterator[str]:
-    """Stories of a text in which a line `<|endoftext|>` follows each; the last may lack it."""
+    """Yields the stories of a text that are separated by lines `<|endoftext|>`."""
     story: list[str] = []
     for line in lines:
         head, *tails = line.split(END_OF_STORY)
@@ -117,9 +117,9 @@ def split_stories(lines: Iterator[str]) -> Iterator[str]:
 
 
 def read_stories(name: str, most: int | None = None) -> Stories:
-    """Cleaned stories, up to `most`, of a text file, a dataset `hub:OWNER/NAME` or its file `hub:OWNER/NAME/FILE`.
+    """Up to `most` cleaned stories of a text file, a dataset `hub:OWNER/NAME` or its file `hub:OWNER/NAME/FILE`.
 
-    Raises: ValueError naming the file if it cannot be read, does not mark where stories end, or holds none.
+    Raises: ValueError naming the file if it cannot be read, has no separators, or holds no story.
     """
     found = fetch_stories(name) if is_hub_name(name) else Path(name)
     stories = clean_stories(_of_file(found) if isinstance(found, Path) else _of_column(name, found), most)
@@ -133,7 +133,7 @@ def read_stories(name: str, most: int | None = None) -> Stories:
 def _of_column(name: str, column: Iterable[object]) -> Iterator[str]:
     for text in column:
         if not isinstance(text, str | None):
-            raise ValueError(f"{name}: its column of texts has something else in it: {quoted(text)}")
+            raise ValueError(f"{name}: its column of texts also holds {quoted(text)}")
         yield text or ""
 
 
@@ -150,21 +150,21 @@ def _of_file(path: Path) -> Iterator[str]:
 
 
 def _marked(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines. Raises: ValueError at the end of a text without marks of where a story ends."""
+    """Yields the lines. Raises: ValueError at the end of a text without separators."""
     is_marked, first = False, ""
     for line in lines:
         is_marked = is_marked or END_OF_STORY in line
         first = first or line.strip()
         yield line
     if first and not is_marked:
-        is_json = "of JSON lines write the text of each, and " if first[0] in "{[" else ""
+        is_json = "extract the text from JSON lines, and " if first[0] in "{[" else ""
         raise ValueError(f"{path}: has no separators of stories; {is_json}put a line {END_OF_STORY} after each story")
 
 
 def held_out(stories: list[str], every: int = 20) -> Corpus:
-    """Every `every`-th story is held out. Raises: ValueError if nothing is left for one of the two."""
+    """Hold out every `every`-th story. Raises: ValueError if no story is left for training."""
     corpus = Corpus([story for i, story in enumerate(stories) if i % every], stories[::every])
     if not corpus.train:
-        told = f"{len(stories)} stories" if len(stories) != 1 else "1 story"
-        raise ValueError(f"{told} cannot be split into training and held-out ones; at least 2 are needed")
+        count = f"{len(stories)} stories" if len(stories) != 1 else "1 story"
+        raise ValueError(f"{count} cannot be split into training and held-out ones; at least 2 are needed")
     return corpus

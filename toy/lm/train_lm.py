@@ -1,4 +1,4 @@
-"""Training a language model on rows of tokens: a run is a pure function of a key, resumable, in compiled chunks."""
+"""Training of a language model on rows of tokens, as a resumable pure function of a key, in compiled chunks."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class LMTrainConfig:
 
     n_steps: int = 600
     batch_size: int = 32  # rows
-    learning_rate: float = 3e-3  # AdamW's, after a linear warm-up, and down to a tenth by a cosine
+    learning_rate: float = 3e-3  # of AdamW, after a linear warm-up; decays to a tenth along a cosine
     n_warmup_steps: int = 50
     weight_decay: float = 0.1
     clip_norm: float = 1.0
@@ -42,7 +42,7 @@ class LMTrainConfig:
 
 
 class LMState(NamedTuple):
-    """Everything a run needs to go on."""
+    """Everything needed to continue a run."""
 
     step: Int[Array, ""]
     params: PyTree
@@ -56,7 +56,7 @@ class LMMetrics(NamedTuple):
 
 
 class _TokenBatches(NamedTuple):
-    """Of consecutive steps; `real` is where a row holds a token and not padding."""
+    """The batches of consecutive steps; `real` marks tokens as opposed to padding."""
 
     ids: Int[np.ndarray | Array, "n_steps batch context"]
     real: Bool[np.ndarray | Array, "n_steps batch context"]
@@ -72,7 +72,7 @@ def train_lm(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[LM, LMMetrics]:
-    """The trained model and its history, one entry a chunk of steps. Every epoch takes each row once, in a new order.
+    """Returns the trained model and its history, with one entry per chunk. Each epoch takes every row in a new order.
 
     Raises: ValueError if the rows do not fit the model.
     """
@@ -111,7 +111,7 @@ def train_lm(
 def _rows_of_steps(
     first: int, n_steps: int, batch_size: int, n_rows: int, seed: list[int]
 ) -> Int[np.ndarray, "n_steps batch"]:
-    """A pure function of the step, so that a resumed run sees what it would have seen."""
+    """The rows of each step, as a pure function of the step, so that a resumed run sees the same."""
     places = np.arange(first * batch_size, (first + n_steps) * batch_size)
     epochs = {
         epoch: np.random.default_rng([*seed, epoch]).permutation(n_rows) for epoch in set((places // n_rows).tolist())
@@ -139,7 +139,7 @@ def _is_matrix(params: PyTree) -> PyTree:
 def _advance(
     state: LMState, batches: _TokenBatches, n_steps: Int[Array, ""] | int, *, graph: Any, cfg: LMTrainConfig
 ) -> tuple[LMState, LMMetrics]:
-    """The first `n_steps` of the batches; a last chunk that is shorter takes the same program."""
+    """Take `n_steps` steps; a shorter last chunk leaves the rest of its batches, and needs no other program."""
 
     def step(i: Int[Array, ""], carry: tuple[LMState, Float[Array, ""]]) -> tuple[LMState, Float[Array, ""]]:
         state, sum_of_losses = carry
@@ -159,7 +159,7 @@ def _advance(
 def summed_loss(
     lm: LM, ids: Int[Array, "batch context"], real: Bool[Array, "batch context"], tap: Tap = keep
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Σ −log P(next token), in nats, and the number of tokens predicted: all that are real but a row's first."""
+    """Returns Σ −log P(next token) in nats, and the number of predicted tokens: all but the first of each row."""
     losses = optax.softmax_cross_entropy_with_integer_labels(lm(ids, tap)[:, :-1], ids[:, 1:])
     return jnp.sum(losses * real[:, 1:]), jnp.sum(real[:, 1:]).astype(losses.dtype)
 
@@ -178,7 +178,7 @@ def mean_loss(lm: LM, rows: Rows, batch_size: int = 32) -> float:
 
 
 def row_batches(rows: Rows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """ids and where they are real, in batches of equal shape: the last is filled up with rows that are not real."""
+    """Batches (ids, real) of equal shape; the last is filled up with rows of padding."""
     missing = -len(rows.ids) % batch_size
     ids = np.concatenate([rows.ids, np.repeat(rows.ids[:1], missing, axis=0)])
     real = np.concatenate([rows.real(), np.zeros((missing, rows.ids.shape[1]), bool)])
@@ -187,7 +187,7 @@ def row_batches(rows: Rows, batch_size: int) -> list[tuple[np.ndarray, np.ndarra
 
 
 def unigram_entropy(rows: Rows) -> float:
-    """Entropy of the distribution of the rows' own predicted tokens, in nats: the best without context."""
+    """Entropy of the predicted tokens' distribution in nats, which is the lowest loss without context."""
     counts = np.bincount(rows.ids[:, 1:][rows.real()[:, 1:]])
     shares = counts[counts > 0] / counts.sum()
     return float(-np.sum(shares * np.log(shares)))
@@ -196,9 +196,9 @@ def unigram_entropy(rows: Rows) -> float:
 def generate(
     key: Key[Array, ""], lm: LM, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 80, temperature: float = 0.7
 ) -> str:
-    """A story that begins with `prompt`, until the model ends it or after n_tokens.
+    """A story that begins with `prompt`, up to its end or to n_tokens more.
 
-    Raises: ValueError if the prompt is too long, or the temperature not above 0.
+    Raises: ValueError if the prompt is too long or the temperature is not above 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature: must be above 0, got {temperature}")
