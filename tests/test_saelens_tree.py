@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from toy.features.node import TreeError, features
 from toy.features.tree import build_tree, coactivation, marginals, mean_magnitudes, sample_features
 from toy.features.tree_json import parse_tree, tree_from_dict, tree_to_dict
-from toy.interop.saelens_tree import Firing, forest, kept_one
+from toy.interop.saelens_tree import Firing, kept_one, tree_of_roots
 from toy.io import load_tree, read_tree
 
 N_ROWS = 200_000
@@ -117,7 +117,7 @@ FORESTS: dict[str, list[dict]] = {
 def test_a_converted_tree_has_the_distribution_of_saelens_rule(name: str) -> None:
     rng = np.random.default_rng(len(name))
     firing = Firing(rng.uniform(0.4, 0.95, 8).tolist(), rng.uniform(1, 3, 8).tolist(), [0.2] * 8)
-    root, _ = forest(FORESTS[name], firing)
+    root, _ = tree_of_roots(FORESTS[name], firing)
     tree, rows = build_tree(root), drawn(FORESTS[name], firing)
     on = rows > 0
     both = on.T.astype(float) @ on
@@ -148,7 +148,7 @@ def test_what_was_converted_is_told(tmp_path: Path) -> None:
     file = tmp_path / "tree.json"
     file.write_text(json.dumps({"roots": [n(0, n(1), n(2), x=True)], "firing_probabilities": [0.3, 0.4, 0.4]}))
     _, [note] = read_tree(file)
-    assert "SAELens keeps one at random" in note
+    assert "SAELens keeps one of the mutually exclusive children" in note
     assert "root.roots[0]: 0.4, 0.4 become 0.32, 0.32" in note
 
 

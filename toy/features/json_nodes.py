@@ -1,4 +1,4 @@
-"""JSON text as a checked list of objects: what the dialects of `toy.features.tree_json` have in common."""
+"""JSON text as a checked list of nested objects, for all dialects of `toy.features.tree_json`."""
 
 from collections.abc import Collection
 from numbers import Real
@@ -26,7 +26,7 @@ _EXPECTED = {Real: "a number", str: "a string", int: "a whole number", list: "a 
 
 
 class Entry(NamedTuple):
-    """One object of the nested ones: where it stands, the position of its parent (-1: none) and its keys."""
+    """One of the nested objects, with its path, the position of its parent (-1 for none) and its keys."""
 
     path: str
     parent: int
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
 
 def parse_nodes(text: str) -> Any:
-    """The value of JSON text, in which no key stands twice in one object. Raises: TreeError."""
+    """The value of JSON text. Raises: TreeError, also for a key that is repeated in one object."""
     try:
         return parse_json(text)
     except ValueError as error:
@@ -42,9 +42,9 @@ def parse_nodes(text: str) -> Any:
 
 
 def entries(roots: list[tuple[str, Any]], depth: int, keys: Collection[str]) -> list[Entry]:
-    """Every object below the roots, (path, value) each, parents first. `depth` is that of the roots.
+    """Lists the roots, given as (path, value) at this depth, and all objects below them, parents first.
 
-    Raises: TreeError for what is no object, an unknown key, a value of a wrong type, or a tree too deep or too large.
+    Raises: TreeError for a value of a wrong type, an unknown key, or a tree that is too deep or too large.
     """
     found: list[Entry] = []
     stack = [(path, -1, depth, data) for path, data in reversed(roots)]
@@ -82,7 +82,7 @@ def children_of(found: list[Entry]) -> list[list[int]]:
 
 
 def type_name(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value in words."""
     return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
         type(value), "a number"
     )

@@ -1,11 +1,11 @@
-"""Magnitudes of features that are on, |N(mean, std²)|: exact means, and which ones float32 can hold."""
+"""Magnitudes |N(mean, std²)| of features that are on: their exact means, and whether float32 can hold them."""
 
 import math
 from functools import cache
 from statistics import NormalDist
 
 MAX_MAGNITUDE = 1e6
-MIN_MAGNITUDE = 1e-12  # of a feature: its square, an energy, is still far above the least float32
+MIN_MAGNITUDE = 1e-12  # its square, an energy, is still far above the least float32
 _LEAST, _MOST = math.log(1e-37), math.log(1e18)  # float32 holds these, and the square of the latter
 _NOISE_FLOOR = 27 * math.log(2)  # how far below its mean float32 noise brings a magnitude (see `sample_features`)
 _SPREAD = 8.0  # standard deviations
@@ -21,7 +21,7 @@ def folded_mean(mean: float, std: float) -> float:
 
 
 def share_below_zero(mean: float, std: float) -> float:
-    """P(N(mean, std²) ≤ 0), which is the share that a program clips that takes max(0, ·) for the magnitude."""
+    """P(N(mean, std²) ≤ 0), the share of magnitudes that max(0, ·) would clip."""
     if std == 0:
         return float(mean <= 0)
     return math.erfc(mean / std / math.sqrt(2)) / 2
@@ -41,9 +41,9 @@ def _log_moments(spread: float) -> tuple[float, float]:
 
 
 def fits_float32(mean: float, std: float, scaled: tuple[float, float]) -> bool:
-    """Whether a magnitude that is scaled by ancestors stays within float32, neither 0 nor infinite.
+    """Whether a magnitude scaled by its ancestors is neither 0 nor infinite in float32, within 8 standard deviations.
 
-    `scaled` is the mean and variance of the logarithm of what it is multiplied by; 8 standard deviations must fit.
+    `scaled` is the mean and variance of the logarithm of its scale.
     """
     centre, spread = scaled[0], _SPREAD * math.sqrt(scaled[1])
     if max(mean, std) == 0:

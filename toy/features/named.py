@@ -1,4 +1,4 @@
-"""The named trees of the figures, and random ones for sweeps."""
+"""The named trees of the figures, and regular and random trees for sweeps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from toy.checks import POSITIVE, SEED, SHARE, Whole, check_fields, check_numbers, quoted
-from toy.features.node import MAX_DEPTH, MAX_NODES, Node, TreeError, assembled, walk
+from toy.features.node import MAX_DEPTH, Node, TreeError, assembled, check_size, walk
 
 
 def forest(*roots: Node) -> Node:
-    """Trees side by side under an always-on root that is no feature."""
+    """Trees side by side, under a root that is always on and is not a feature."""
     return Node(1.0, roots, is_feature=False)
 
 
@@ -50,11 +50,11 @@ TREES = {"reference": reference_tree, "three_level": three_level_tree, "ordering
 def scale_children(root: Node, ratio: float) -> Node:
     """The same tree with the mean magnitude of every child feature `ratio` times that of its parent feature.
 
-    Raises: ValueError for a ratio that is not above 0, TreeError for a tree that cannot be.
+    Raises: ValueError for a ratio that is not above 0; TreeError for a tree that is refused.
     """
     check_numbers({"ratio": ratio}, {"ratio": POSITIVE})
     nodes: list[tuple[int, dict[str, Any]]] = []
-    above: list[float | None] = []  # the mean of the nearest feature at or above each node
+    above: list[float | None] = []  # mean magnitude of the nearest feature at or above each node
     for _, parent, node in walk(root):
         mean, inherited = node.magnitude_mean, None if parent < 0 else above[parent]
         if node.is_feature:
@@ -67,10 +67,10 @@ def scale_children(root: Node, ratio: float) -> Node:
 
 @dataclass(frozen=True)
 class RegularTree:
-    """Trees in which every node that has children has as many, beside lone features; the defaults are the reference.
+    """Trees in which all nodes with children have equally many, and lone features; by default, the reference tree.
 
-    `depth` counts the levels below a root, which is a feature itself. With all nodes expanded there are
-    (branching^(depth + 1) − 1) / (branching − 1) features a root, 1,555 for 6 and 4; with one, 1 + branching · depth.
+    `depth` counts the levels below a root, which is itself a feature. A root has (branching^(depth + 1) − 1) /
+    (branching − 1) features if all nodes are expanded (1,555 for 6 and 4), and 1 + branching · depth if one is.
     """
 
     n_roots: int = 3
@@ -78,8 +78,8 @@ class RegularTree:
     branching: int = 3
     depth: int = 1
     edge_prob: float = 0.2
-    exclusive: bool = True  # children of one node
-    expanded: int | None = None  # how many children of a node have children themselves; None: all
+    exclusive: bool = True  # whether children of one node exclude each other
+    expanded: int | None = None  # number of children of a node that have children themselves; None for all
     n_lone: int = 8
     lone_prob: float = 0.05
 
@@ -91,17 +91,14 @@ class RegularTree:
 
 
 def regular_tree(spec: RegularTree) -> Node:
-    """The tree that a `RegularTree` describes; `build_tree` refuses exclusive probabilities that sum over 1.
-
-    Raises: TreeError if there are more than `MAX_NODES` nodes, or more levels than a tree may have.
-    """
+    """The tree that a `RegularTree` describes. Raises: TreeError if it has too many nodes or levels."""
     n_expanded = spec.branching if spec.expanded is None else min(spec.expanded, spec.branching)
     n_nodes = spec.n_roots + spec.n_lone
     n_growing = spec.n_roots  # nodes of a level that have children
-    _check_size(n_nodes)
+    check_size(n_nodes)
     for _ in range(min(spec.depth, MAX_DEPTH)):
         n_nodes, n_growing = n_nodes + n_growing * spec.branching, n_growing * n_expanded
-        _check_size(n_nodes)
+        check_size(n_nodes)
     _check_depth(spec.depth)
 
     def grow(level: int, prob: float) -> Grown:
@@ -115,7 +112,7 @@ def regular_tree(spec: RegularTree) -> Node:
 
 @dataclass(frozen=True)
 class RandomTree:
-    """What `random_tree` draws from. Ranges are inclusive; `depth` counts the levels of features."""
+    """The distribution of `random_tree`. Ranges are inclusive; `depth` counts the levels of features."""
 
     n_roots: int = 5
     branching: tuple[int, int] = (2, 4)
@@ -135,20 +132,20 @@ class RandomTree:
 
 
 def random_tree(spec: RandomTree) -> Node:
-    """A random forest. Exclusive children whose probabilities sum over 1 are scaled down to sum to 1.
+    """A random forest, in which exclusive probabilities that sum to more than 1 are divided by their sum.
 
-    Raises: TreeError if it grows to more than `MAX_NODES` nodes, or to more levels than a tree may have.
+    Raises: TreeError if it has too many nodes or levels.
     """
     _check_depth(spec.depth)
     rng = np.random.default_rng(spec.seed)
     n_nodes = spec.n_roots
-    _check_size(n_nodes)
+    check_size(n_nodes)
 
     def grow(level: int, prob: float) -> Grown:
         nonlocal n_nodes
         n_children = int(rng.integers(spec.branching[0], spec.branching[1] + 1)) if level < spec.depth else 0
         n_nodes += n_children
-        _check_size(n_nodes)
+        check_size(n_nodes)
         probs = rng.uniform(*spec.edge_prob, n_children)
         exclusive = n_children > 1 and rng.random() < spec.exclusive_share
         if exclusive:
@@ -162,7 +159,7 @@ Grown = tuple[bool, list[tuple[int, float]]]  # whether children exclude each ot
 
 
 def _grown(roots: list[tuple[int, float]], grow: Callable[[int, float], Grown]) -> list[Node]:
-    """The nodes that grow from roots, each before its children and the first child's branch before the second's."""
+    """Grow nodes from roots in depth-first order."""
     nodes: list[tuple[int, dict[str, Any]]] = []
     stack = [(-1, level, prob) for level, prob in reversed(roots)]
     while stack:
@@ -176,8 +173,3 @@ def _grown(roots: list[tuple[int, float]], grow: Callable[[int, float], Grown]) 
 def _check_depth(depth: int) -> None:
     if depth > MAX_DEPTH:
         raise TreeError(f"depth: {depth} is more than {MAX_DEPTH}")
-
-
-def _check_size(n_nodes: int) -> None:
-    if n_nodes > MAX_NODES:
-        raise TreeError(f"the tree would have {n_nodes:,} features and more, at most {MAX_NODES:,} are built")

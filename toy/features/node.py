@@ -1,4 +1,4 @@
-"""A feature tree as a person writes it: nested `Node`s, and what makes them a tree."""
+"""Feature trees as nested `Node`s, and the checks that they are trees."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from toy.features.magnitudes import MAX_MAGNITUDE, MIN_MAGNITUDE, fits_float32, 
 MAX_DEPTH = 256
 MAX_NODES = 100_000
 MAX_NAME = 1000  # characters
-MAX_EXCESS = 1e-9  # by which exclusive probabilities may sum over 1: rounding
+MAX_EXCESS = 1e-9  # by which rounding may bring the sum of exclusive probabilities above 1
 _MOST_PATH = 120  # characters of a path that a message shows
 
 
@@ -23,14 +23,13 @@ class TreeError(ValueError):
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a feature tree as a person writes it.
+    """One node of a feature tree.
 
-    `active_prob` is P(on | parent on). With `exclusive`, at most one of the children is on, and with the probability
-    that theirs lack to 1 none of them is. A feature's magnitude, when on, is |N(magnitude_mean, magnitude_std²)|, so
-    `magnitude_mean` is its mean only where the standard deviation is small beside it (`mean_magnitudes` of
-    `toy.features.tree` is exact). With `scale_children_by_parent` each child's magnitude is multiplied by its parent's
-    magnitude / magnitude_mean, as in SAELens. `feature_index` fixes the feature's column; by default columns follow
-    the order written.
+    `active_prob` is P(on | parent on). With `exclusive`, at most one child is on, and none with probability 1 − Σ of
+    theirs. A feature's magnitude, when on, is |N(magnitude_mean, magnitude_std²)|, whose mean differs from
+    `magnitude_mean` unless the standard deviation is small (`toy.features.tree.mean_magnitudes` is exact). With
+    `scale_children_by_parent` each child's magnitude is multiplied by its parent's magnitude / magnitude_mean, as in
+    SAELens. `feature_index` sets the feature's column; by default columns follow the order of the nodes.
     """
 
     active_prob: float
@@ -45,9 +44,9 @@ class Node:
 
 
 def assembled(nodes: Sequence[tuple[int, dict[str, Any]]]) -> list[Node]:
-    """Nodes from (position of the parent or -1, their fields), parents first; gives those without a parent.
+    """Build nodes from (position of the parent or -1, fields), parents first, and return those without a parent.
 
-    Trees are built from lists, without recursion: one of 256 levels would leave Python little stack.
+    There is no recursion, for which trees of 256 levels would leave little stack.
     """
     below: list[list[Node]] = [[] for _ in nodes]
     roots: list[Node] = []
@@ -61,9 +60,9 @@ def assembled(nodes: Sequence[tuple[int, dict[str, Any]]]) -> list[Node]:
 def walk(root: Node) -> list[tuple[str, int, Node]]:
     """Check a tree and list its nodes as (path, position of the parent or -1, node), parents first.
 
-    Raises `TreeError` for a wrong type, a probability outside [0, 1], exclusive children that sum over 1, a magnitude
-    that float32 would make 0 or infinite, a name that is no text, a node used twice (shared or in a cycle), more than
-    `MAX_DEPTH` levels or `MAX_NODES` nodes, or no feature at all.
+    Raises: TreeError for a wrong type, a probability outside [0, 1], exclusive probabilities that sum to more than 1,
+    a magnitude that float32 cannot hold, a bad name, a node used twice (shared or in a cycle), more than `MAX_DEPTH`
+    levels or `MAX_NODES` nodes, or no feature at all.
     """
     found: list[tuple[str, int, Node]] = []
     seen: set[int] = set()
@@ -89,26 +88,25 @@ def walk(root: Node) -> list[tuple[str, int, Node]]:
 
 
 def shown(path: str) -> str:
-    """A path as a message shows it: the middle of a long one is left out."""
+    """A path for a message, without the middle of a long one."""
     half = _MOST_PATH // 2
     return path if len(path) <= _MOST_PATH else f"{path[:half]}…{path[-half:]}"
 
 
 def check_depth(path: str, depth: int) -> None:
-    """Raises: TreeError."""
+    """Raises: TreeError for a node that is too deep."""
     if depth > MAX_DEPTH:
         raise TreeError(f"{shown(path)}: nests deeper than {MAX_DEPTH} levels; is there a cycle?")
 
 
 def check_size(n_nodes: int) -> None:
-    """Raises: TreeError."""
+    """Raises: TreeError for too many nodes."""
     if n_nodes > MAX_NODES:
         raise TreeError(f"the tree would have {n_nodes:,} features and more, at most {MAX_NODES:,} are built")
 
 
 def _check_node(path: str, depth: int, node: Node) -> None:
-    if not isinstance(node, Node):
-        raise TreeError(f"{shown(path)}: expected a Node, got {type(node).__name__}")
+    _check_type(path, node)
     check_depth(path, depth)
     if not isinstance(node.children, tuple | list):
         raise TreeError(f"{shown(path)}.children: expected a list of nodes, got {type(node.children).__name__}")
@@ -123,11 +121,9 @@ def _check_node(path: str, depth: int, node: Node) -> None:
         raise TreeError(f"{shown(path)}.feature_index: expected a whole number, got {quoted(index)}")
     _check_magnitude(path, node)
     _check_name(path, node.name)
-    for i, child in enumerate(node.children):
-        if not isinstance(child, Node):
-            raise TreeError(f"{shown(f'{path}.children[{i}]')}: expected a Node, got {type(child).__name__}")
     if node.exclusive:
         for i, child in enumerate(node.children):
+            _check_type(f"{path}.children[{i}]", child)
             _check_number(f"{path}.children[{i}]", child, "active_prob", 1)
         total = math.fsum(child.active_prob for child in node.children)
         if total > 1 + MAX_EXCESS:
@@ -135,6 +131,11 @@ def _check_node(path: str, depth: int, node: Node) -> None:
                 f"{shown(path)}.children: probabilities of mutually exclusive children sum to {total:.6g} > 1; lower "
                 "them, or divide each by the sum"
             )
+
+
+def _check_type(path: str, node: Any) -> None:
+    if not isinstance(node, Node):
+        raise TreeError(f"{shown(path)}: expected a Node, got {type(node).__name__}")
 
 
 def _check_number(path: str, node: Node, field: str, most: float) -> None:
@@ -190,8 +191,8 @@ def _check_indices(found: list[tuple[str, int, Node]]) -> None:
 
 
 def _check_scaling(found: list[tuple[str, int, Node]]) -> None:
-    """Chains of scaled magnitudes multiply: refuse those that float32 would make 0 or infinite."""
-    factors: list[tuple[float, float]] = []  # mean and variance of the logarithm of what scales each node
+    """Raises: TreeError where scaled magnitudes multiply to numbers that float32 cannot hold."""
+    factors: list[tuple[float, float]] = []  # mean and variance of the logarithm of each node's scale
     for path, parent, node in found:
         above = found[parent][2] if parent >= 0 else None
         if above is None or not above.scale_children_by_parent:
@@ -213,5 +214,5 @@ def features(root: Node) -> list[Node]:
 
 
 def feature_names(root: Node) -> list[str]:
-    """A name a feature: the node's own or, where it has none, its column."""
+    """The name of each feature: the node's own or, if it has none, its column."""
     return [node.name or str(column) for column, node in enumerate(features(root))]

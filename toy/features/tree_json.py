@@ -1,18 +1,18 @@
-"""Trees as JSON: three dialects in, one out, and the printed form. Each is read as its own program means it.
+"""Trees as JSON, which is read in three dialects and written in one, and trees as printed text.
 
-- reference: `active_prob` (required), `id`, `mutually_exclusive_children`, `is_read_out`, `children`, and `is_binary`,
-  whose false is a magnitude uniform on (0, 1): no tree here has such, so it is refused unless magnitudes are given.
-- hedging: the same with `magnitude_mean` and `magnitude_std`: a magnitude is |N(mean, std²)|, as in ours. We write this
-  one, with `is_binary` false beside a standard deviation, and `scale_children_by_parent` and `feature_index` where
-  they are needed.
-- SAELens: `roots` and `firing_probabilities`; `toy.interop.saelens_tree` says how they are converted.
+- reference: `active_prob` (required), `id`, `mutually_exclusive_children`, `is_read_out`, `children`, and `is_binary`.
+  A false `is_binary` means a magnitude uniform on (0, 1), which our trees lack, so it is refused without magnitudes.
+- hedging: the same with `magnitude_mean` and `magnitude_std` for a magnitude |N(mean, std²)|, as in our trees. We write
+  this dialect, with `is_binary` false beside a standard deviation, and with `scale_children_by_parent` and
+  `feature_index` where needed.
+- SAELens: `roots` and `firing_probabilities`, converted by `toy.interop.saelens_tree`.
 
-**Mutually exclusive children whose probabilities sum to less than 1.** Here none of them is on with what is left. The
-hedging paper's program (and the reference code in its last version) divides by the sum instead, so that one is always
-on. Where the sum is 1 (within 1e-5: files hold rounded numbers) the two agree; a child that is no feature can hold what
-is left. Else the key `exclusive_rest` of the root says which is meant: "none", or "scaled" (divide by the sum). Without
-it, a file that has `magnitude_mean` or `magnitude_std` is refused, as it may be either program's; in any other file
-what is left is "none", and a note says so. `tree_to_dict` writes the key where a file would be refused without it.
+**Mutually exclusive children whose probabilities sum to less than 1.** In our trees, none of them is on with the
+remaining probability. The program of the hedging paper (and the latest reference code) divides by the sum instead, so
+that one is always on. The two agree if the sum is 1 (within 1e-5, as files hold rounded numbers). Otherwise the key
+`exclusive_rest` of the root says which is meant, "none" or "scaled" (divided by the sum). Without this key, a file with
+`magnitude_mean` or `magnitude_std` is refused, since either program may have written it; any other file is read as
+"none", with a note. `tree_to_dict` writes the key if the file would be refused without it.
 """
 
 import math
@@ -21,13 +21,13 @@ from typing import Any
 from toy.checks import quoted
 from toy.features.json_nodes import Entry, children_of, entries, parse_nodes, type_name
 from toy.features.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
-from toy.interop.saelens_tree import forest_from_dict
+from toy.interop.saelens_tree import tree_of_forest
 
 _NODE_KEYS = {
     "active_prob": "active_prob",
     "id": "name",
     "mutually_exclusive_children": "exclusive",
-    "is_binary": None,  # None: read by itself
+    "is_binary": None,  # None: not a field of Node
     "is_read_out": "is_feature",
     "magnitude_mean": "magnitude_mean",
     "magnitude_std": "magnitude_std",
@@ -35,7 +35,8 @@ _NODE_KEYS = {
     "feature_index": "feature_index",
     "children": None,
 }
-_ROUNDED = 1e-5  # of a sum of probabilities that were rounded to 6 digits
+_DEFAULTS = {key: getattr(Node(1.0), field) for key, field in _NODE_KEYS.items() if field and key != "active_prob"}
+_ROUNDED = 1e-5  # the error of a sum of probabilities rounded to 6 digits
 _NAME_SHOWN = 60  # characters
 
 
@@ -45,7 +46,7 @@ def parse_tree(text: str) -> Node:
 
 
 def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
-    """As `parse_tree`, and what a reader should know of how the text was read, a line each. Raises: `TreeError`."""
+    """As `parse_tree`, with one-line notes on how the text was read. Raises: `TreeError`."""
     return _from_dict(parse_nodes(text))
 
 
@@ -57,12 +58,12 @@ def tree_from_dict(data: Any) -> Node:
 def _from_dict(data: Any) -> tuple[Node, tuple[str, ...]]:
     if not isinstance(data, dict):
         raise TreeError(f"root: expected an object, got {type_name(data)}")
-    root, notes = forest_from_dict(data) if "roots" in data else _nested(data)
+    root, notes = tree_of_forest(data) if "roots" in data else _nested(data)
     return root, (*notes, *name_notes(root))
 
 
 def name_notes(root: Node) -> list[str]:
-    """Checks the tree; a note where names have characters that are not shown as they are. Raises: `TreeError`."""
+    """Checks the tree, and returns a note if names have unprintable characters. Raises: `TreeError`."""
     strange = [node.name for *_, node in walk(root) if node.name and not node.name.isprintable()]
     if not strange:
         return []
@@ -100,7 +101,7 @@ def _check_keys(entry: Entry) -> None:
 
 
 def _exclusive_probs(found: list[Entry], rest: str | None) -> tuple[list[float], list[str]]:
-    """Each entry's P(on | parent on), as the module's docstring says; a file may have rounded exclusive ones."""
+    """Each entry's P(on | parent on), by the rules of the module's docstring, and notes on them."""
     probs = [entry.data["active_prob"] for entry in found]
     other = rest is None and any("magnitude_mean" in e.data or "magnitude_std" in e.data for e in found)
     left: list[str] = []
@@ -133,7 +134,7 @@ def _rest_notes(left: list[str], rest: str | None) -> list[str]:
 
 
 def tree_to_dict(root: Node) -> dict:
-    """The tree in the hedging dialect; keys at their default are left out."""
+    """The tree in the hedging dialect, without keys at their defaults."""
     found = walk(root)
     written: list[dict[str, Any]] = []
     for _, parent, node in found:
@@ -147,35 +148,22 @@ def tree_to_dict(root: Node) -> dict:
 
 
 def _is_ambiguous(found: list[tuple[str, int, Node]]) -> bool:
-    """Whether another program would read the exclusive children of a tree with magnitudes otherwise."""
+    """Whether another program would read the tree's exclusive children differently."""
     sized = any(node.magnitude_mean != 1 or node.magnitude_std != 0 for *_, node in found)
     totals = (math.fsum(c.active_prob for c in node.children) for *_, node in found if node.exclusive and node.children)
     return sized and any(abs(total - 1) > _ROUNDED for total in totals)
 
 
 def _write(node: Node) -> dict[str, Any]:
-    data: dict[str, Any] = {"active_prob": node.active_prob}
-    if node.name is not None:
-        data["id"] = node.name
-    if not node.is_feature:
-        data["is_read_out"] = False
-    if node.exclusive:
-        data["mutually_exclusive_children"] = True
-    if node.magnitude_mean != 1:
-        data["magnitude_mean"] = node.magnitude_mean
-    if node.magnitude_std != 0:
-        data |= {"magnitude_std": node.magnitude_std, "is_binary": False}
-    if node.scale_children_by_parent:
-        data["scale_children_by_parent"] = True
-    if node.feature_index is not None:
-        data["feature_index"] = node.feature_index
-    return data
+    values = {key: getattr(node, field) for key, field in _NODE_KEYS.items() if field}
+    data = {key: value for key, value in values.items() if value != _DEFAULTS.get(key)}
+    return data | ({"is_binary": False} if node.magnitude_std else {})
 
 
 def format_tree(root: Node) -> str:
-    """The printed form: one line per node with its column, name, edge probability, magnitude and kind of children.
+    """The tree as text, one line per node: its column, name, edge probability, magnitude and kind of children.
 
-    Control and invisible characters of names are escaped, and long names are cut.
+    Unprintable characters of names are escaped, and long names are cut.
     """
     column = {id(node): i for i, node in enumerate(features(root))}
     depths: list[int] = []

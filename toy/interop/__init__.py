@@ -1,1 +1,1 @@
-"""The formats of other libraries: SAELens' SAE folders and its synthetic models."""
+"""Formats of other libraries: the SAE folders and synthetic models of SAELens."""

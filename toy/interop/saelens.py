@@ -1,7 +1,7 @@
-"""Folders of SAELens, `cfg.json` and `sae_weights.safetensors`: SAEs written as it reads them, and read as it does.
+"""SAEs in the folders of SAELens, which consist of `cfg.json` and `sae_weights.safetensors`.
 
-What `cfg.json` may say stands in this file, by key and by value. Anything else is refused by name, because a setting
-that is left out gives other activations without a word.
+All keys and values of `cfg.json` that are read are listed in this file. Anything else is refused by name, because an
+ignored setting would silently change the activations.
 """
 
 import json
@@ -19,7 +19,7 @@ from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _VERSION = "6.54.12"  # of SAELens, whose format `save_sae` writes
 _MOST_CFG = 2**20  # bytes
-_SAVED_WITH = "toy.cfg"  # among the metadata of the weights: what `cfg.json` says of the function
+_SAVED_WITH = "toy.cfg"  # the entry of the weights' metadata that holds the configuration
 _DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -28,7 +28,7 @@ _DTYPES = {
 }
 _DTYPES |= {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
 _HOOKS = ("hook_name", "hook_point")
-_DESCRIBES = {  # where an SAE was trained and is to be used; no activation depends on it
+_DESCRIBES = {  # the SAE's origin and use; no activation depends on these keys
     *("metadata", "device", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "model_name"),
     *("model_class_name", "model_from_pretrained_kwargs", "hook_layer", "hook_head_index", "hook_name_out"),
     *("hook_head_index_out", "hook_layer_out", "hf_hook_name", "hf_hook_name_out", "hook_point_layer"),
@@ -38,11 +38,11 @@ _DESCRIBES = {  # where an SAE was trained and is to be used; no activation depe
 
 
 class _Setting(NamedTuple):
-    """What the values of a key may be, and what to do where one is another."""
+    """The allowed values of a key, and what to do about others."""
 
     allowed: tuple[Any, ...]
     remedy: str
-    default: Any = None  # SAELens' own, where the key is absent; None where it must be there
+    default: Any = None  # SAELens' own default; None if the key is required
 
 
 _OLD = "load it with SAELens 6 and save it again"
@@ -66,12 +66,12 @@ _OF_TOPK = {_RESCALES: _Setting(_TRUTHS, "it says by what activations are compar
 def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata: dict[str, Any] | None = None) -> None:
     """Write an SAE as the folder SAELens loads: `sae_weights.safetensors` and `cfg.json`.
 
-    As `standard`, as `topk` with `activation` TopK, or as `jumprelu` where the SAE has a threshold (BatchTopK). `sae`
-    acts on unscaled inputs (`trained_sae` gives such). The order of its latents is kept. A TopK SAE is written with
-    decoder norms folded into the encoder, since SAELens compares activations and not their sizes. The weights say
-    what `cfg.json` they belong to, so that a save that was killed between the two files is not loaded.
+    The architecture is `topk` for TopK, `jumprelu` for an SAE with a threshold (BatchTopK), else `standard`. `sae` must
+    act on unscaled inputs, as those of `trained_sae` do. Decoder norms of a TopK SAE are folded into the encoder, since
+    SAELens compares activations and not their sizes. The weights' file also holds the configuration, so that a folder
+    whose saving was killed between the two files is refused.
 
-    Raises: ValueError naming a tensor that is not finite or of another shape, before anything is written; OSError.
+    Raises: ValueError naming a tensor that is not finite or has a wrong shape, before anything is written; OSError.
     """
     if isinstance(activation, BatchTopK) and sae.threshold is None:
         raise ValueError("sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it")
@@ -100,11 +100,11 @@ def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata:
 
 
 def load_sae(folder: Path) -> tuple[SAE, Activation]:
-    """The SAE of a folder of SAELens, in float32, with the activation that gives SAELens' own activations.
+    """Returns the SAE of a folder of SAELens in float32, and the activation with which it computes the same.
 
-    `apply_b_dec_to_input` is folded into b_enc, `rescale_acts_by_decoder_norm` into the encoder and decoder.
+    `apply_b_dec_to_input` is folded into b_enc, and `rescale_acts_by_decoder_norm` into the encoder and decoder.
 
-    Raises: ValueError naming the file, the key or tensor that cannot be read as SAELens means it, and the remedy.
+    Raises: ValueError naming the file, the key or tensor that cannot be read, and the remedy.
     """
     cfg = _read_cfg(folder)
     found, metadata = load_arrays(folder / WEIGHTS)
@@ -124,7 +124,7 @@ def load_sae(folder: Path) -> tuple[SAE, Activation]:
 
 
 def _read_cfg(folder: Path) -> dict[str, Any]:
-    """What `cfg.json` says, with SAELens' defaults filled in."""
+    """Returns the settings in `cfg.json`, with SAELens' defaults filled in."""
     path = folder / CFG
     try:
         cfg = load_json(path, most_bytes=_MOST_CFG)
@@ -162,16 +162,16 @@ def _check_setting(path: Path, cfg: dict[str, Any], key: str, setting: _Setting)
 
 
 def _of_function(cfg: dict[str, Any]) -> str:
-    """What a configuration says of the function that the weights are part of."""
+    """The part of a configuration on which activations depend, as text."""
     defaults = {key: setting.default for key, setting in _SETTINGS.items()}
     return json.dumps({key: value for key, value in (defaults | cfg).items() if key not in _DESCRIBES}, sort_keys=True)
 
 
 def _as_float32(folder: Path, name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """As SAELens takes it: first in the type that cfg.json names."""
+    """Convert via the type in cfg.json, as SAELens does."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise ValueError(f"{folder / WEIGHTS}: {name} has {tensor.dtype} values, expected floating-point numbers")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore"):  # infinite numbers are refused later
         return tensor.astype(_DTYPES[dtype]).astype(np.float32)
 
 
@@ -194,7 +194,7 @@ def _k(owner: Path | str, k: Any, d_sae: int) -> int:
 
 
 def _as_topk(folder: Path, sae: SAE, cfg: dict[str, Any]) -> tuple[SAE, Activation]:
-    """SAELens compares activations, and gives them times decoder norm where they are rescaled; see `TopK` for ours."""
+    """Reconcile SAELens' TopK, which compares activations unless they are rescaled, with ours (see `TopK`)."""
     activation = TopK(_k(folder / CFG, cfg.get("k"), cfg["d_sae"]))
     if cfg[_RESCALES]:
         return fold_decoder_norm(sae), activation

@@ -1,4 +1,4 @@
-"""Saved synthetic models of SAELens (6.54) as trees: which settings are read, and which are refused by name."""
+"""Saved synthetic models of SAELens (6.54) as trees, unless they have settings that no tree has."""
 
 import math
 from numbers import Real
@@ -9,9 +9,9 @@ import numpy as np
 from toy.checks import quoted
 from toy.features.json_nodes import type_name
 from toy.features.node import Node, TreeError, check_size
-from toy.interop.saelens_tree import Firing, forest
+from toy.interop.saelens_tree import Firing, tree_of_roots
 
-_CONFIG_KEYS = {  # those of `SyntheticModelConfig`; what is not read here changes no feature
+_CONFIG_KEYS = {  # all of `SyntheticModelConfig`; those that are not read here do not change the features
     "num_features",
     "hidden_dim",
     "firing_probability",
@@ -28,15 +28,15 @@ _TENSORS = {"feature_vectors", "bias", "firing_probabilities"}
 
 
 def synthetic_model(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]) -> tuple[Node, list[str]]:
-    """The tree of a saved `SyntheticModel`: its configuration, hierarchy (None: no file) and tensors.
+    """The tree of a saved `SyntheticModel` without its directions, bias and seed, and notes on what was converted.
 
-    Its directions, bias and seed are left out. Raises: `TreeError` for what changes the features and is no tree.
+    `hierarchy` is None if the model has no such file. Raises: `TreeError` for models that are not trees.
     """
     if not isinstance(config, dict):
         raise TreeError(f"the configuration: expected an object, got {type_name(config)}")
     for key in config:
         if key not in _CONFIG_KEYS:
-            raise TreeError(f"the configuration: unknown key '{quoted(key, 60)}'; SAELens 6.54 has none such")
+            raise TreeError(f"the configuration: unknown key '{quoted(key, 60)}', which SAELens 6.54 does not have")
     if config.get("correlation") is not None or not _TENSORS.issuperset(tensors):
         raise TreeError("correlation: features that are correlated beyond the hierarchy are no tree; set it to null")
     if hierarchy is None and config.get("hierarchy") is not None:
@@ -48,7 +48,7 @@ def synthetic_model(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray])
     check_size(n)
     mean, std = (_magnitudes(f"{name}_firing_magnitudes", config, len(probs)) for name in ("mean", "std"))
     roots = [] if hierarchy is None else _roots(hierarchy)
-    root, notes = forest(roots, Firing(probs.astype(float).tolist(), mean, std))
+    root, notes = tree_of_roots(roots, Firing(probs.astype(float).tolist(), mean, std))
     return root, [*notes, "the model's directions and bias are not read; directions are drawn anew"]
 
 
@@ -59,7 +59,7 @@ def _roots(hierarchy: Any) -> list[Any]:
 
 
 def _magnitudes(name: str, config: dict[str, Any], n: int) -> list[float]:
-    """A number for all features, or what a deterministic generator of SAELens gives."""
+    """One number for all features, or the numbers of a deterministic generator of SAELens."""
     given = config.get(name, 1.0 if name.startswith("mean") else 0.0)
     if not isinstance(given, dict):
         return [_number(name, given)] * n

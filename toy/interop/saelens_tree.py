@@ -1,13 +1,12 @@
-"""Synthetic models of SAELens (6.54) as trees of ours with the same distribution, exactly, or refused by name.
+"""Hierarchies of SAELens (6.54) as trees of ours with exactly the same distribution.
 
-In SAELens every feature is drawn by itself with its entry of `firing_probabilities`, and is then switched off where its
-nearest ancestor that is a feature is off: so the entry is P(on | parent on). Of mutually exclusive siblings that are on
-together one is kept at random, so that P(i) = p_i E[1 / (1 + number of the others on)], which is what `kept_one` gives.
-A node without `feature_index` is no feature and always on with its parent; exclusion passes it over: its exclusive
-siblings exclude each other and not it. `scale_children_by_parent` of a node scales its own children by the nearest
-feature at or above it. Both may need a node in between that is no feature either. An index that no node has is a lone
-feature. Magnitudes are max(0, N(mean, std²)) there and |N(mean, std²)| here, which is the same but where it is clipped:
-a feature that is clipped with a probability above `MAX_CLIPPED` is refused.
+SAELens draws every feature independently with its entry of `firing_probabilities`, and then switches it off if its
+nearest ancestor that is a feature is off; the entry is therefore P(on | parent on). Of mutually exclusive siblings that
+are on together it keeps one at random, so that P(i) = p_i E[1 / (1 + number of the others on)] (`kept_one`).
+A node without `feature_index` is not a feature, is on whenever its parent is, and takes no part in exclusion.
+`scale_children_by_parent` scales the node's children by the nearest feature at or above it. Both may need an extra node
+in our tree that is not a feature. Indices that no node has become lone features. SAELens' magnitudes max(0, N(mean,
+std²)) equal our |N(mean, std²)| unless clipped; features that are clipped more often than `MAX_CLIPPED` are refused.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from toy.features.json_nodes import Entry, children_of, entries, type_name
 from toy.features.magnitudes import share_below_zero
 from toy.features.node import Node, TreeError, assembled, check_size, shown
 
-MAX_CLIPPED = 1e-6  # of a feature's magnitudes
+MAX_CLIPPED = 1e-6  # share of a feature's magnitudes
 _KEYS = (
     "feature_index",
     "feature_id",
@@ -35,7 +34,7 @@ _N_PANELS, _N_POINTS = 24, 32
 
 
 class Firing(NamedTuple):
-    """How each feature fires: P(on | parent on) before exclusion, and the magnitude's mean and standard deviation."""
+    """P(on | parent on) of each feature before exclusion, and its magnitude's mean and standard deviation."""
 
     prob: Sequence[float]
     mean: Sequence[float]
@@ -43,10 +42,10 @@ class Firing(NamedTuple):
 
 
 def kept_one(probs: Sequence[float]) -> np.ndarray:
-    """P(i is kept) where each is on by itself with its probability and one of those on is kept at random.
+    """P(i is kept) if each is on independently with its probability, and one of those that are on is kept at random.
 
-    E[1 / (1 + N)] = ∫₀¹ E[(1 − s)^N] ds, and E[(1 − s)^N] = Π_{j ≠ i} (1 − p_j s) for the number N of the others: no
-    term is negative, so nothing cancels. Gauss–Legendre on intervals that halve towards 0.
+    For the number N of the others that are on, E[1 / (1 + N)] = ∫₀¹ E[(1 − s)^N] ds with E[(1 − s)^N] = Π_{j ≠ i}
+    (1 − p_j s). No term is negative, so nothing cancels. Gauss–Legendre on intervals that halve towards 0.
     """
     p = np.asarray(probs, float)
     bounds = np.append(0.0, 0.5 ** np.arange(_N_PANELS - 1, -1, -1))
@@ -59,8 +58,8 @@ def kept_one(probs: Sequence[float]) -> np.ndarray:
     return p * total
 
 
-def forest_from_dict(data: dict[str, Any]) -> tuple[Node, list[str]]:
-    """The tree of `roots` with `firing_probabilities` beside them, of magnitude 1, and notes on what was converted."""
+def tree_of_forest(data: dict[str, Any]) -> tuple[Node, list[str]]:
+    """The tree of `roots` and `firing_probabilities`, with magnitudes of 1, and notes on what was converted."""
     for key in data:
         if key not in ("roots", "firing_probabilities"):
             raise TreeError(
@@ -78,11 +77,11 @@ def forest_from_dict(data: dict[str, Any]) -> tuple[Node, list[str]]:
     for i, p in enumerate(probs):
         if not isinstance(p, Real) or isinstance(p, bool):
             raise TreeError(f"root.firing_probabilities[{i}]: expected a number, got {type_name(p)}")
-    return forest(roots, Firing(probs, [1.0] * len(probs), [0.0] * len(probs)))
+    return tree_of_roots(roots, Firing(probs, [1.0] * len(probs), [0.0] * len(probs)))
 
 
-def forest(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
-    """The tree of a SAELens hierarchy and its features, and notes on what was converted. Raises: `TreeError`."""
+def tree_of_roots(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
+    """The tree of a SAELens hierarchy, and notes on what was converted. Raises: `TreeError`."""
     _check_firing(firing)
     found = entries([(f"root.roots[{i}]", root) for i, root in enumerate(roots)], 1, _KEYS)
     below = children_of(found)
@@ -96,7 +95,10 @@ def forest(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
     prob, notes = _kept_probs(found, below, index, firing.prob)
     scales = _scales(found, below, index)
     nodes: list[tuple[int, dict[str, Any]]] = [(-1, {"active_prob": 1.0, "is_feature": False})]
-    of_features, of_others = [0] * len(found), [0] * len(found)  # the node on which an entry's children hang
+    of_features, of_others = (
+        [0] * len(found),
+        [0] * len(found),
+    )  # the node that becomes the parent of an entry's children
     for i, entry in enumerate(found):
         hang = of_others if index[i] is None else of_features
         nodes.append((hang[entry.parent] if entry.parent >= 0 else 0, _fields(entry, prob[i], index[i], firing)))
@@ -107,7 +109,7 @@ def forest(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
             "scale_children_by_parent": _is_set(entry, "scale_children_by_parent") and scales[i],
         }
         differ = flags["exclusive"] or flags["scale_children_by_parent"] != scales[i]
-        if differ and 0 < n_features < len(below[i]):  # what holds for features alone needs a node in between
+        if differ and 0 < n_features < len(below[i]):  # rules for features alone need an extra node
             of_features[i] = len(nodes)
             nodes.append((of_others[i], {"active_prob": 1.0, "is_feature": False, **flags}))
             flags["exclusive"] = False
@@ -130,8 +132,8 @@ def _fields(entry: Entry | None, prob: float, index: int | None, firing: Firing)
 
 
 def _scales(found: list[Entry], below: list[list[int]], index: list[int | None]) -> list[bool]:
-    """Whether each node's magnitude must reach its children: to scale them, or those of one that is no feature."""
-    anchored: list[bool] = []  # is a feature, or has one above it
+    """Whether each node must scale its children, or pass on the scale of a feature above it."""
+    anchored: list[bool] = []  # whether it is a feature or has one above it
     for i, entry in enumerate(found):
         anchored.append(index[i] is not None or (entry.parent >= 0 and anchored[entry.parent]))
     scales = [False] * len(found)
@@ -145,7 +147,7 @@ def _scales(found: list[Entry], below: list[list[int]], index: list[int | None])
 def _kept_probs(
     found: list[Entry], below: list[list[int]], index: list[int | None], given: Sequence[float]
 ) -> tuple[list[float], list[str]]:
-    """P(on | parent on) of each entry after exclusion, and a note of what it made of the probabilities given."""
+    """P(on | parent on) of each entry after exclusion, and a note on how exclusion changed the probabilities."""
     prob = [1.0 if i is None else float(given[i]) for i in index]
     groups: list[str] = []
     for entry, children in zip(found, below, strict=True):
@@ -160,7 +162,7 @@ def _kept_probs(
     if not groups:
         return prob, []
     more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
-    return prob, [f"of mutually exclusive children that are on SAELens keeps one at random; of {groups[0]}{more}"]
+    return prob, [f"SAELens keeps one of the mutually exclusive children that are on, at random; of {groups[0]}{more}"]
 
 
 def _few(probs: list[float]) -> str:

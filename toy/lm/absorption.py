@@ -204,7 +204,8 @@ def measure_absorption(
 def average_precision(values: Float[np.ndarray, " rows"], present: Bool[np.ndarray, " rows"]) -> float:
     """Σ (recall step · precision) over thresholds at every value; NaN without a present row.
 
-    Unlike the hole rate, it does not reward a latent that is on everywhere; unlike precision, nor one that is rarely on.
+    It rewards neither a latent that is on everywhere, as the hole rate does, nor one that is rarely on, as precision
+    does.
     """
     order = np.argsort(-values, kind="stable")
     n_present = np.cumsum(present[order])
@@ -220,7 +221,7 @@ def _member(
     along: Float[np.ndarray, " n_latents"],
     usual: float,
 ) -> tuple[float, float, int]:
-    """Returns hole rate, absorbed rate and absorbing latent of a member; `along` is 0 for latents that cannot absorb."""
+    """Hole rate, absorbed rate and absorbing latent of a member; `along` is 0 for latents that cannot absorb."""
     if rows.sum() < MIN_ROWS:
         return float("nan"), float("nan"), -1
     holes = acts[rows & ~on]

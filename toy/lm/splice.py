@@ -24,7 +24,7 @@ class SplicedLoss(NamedTuple):
     mean: float  # of the activations at that site
 
     def recovered(self) -> float:
-        """(zero − reconstruction) / (zero − original): 1 if lossless, 0 if as bad as zeros, NaN if zeros cost nothing."""
+        """(zero − reconstruction) / (zero − original): 1 is lossless, 0 as bad as zeros. NaN if zeros cost nothing."""
         cost = self.zero - self.original
         return (self.zero - self.reconstruction) / cost if cost > 0 else float("nan")
 
