@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toy.features import named as trees
+from toy.features import node as trees
 from toy.features.named import (
     TREES,
     RandomTree,

@@ -1,6 +1,6 @@
-"""Checks of what a user gives: numbers by type, range and finiteness, seeds, and text that a message quotes.
+"""Checks of a user's numbers by type, range and finiteness, and text for messages.
 
-Every configuration checks its numbers here, when it is made and so before any work.
+Every configuration checks its numbers with these functions when it is made, before any work.
 """
 
 import importlib
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones would repeat the streams of smaller ones
+MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed, so that larger ones would repeat
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
-MOST_QUOTED = 300  # characters of a file or an option that a message repeats
+MOST_QUOTED = 300  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """A number that is finite in float32; `above` and `below` exclude their bound, `least` and `most` include it."""
+    """A number that is finite in float32. The bounds `least` and `most` are included, `above` and `below` excluded."""
 
     least: float = -MAX_FLOAT32
     most: float = MAX_FLOAT32
@@ -44,11 +44,9 @@ SHARE = Real(least=0, most=1)
 
 
 def check_numbers(values: Mapping[str, Any], expected: Mapping[str, Whole | Real]) -> None:
-    """Check the named values; None means that a value is left to its default, and passes.
+    """Check the named values, arrays element by element. None (use the default) and traced values pass.
 
-    Arrays are checked element by element; values that JAX is tracing cannot be checked and pass.
-
-    Raises: ValueError naming the value, what it may be and what it is.
+    Raises: ValueError naming the value and the violated bound.
     """
     for name, kind in expected.items():
         value = values[name]
@@ -59,18 +57,18 @@ def check_numbers(values: Mapping[str, Any], expected: Mapping[str, Whole | Real
 
 
 def check_fields(owner: Any, **expected: Whole | Real) -> None:
-    """`check_numbers` of the fields of a dataclass or NamedTuple. Raises: ValueError."""
+    """Check fields of a dataclass or NamedTuple with `check_numbers`. Raises: ValueError."""
     check_numbers({name: getattr(owner, name) for name in expected}, expected)
 
 
 def _check(name: str, value: Any, kind: Whole | Real) -> None:
     numbers = np.asarray(value)
-    if numbers.dtype.kind == "O" and isinstance(value, int):  # of more than 64 bits
+    if numbers.dtype.kind == "O" and isinstance(value, int):  # more than 64 bits
         raise ValueError(f"{name}: {quoted(value)} is far too large")
     is_whole = jnp.issubdtype(numbers.dtype, jnp.integer)
     if isinstance(kind, Whole) and not is_whole:
         raise ValueError(f"{name}: must be a whole number, got {quoted(value)}")
-    if not is_whole and not jnp.issubdtype(numbers.dtype, jnp.floating):  # knows bfloat16, which numpy does not
+    if not is_whole and not jnp.issubdtype(numbers.dtype, jnp.floating):  # jnp knows bfloat16, unlike numpy
         raise ValueError(f"{name}: must be a number, got {quoted(value)}")
     if not is_whole and not np.isfinite(numbers).all():
         raise ValueError(f"{name}: must be finite, got {quoted(value)}")
@@ -80,21 +78,21 @@ def _check(name: str, value: Any, kind: Whole | Real) -> None:
 
 
 def _bounds(numbers: np.ndarray, kind: Whole | Real) -> Iterator[tuple[bool, str]]:
-    """Whether all numbers are within each bound, and what is to be said if they are not."""
-    low = "not be negative" if kind.least == 0 else f"be at least {_told(kind.least)}"
+    """Yields for each bound whether all numbers respect it, and its wording for a message."""
+    low = "not be negative" if kind.least == 0 else f"be at least {_bound_text(kind.least)}"
     yield bool((numbers >= kind.least).all()), low
-    yield bool((numbers <= kind.most).all()), f"be at most {_told(kind.most)}"
+    yield bool((numbers <= kind.most).all()), f"be at most {_bound_text(kind.most)}"
     if isinstance(kind, Real):
         yield bool((numbers > kind.above).all()), f"be above {kind.above:,}"
         yield bool((numbers < kind.below).all()), f"be below {kind.below:,}"
 
 
-def _told(bound: float) -> str:
+def _bound_text(bound: float) -> str:
     return f"{bound:g}" if abs(bound) > 1e15 else f"{bound:,}"
 
 
 def quoted(value: Any, most: int = MOST_QUOTED) -> str:
-    """A value as a message shows it: on one line, control characters escaped, and cut where it is long."""
+    """A value for a message: on one line, with control characters escaped, and cut if long."""
     if isinstance(value, int) and value.bit_length() > 4 * most:
         return f"a number of {value.bit_length():,} bits"
     text = value if isinstance(value, str) else repr(value)
@@ -104,12 +102,12 @@ def quoted(value: Any, most: int = MOST_QUOTED) -> str:
 
 
 def shortened(text: str, most: int = MOST_QUOTED) -> str:
-    """The text itself, or its beginning and an ellipsis where it has more than `most` characters."""
+    """The text itself, or its beginning and an ellipsis if it has more than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def optional(module: str, extra: str, wanted_for: str) -> ModuleType:
-    """An optional package. Raises: ValueError naming the extra that brings it."""
+    """Import an optional package. Raises: ValueError naming the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:

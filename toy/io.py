@@ -1,6 +1,6 @@
-"""The library's files by one name: trees, SAEs, records and arrays. Writes are whole or not at all.
+"""One module for the library's files: trees, SAEs, records and arrays. Files are written whole or not at all.
 
-Activations, which are too many for this, have `toy.data.store` and `toy.data.activations`.
+Large activations have modules of their own, `toy.data.store` and `toy.data.activations`.
 """
 
 import os
@@ -45,15 +45,15 @@ __all__ = [
 
 
 def load_tree(path: Path) -> Node:
-    """A tree from a file or folder that `read_tree` reads. Raises: `TreeError` naming the file."""
+    """Reads a tree as `read_tree` does, without the notes. Raises: `TreeError` naming the file."""
     return read_tree(path)[0]
 
 
 def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
-    """A tree, and what its reader should know of how it was read, one line each.
+    """Reads a tree, and one-line notes for the user on how it was read.
 
-    From a JSON file or pipe (read once) in any dialect of `toy.features.tree_json`, or from the folder of a synthetic
-    model that SAELens saved (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
+    `path` is a JSON file or pipe in any dialect of `toy.features.tree_json`, or the folder of a synthetic model of
+    SAELens (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
     """
     try:
         return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
@@ -61,14 +61,14 @@ def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
         raise TreeError(f"{path}: {error}") from None
     except OSError as error:
         raise TreeError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:  # a path with a NUL; arrays that are broken, whose error names their file
+    except ValueError as error:  # a path with a NUL, or broken arrays
         raise TreeError(f"{path}: cannot be read: {quoted(str(error))}") from None
 
 
 def _read_text(path: Path) -> str:
     with open(path, "rb") as file:
         too_large = os.fstat(file.fileno()).st_size > _MOST_TREE_BYTES
-        content = b"" if too_large else file.read(_MOST_TREE_BYTES + 1)  # the size of a pipe is not known
+        content = b"" if too_large else file.read(_MOST_TREE_BYTES + 1)  # the size of a pipe is unknown
     if too_large or len(content) > _MOST_TREE_BYTES:
         raise TreeError(f"holds more than {_MOST_TREE_BYTES:,} bytes, far more than a tree")
     try:
@@ -80,7 +80,7 @@ def _read_text(path: Path) -> str:
 def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
     files = {name: folder / f"{name}.json" for name in ("synthetic_model_config", "hierarchy")}
     if not files["synthetic_model_config"].exists():
-        raise TreeError("Is a directory, and not of a SAELens model: it has no synthetic_model_config.json")
+        raise TreeError("Is a directory, but not of a SAELens model, which has a synthetic_model_config.json")
     data = {}
     for name, file in files.items():
         try:
@@ -93,5 +93,5 @@ def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
 
 
 def save_tree(path: Path, root: Node) -> None:
-    """Write a tree as JSON (`tree_to_dict`), with all digits of its numbers."""
+    """Write a tree as JSON (`tree_to_dict`) with all digits of its numbers."""
     save_json(path, tree_to_dict(root), digits=None)

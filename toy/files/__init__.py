@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read within limits."""
+"""Files are written whole or not at all, and read within limits."""

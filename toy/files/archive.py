@@ -1,4 +1,4 @@
-"""Zip archives from elsewhere: opened within the bounds of the file, before anything in them is read."""
+"""Foreign zip archives, checked against the size of the file before any member is read."""
 
 import contextlib
 import io
@@ -9,12 +9,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from toy.checks import quoted
 
 _MOST_DIRECTORY = 2 * 2**20  # bytes: some 20,000 members
-_MOST_RATIO, _FREE = 100, 16 * 2**20  # a compressed member may grow so many times, or to so many bytes
+_MOST_RATIO, _FREE = 100, 16 * 2**20  # a compressed member may grow by this factor, or to this many bytes
 _ENCRYPTED = 1
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more than a directory is read at once, while there is a bound."""
+    """A file that refuses, while `bounded`, to read more at once than a directory of reasonable size."""
 
     bounded = True
 
@@ -29,12 +29,12 @@ class _Bounded(io.BufferedReader):
 
 @contextlib.contextmanager
 def open_archive(path: Path | str, *, compressed: bool) -> Iterator[ZipFile]:
-    """A zip archive whose members are not encrypted, have one name each, and together fit into the file.
+    """Open a zip archive whose members are not encrypted, have different names, and fit into the file.
 
-    `compressed`: members may be compressed, within reason. Raises: OSError; BadZipFile; ValueError naming the member.
+    `compressed` allows compressed members of reasonable size. Raises: OSError; BadZipFile; ValueError naming a member.
     """
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
         raise ValueError("no regular file")
     with _Bounded(io.FileIO(path)) as file, ZipFile(file) as archive:
         file.bounded = False

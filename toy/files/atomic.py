@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, held against other processes, and removed only where they are ours."""
+"""Writing files whole or not at all, locking them against other processes, and removing leftovers."""
 
 import contextlib
 import errno
@@ -14,19 +14,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_PART, _LOCK = ".toy-part", ".toy-lock"  # ends of the names of files that are only ours
+_PART, _LOCK = ".toy-part", ".toy-lock"  # suffixes of our temporary files and locks
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` that takes its name when the block ends well, and is removed when it does not.
+    """A temporary file beside `path` that is renamed to it when the block ends, or removed if the block raises.
 
     Raises: OSError naming `path`.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = _new_part(path)
-        guard = None if fcntl is None else os.dup(descriptor)  # keeps the file's lock until it has its name
+        guard = None if fcntl is None else os.dup(descriptor)  # keeps the file locked until it is renamed
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -41,16 +41,16 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _new_part(path: Path) -> tuple[int, str]:
-    """A temporary file, locked so that `remove_parts` sees that it is in use."""
+    """Create a temporary file, locked so that `remove_parts` leaves it alone."""
     while True:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
         if not _lock(descriptor) or os.fstat(descriptor).st_nlink:
             return descriptor, name
-        os.close(descriptor)  # it was removed as abandoned before it was locked
+        os.close(descriptor)  # another process removed it before it was locked
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file at once. False where the file system has no locks. Raises: BlockingIOError if another holds it."""
+    """Lock a file without waiting; False if the file system has no locks. Raises: BlockingIOError if it is locked."""
     if fcntl is None:
         return False
     try:
@@ -64,7 +64,7 @@ def _lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system, such as a disk that is full, with the file's name."""
+    """Adds the file's name to errors of the system, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -72,7 +72,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def prepare(path: Path) -> None:
-    """Before work that ends with writing `path`: check that this can be, and remove what killed writes of it left.
+    """Check before any work that `path` can be written, and remove what killed writes of it left.
 
     Raises: OSError naming the file.
     """
@@ -86,15 +86,17 @@ def prepare(path: Path) -> None:
 
 
 def is_part(name: str, of: str) -> bool:
-    """Whether a file's name is one that `writing` gives to the temporary file of a name matching the pattern `of`."""
+    """Whether this is the name of a temporary file of `writing`, for a file whose name matches the pattern `of`."""
     return re.fullmatch(rf"\.(?:{of})\.[a-z0-9_]{{8}}{re.escape(_PART)}", name) is not None
 
 
 def remove_parts(folder: Path, of: str) -> None:
-    """Remove the temporary files that killed writes left, of names matching the pattern `of`, and no other file."""
+    """Remove the temporary files that killed writes left, for files whose names match the pattern `of`."""
     for entry in [*os.scandir(folder)]:
         if is_part(entry.name, of) and entry.is_file(follow_symlinks=False):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process writes, or removed it
+            with contextlib.suppress(
+                FileNotFoundError, BlockingIOError
+            ):  # another process is writing or has removed it
                 descriptor = os.open(entry.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
                 try:
                     _lock(descriptor)
@@ -105,9 +107,9 @@ def remove_parts(folder: Path, of: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder, made if there is none, against other processes that do so; one that is killed holds nothing.
+    """Lock a folder, which is made if necessary, against other processes; a killed process holds no lock.
 
-    Raises: BlockingIOError, unless it is to `wait`. Where the system has no such locks (Windows), nothing is held.
+    Without `wait`, raises: BlockingIOError if it is locked. On Windows, nothing is locked.
     """
     with _naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,11 +126,10 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def claim(path: Path) -> Callable[[], None]:
-    """Hold the name of a file against every other run that claims it; what this gives releases it, also twice.
+    """Lock the name of a file against other runs that claim it, and return the function that releases it.
 
-    A hidden file beside it is locked, and removed on release. A process that is killed holds nothing.
-
-    Raises: BlockingIOError if another run holds it. Where the system has no such locks (Windows), nothing is held.
+    A hidden file beside it is locked, and removed on release. A killed process holds no lock. The release may be called
+    twice. Raises: BlockingIOError if another run holds it. On Windows, nothing is locked.
     """
     if fcntl is None:
         return lambda: None
@@ -140,12 +141,14 @@ def claim(path: Path) -> Callable[[], None]:
             _lock(descriptor)
             if _is_at(descriptor, lock):
                 held = on_failure.pop_all()
-                held.callback(lock.unlink, missing_ok=True)  # first, so that no one locks what is about to go
+                held.callback(
+                    lock.unlink, missing_ok=True
+                )  # runs before the close, so that no other process locks a file that is about to be removed
                 return held.close
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still is the one at the path."""
+    """Whether an open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

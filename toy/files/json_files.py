@@ -13,14 +13,14 @@ MOST_JSON = 256 * 2**20  # bytes of a JSON file
 
 
 def save_json(path: Path, data: Any, *, digits: int | None = 6) -> None:
-    """Write JSON (`plain` says what becomes of numpy values and NaN), a list of numbers to a line."""
+    """Write JSON with lists of numbers on one line each; `plain` converts numpy values and NaN."""
     text = json.dumps(plain(data, digits), indent=1, allow_nan=False)
     with writing(path) as file:
         file.write((_one_line_lists(text) + "\n").encode())
 
 
 def load_json(path: Path, *, most_bytes: int = MOST_JSON) -> Any:
-    """Read JSON. Raises: OSError; ValueError naming the file if it is no JSON, repeats a key, is too long or deep."""
+    """Read JSON. Raises: OSError; ValueError naming a file that is malformed, repeats a key, or is too long or deep."""
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -34,7 +34,7 @@ def load_json(path: Path, *, most_bytes: int = MOST_JSON) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON. Raises: ValueError in one line if it is none, repeats a key or is nested too deeply."""
+    """Parse JSON. Raises: ValueError in one line if it is malformed, repeats a key or is nested too deeply."""
     try:
         return json.loads(text, object_pairs_hook=_no_repeats)
     except RecursionError:
@@ -51,7 +51,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def plain(value: Any, digits: int | None = 6) -> Any:
-    """As JSON knows it: numpy values as numbers and lists, floats to so many significant digits, NaN as None."""
+    """Data for JSON: numpy values as numbers and lists, floats to `digits` significant digits, NaN as None."""
     if isinstance(value, dict):
         return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -68,7 +68,7 @@ def plain(value: Any, digits: int | None = 6) -> Any:
 
 
 def _one_line_lists(text: str) -> str:
-    """Put every list of plain numbers on one line: a record is read by people too."""
+    """Put every list of plain values on one line, for human readers."""
     lines: list[str] = []
     inside: list[str] | None = None
     for line in text.splitlines():

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-_JAX_DEFAULTS = {  # what of JAX's configuration changes numbers, and what it is unless somebody set it
+_JAX_DEFAULTS = {  # the settings of JAX that can change numbers, and their defaults
     "jax_allow_f16_reductions": "True",
     "jax_compiler_enable_remat_pass": "True",
     "jax_custom_vjp3": "False",
@@ -33,14 +33,14 @@ _JAX_DEFAULTS = {  # what of JAX's configuration changes numbers, and what it is
     "jax_use_direct_linearize": "True",
     "jax_use_simplified_jaxpr_constants": "False",
 }
-_VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")  # which change numbers, too
+_VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")  # can change numbers, too
 _HARMLESS_XLA = ("xla_force_host_platform_device_count", "xla_dump_", "xla_hlo_profile", "xla_gpu_cuda_data_dir")
 
 
 def jax_flags() -> dict[str, str]:
-    """The settings of JAX, XLA and the devices' libraries that change numbers and are not at their default, by name.
+    """Returns the settings of JAX, XLA and the devices' libraries that can change numbers and differ from the defaults.
 
-    They are read anew at every call. How many devices there are, dumps, caches and checks are left out.
+    They are read at every call. The number of devices, dumps, caches and checks are left out.
     """
     values = jax.config.values
     config = {name: _shown(values.get(name, default)) for name, default in _JAX_DEFAULTS.items()}
@@ -54,14 +54,14 @@ def _shown(value: Any) -> str:
 
 
 def _xla_flags(text: str) -> dict[str, str]:
-    """What stands in XLA_FLAGS, or in the file that it names, as XLA reads it: the last value of a flag counts."""
+    """The flags in XLA_FLAGS or in the file that it names; the last value of a flag counts, as in XLA."""
     text = text.strip()
     if text and not text.startswith("-"):
         file = Path(text)
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     try:
         words = shlex.split(text)
-    except ValueError:  # a quotation mark that is never closed
+    except ValueError:  # an unclosed quotation mark
         words = text.split()
     flags = {name: value or "true" for name, _, value in (word.lstrip("-").partition("=") for word in words)}
     return {name: value for name, value in flags.items() if not name.startswith(_HARMLESS_XLA)}
