@@ -390,11 +390,11 @@ def test_a_folder_that_holds_no_model_is_refused_by_name(tmp_path: Path, torch_s
 
     config = tmp_path / "config.json"
     refused("No such file", tmp_path / "none.pt")
-    refused("config.json: cannot be read as JSON")
+    refused("config.json: cannot be read as a model")
     config.write_text("{")
     refused("config.json: broken: no JSON")
     config.write_text("[]")
-    refused("config.json: expected an object")
+    refused("config.json: broken: expected an object")
     config.write_text("{}")
     refused("pytorch_model.bin: No such file")
     (tmp_path / "model.safetensors").write_text("no tensors")

@@ -7,7 +7,7 @@ from typing import Any
 from toy.checks import quoted
 from toy.data.shards import DTYPES, StoreError, shard_name
 from toy.digest import is_signed
-from toy.files.json_files import load_json
+from toy.files.json_files import load_object
 
 MANIFEST, VERSION = "manifest.json", 2
 REMEDY = "copy it again, or delete the store and export it anew"
@@ -19,16 +19,11 @@ def damaged(path: Path, how: str) -> StoreError:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file. Raises: StoreError naming the file."""
+    """Returns the JSON object in a file of a store. Raises: StoreError naming the file."""
     try:
-        data = load_json(path, most_bytes=_MOST_BYTES)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}: not a store, or one not finished") from None
+        return load_object(path, "a finished store", most_bytes=_MOST_BYTES)
     except ValueError as error:
         raise StoreError(str(error)) from None
-    if not isinstance(data, dict):
-        raise StoreError(f"{path}: broken: expected an object")
-    return data
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """JSON files, written in full or to some digits, and read within limits."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def load_json(path: Path, *, most_bytes: int = MOST_JSON) -> Any:
         raise ValueError(f"{path}: broken: no JSON: not UTF-8 text") from None
     except ValueError as error:
         raise ValueError(f"{path}: broken: no JSON: {quoted(str(error))}") from None
+
+
+def load_object(path: Path, what: str, *, most_bytes: int = MOST_JSON) -> dict[str, Any]:
+    """Read the JSON object of `what` ("an SAE"). Raises: ValueError naming the file."""
+    try:
+        data = load_json(path, most_bytes=most_bytes)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as {what}: {error.strerror or error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: broken: expected an object")
+    return data
 
 
 def parse_json(text: str) -> Any:
@@ -69,20 +81,4 @@ def plain(value: Any, digits: int | None = 6) -> Any:
 
 def _one_line_lists(text: str) -> str:
     """Put every list of plain values on one line, for human readers."""
-    lines: list[str] = []
-    inside: list[str] | None = None
-    for line in text.splitlines():
-        stripped = line.strip()
-        if stripped.endswith("["):
-            if inside is not None:
-                lines += inside
-            inside = [line]
-        elif inside is not None and stripped.rstrip(",") == "]":
-            lines.append(inside[0] + " ".join(item.strip() for item in inside[1:]) + stripped)
-            inside = None
-        elif inside is not None and not stripped.endswith(("{", "}", "},")):
-            inside.append(line)
-        else:
-            lines += [*(inside or []), line]
-            inside = None
-    return "\n".join(lines)
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: "[" + re.sub(r"\n *", " ", found[1].strip()) + "]", text)

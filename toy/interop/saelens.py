@@ -13,7 +13,7 @@ import numpy as np
 
 from toy.checks import quoted
 from toy.files.arrays import load_arrays, save_arrays
-from toy.files.json_files import load_json, save_json
+from toy.files.json_files import load_object, save_json
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, fold_decoder_norm
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -126,12 +126,7 @@ def load_sae(folder: Path) -> tuple[SAE, Activation]:
 def _read_cfg(folder: Path) -> dict[str, Any]:
     """Returns the settings in `cfg.json`, with SAELens' defaults filled in."""
     path = folder / CFG
-    try:
-        cfg = load_json(path, most_bytes=_MOST_CFG)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as an SAE: {error.strerror or error}") from None
-    if not isinstance(cfg, dict):
-        raise ValueError(f"{path}: expected an object")
+    cfg = load_object(path, "an SAE", most_bytes=_MOST_CFG)
     settings = _SETTINGS | (_OF_TOPK if cfg.get("architecture") == "topk" else {})
     known = {*settings, *_DESCRIBES, "d_in", "d_sae"} | ({"k"} if cfg.get("architecture") == "topk" else set())
     for key, setting in settings.items():

@@ -13,7 +13,7 @@ from flax import nnx
 from toy.checks import quoted
 from toy.digest import digest_of
 from toy.files.arrays import load_arrays, save_arrays
-from toy.files.json_files import load_json, plain, save_json
+from toy.files.json_files import load_object, plain, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig
 from toy.lm.torch_file import read_torch_file
@@ -146,12 +146,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _from_folder(folder: Path) -> LM:
-    try:
-        config = load_json(folder / _CONFIG, most_bytes=_MOST_CONFIG)
-    except OSError as error:
-        raise ValueError(f"{folder / _CONFIG}: cannot be read as JSON: {error.strerror or error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / _CONFIG}: expected an object")
+    config = load_object(folder / _CONFIG, "a model", most_bytes=_MOST_CONFIG)
     if indices := sorted(folder.glob("*.index.json")):
         raise ValueError(f"{indices[0]}: a model in several files is not read: save it as one (max_shard_size)")
     state, metadata = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
