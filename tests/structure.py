@@ -6,7 +6,6 @@ import io
 import runpy
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (  # of `toy`, from the bottom: a module imports from its own entry and from lines above it
     ("checks", "compiled"),
-    ("digest",),
     ("files",),
     ("sae",),
     ("inclusion", "features"),
@@ -98,7 +96,7 @@ class Reached(BaseException):
 
 
 def call_path(command: str) -> list[str]:
-    """The frames of this project's code, `file:function`, from `python -m experiments.COMMAND` to the loss.
+    """The functions of this project, `file:function`, between `python -m experiments.COMMAND` and the loss.
 
     The command is run in this process, at tiny size, until a training step calls `sae_loss` for the first time.
     """
@@ -107,13 +105,14 @@ def call_path(command: str) -> list[str]:
     frames: list[str] = []
 
     def stop(*_: Any, **__: Any) -> None:
-        own = [frame for frame in traceback.extract_stack()[:-1] if Path(frame.filename).is_relative_to(ROOT)]
-        inside = [Path(frame.filename).relative_to(ROOT) for frame in own]
-        frames.extend(
-            f"{file}:{frame.name}"
-            for file, frame in zip(inside, own, strict=True)
-            if file.parts[0] in ("toy", "experiments")
-        )
+        frame = sys._getframe(1)
+        while frame is not None:
+            file, function = Path(frame.f_code.co_filename), frame.f_code.co_qualname.partition(".<locals>")[0]
+            if function != "<module>" and any(file.is_relative_to(ROOT / part) for part in ("toy", "experiments")):
+                name = f"{file.relative_to(ROOT)}:{function}"
+                if name not in frames:  # what is defined inside a function is part of it
+                    frames.insert(0, name)
+            frame = frame.f_back
         raise Reached
 
     own_loss, arguments = step.sae_loss, sys.argv
@@ -133,7 +132,7 @@ def call_path(command: str) -> list[str]:
 def main() -> None:
     for command in TINY:
         frames = call_path(command)
-        print(f"{command}: {len(frames)} frames from the command to the loss")
+        print(f"{command}: {len(frames)} functions from the command to the loss")
         print("\n".join(f"  {frame}" for frame in frames))
     for folder, most in (("toy", 8), ("experiments", 18)):
         print(f"{folder}/: {n_files_at_top(folder)} files at the top (at most {most}), {n_lines(folder):,} lines")

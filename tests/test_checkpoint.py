@@ -17,7 +17,7 @@ from test_train import SHARED, equal, tree_source
 
 from toy.data.activations import Activations
 from toy.data.source import ArraySource
-from toy.digest import digest_of
+from toy.files.digest import digest_of
 from toy.io import load_arrays, prepare, save_arrays, writing
 from toy.prefixes import sampled
 from toy.training.checkpoint import FileCheckpoint

@@ -19,7 +19,7 @@ from test_torch_file import GOOD, archive
 
 from toy.data.activations import open_matrix
 from toy.data.store import open_store, write_store
-from toy.digest import signed
+from toy.files.digest import signed
 from toy.io import load_arrays, load_json, load_sae, save_arrays, save_json, save_sae
 from toy.lm.torch_file import read_torch_file
 from toy.lm.weights import load_model, save_model

@@ -32,10 +32,10 @@ from experiments.sweeps.program import program_of
 from experiments.sweeps.spec import parse_sweep
 from toy.data.activations import open_matrix
 from toy.data.store import open_store, write_store
-from toy.digest import signed
 from toy.features.node import Node
 from toy.features.tree import build_tree, marginals
 from toy.features.tree_json import format_tree, tree_from_dict, tree_to_dict
+from toy.files.digest import signed
 from toy.io import load_arrays, load_sae, load_tree, save_arrays, save_sae
 from toy.lm.tokens import load_tokenizer, save_tokenizer, train_tokenizer
 from toy.lm.torch_file import read_torch_file

@@ -12,9 +12,9 @@ from oracles import within_binomial_bounds
 from safetensors.numpy import save_file
 
 from toy.features.node import TreeError, features
+from toy.features.saelens_tree import Firing, kept_one, tree_of_roots
 from toy.features.tree import build_tree, coactivation, marginals, mean_magnitudes, sample_features
 from toy.features.tree_json import parse_tree, tree_from_dict, tree_to_dict
-from toy.interop.saelens_tree import Firing, kept_one, tree_of_roots
 from toy.io import load_tree, read_tree
 
 N_ROWS = 200_000

@@ -12,7 +12,7 @@ from killed import FACTS, N_SHARDS, make_shard
 from processes import killed, start
 
 from toy.data.store import Store, StoreError, open_store, write_store
-from toy.digest import signed
+from toy.files.digest import signed
 from toy.io import load_json, locked, save_arrays, save_json
 
 SHARDS = [make_shard(i) for i in range(N_SHARDS)]

@@ -19,7 +19,7 @@ from experiments.language.measure import Measure
 from experiments.language.saes import KINDS
 from toy.data import store
 from toy.data.store import open_store
-from toy.digest import digest_of
+from toy.files.digest import digest_of
 from toy.lm import export
 from toy.lm.corpus import make_stories
 from toy.lm.model import LM, LMConfig

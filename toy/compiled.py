@@ -58,10 +58,10 @@ class Compiled(Generic[T]):
         if key in self._programs:
             return self._programs[key]
 
-        @functools.wraps(self._function)  # a function of its own, since programs of one function are shared
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return self._function(*args, **kwargs)
-
+        f = self._function  # a copy, since `jax.jit` shares the programs of one function
+        function = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+        function.__kwdefaults__ = f.__kwdefaults__
+        functools.update_wrapper(function, f)
         return self._programs.setdefault(key, jax.jit(function, **self._jit))  # another thread may have been first
 
     @functools.cached_property

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from toy.checks import quoted
-from toy.digest import digest_of, is_signed, signed
 from toy.features.json_nodes import parse_nodes
 from toy.features.node import Node, TreeError
 from toy.features.tree_json import name_notes, parse_with_notes, tree_to_dict
 from toy.files.arrays import load_arrays, map_arrays, save_arrays
 from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
+from toy.files.digest import digest_of, is_signed, signed
 from toy.files.json_files import load_json, parse_json, plain, save_json
 from toy.interop.saelens import load_sae, save_sae
 from toy.interop.saelens_model import synthetic_model

@@ -11,7 +11,7 @@ from experiments.language.config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.language.memory import check_memory
 from experiments.language.stages import Stage, stage
 from toy.data.store import Store
-from toy.digest import digest_of
+from toy.files.digest import digest_of
 from toy.io import load_arrays, save_arrays
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.provenance import code_digest, file_digest
-from toy.digest import digest_of, is_signed, signed
+from toy.files.digest import digest_of, is_signed, signed
 from toy.io import load_json, locked, plain, save_json
 from toy.training.jax_settings import jax_flags
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from toy.checks import MOST_QUOTED, optional, quoted
-from toy.digest import digest_of
 from toy.files.archive import open_archive
 from toy.files.arrays import map_arrays
+from toy.files.digest import digest_of
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 _N_SAMPLED = 4_096  # rows of which the fingerprint of a matrix is made

@@ -6,7 +6,7 @@ from typing import Any
 
 from toy.checks import quoted
 from toy.data.shards import DTYPES, StoreError, shard_name
-from toy.digest import is_signed
+from toy.files.digest import is_signed
 from toy.files.json_files import load_object
 
 MANIFEST, VERSION = "manifest.json", 2

@@ -20,9 +20,9 @@ from toy.checks import quoted
 from toy.data.activations import Activations
 from toy.data.manifest import MANIFEST, REMEDY, VERSION, damaged, read_manifest, read_object
 from toy.data.shards import SHARDS, Shard, StoreError, Total, allow_files, check_shard, shard_name
-from toy.digest import check_same, digest_of, signed
 from toy.files.arrays import map_arrays, save_arrays
 from toy.files.atomic import is_part, locked, remove_parts
+from toy.files.digest import check_same, digest_of, signed
 from toy.files.json_files import save_json
 
 UNFINISHED = "unfinished.json"

@@ -5,7 +5,7 @@
 - hedging: the same with `magnitude_mean` and `magnitude_std` for a magnitude |N(mean, std²)|, as in our trees. We write
   this dialect, with `is_binary` false beside a standard deviation, and with `scale_children_by_parent` and
   `feature_index` where needed.
-- SAELens: `roots` and `firing_probabilities`, converted by `toy.interop.saelens_tree`.
+- SAELens: `roots` and `firing_probabilities`, converted by `toy.features.saelens_tree`.
 
 **Mutually exclusive children whose probabilities sum to less than 1.** In our trees, none of them is on with the
 remaining probability. The program of the hedging paper (and the latest reference code) divides by the sum instead, so
@@ -21,7 +21,7 @@ from typing import Any
 from toy.checks import quoted
 from toy.features.json_nodes import Entry, children_of, entries, parse_nodes, type_name
 from toy.features.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
-from toy.interop.saelens_tree import tree_of_forest
+from toy.features.saelens_tree import tree_of_forest
 
 _NODE_KEYS = {
     "active_prob": "active_prob",

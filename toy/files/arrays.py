@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from toy.checks import MOST_QUOTED, quoted
-from toy.digest import digest_of
 from toy.files.atomic import writing
+from toy.files.digest import digest_of
 from toy.files.json_files import parse_json
 
 SIGNATURE = "toy.sha256"  # the name of the digest among a file's metadata

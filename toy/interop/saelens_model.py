@@ -9,7 +9,7 @@ import numpy as np
 from toy.checks import quoted
 from toy.features.json_nodes import type_name
 from toy.features.node import Node, TreeError, check_size
-from toy.interop.saelens_tree import Firing, tree_of_roots
+from toy.features.saelens_tree import Firing, tree_of_roots
 
 _CONFIG_KEYS = {  # all of `SyntheticModelConfig`; those that are not read here do not change the features
     "num_features",

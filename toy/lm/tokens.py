@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from toy.checks import Whole, check_numbers
-from toy.digest import digest_of
 from toy.files.atomic import writing
+from toy.files.digest import digest_of
 from toy.lm.pieces import check_words, texts_of
 from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 from toy.lm.torch_file import read_torch_file

@@ -1,6 +1,7 @@
 """Training of a language model on rows of tokens, as a resumable pure function of a key, in compiled chunks."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,13 +93,11 @@ def train_lm(
         at = _rows_of_steps(first, chunk, cfg.batch_size, len(rows.ids), seed)
         return _TokenBatches(rows.ids[at], rows.real()[at])
 
-    def move(state: LMState, first: int, n_steps: int) -> tuple[LMState, LMMetrics]:
-        return _advance(state, read(first), n_steps, graph=graph, cfg=cfg)
-
     state, history = run_chunks(
-        move,
+        partial(_advance, graph=graph, cfg=cfg),
         state,
         cfg.n_steps,
+        feed=read,
         chunk=chunk,
         empty=LMMetrics(np.zeros(0, np.float32)),
         progress=progress,

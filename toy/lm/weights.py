@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from toy.checks import quoted
-from toy.digest import digest_of
 from toy.files.arrays import load_arrays, save_arrays
+from toy.files.digest import digest_of
 from toy.files.json_files import load_object, plain, save_json
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig

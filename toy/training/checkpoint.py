@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from toy.checks import quoted
-from toy.digest import check_same, key_numbers, leaf_name
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.atomic import claim, prepare
+from toy.files.digest import check_same, key_numbers, leaf_name
 from toy.files.json_files import parse_json
 from toy.training.loop import Facts, Run
 

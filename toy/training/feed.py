@@ -1,21 +1,19 @@
-"""What `train` and `train_grid` share: the checks, and the host's loop that feeds a source or a stream to the steps."""
+"""The checks of a run, its facts, and the feed of a source or a stream to its steps, for `train` and `train_grid`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from toy.data.source import Batches, Source, Stream, checked_source
-from toy.digest import config_facts, tree_facts
-from toy.training.advance import no_metrics
+from toy.files.digest import config_facts, tree_facts
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
 from toy.training.jax_settings import jax_flags
-from toy.training.loop import Checkpoint, Facts, Progress, reading_ahead, run_chunks
-from toy.training.state import Metrics, TrainState, check_key
+from toy.training.loop import Facts, reading_ahead
+from toy.training.state import check_key
 
 MAX_CHUNK_MB = 64  # of a stream's batches, counted as float32; a batch that is larger is read alone
 
 Feed = Callable[[int], Source | Batches]  # gives what the steps from this one on draw from
-Move = Callable[[Any, Source | Batches, int], tuple[TrainState, Metrics]]  # (state, source, n_steps)
 
 
 def checked_run(
@@ -30,33 +28,6 @@ def checked_run(
     source = checked_source(source)
     check_memory(source.d_in, cfg, n_lanes or 1, n_devices)
     return source
-
-
-def run_steps(
-    move: Move,
-    state: TrainState,
-    source: Source | Stream,
-    cfg: TrainConfig,
-    *,
-    place: Callable[[Any], Any] | None,
-    chunk: int,
-    progress: Progress | None,
-    checkpoint: Checkpoint | None,
-    facts: Facts | None,
-) -> tuple[TrainState, Metrics]:
-    """The final state and the history of all steps of `cfg`, a chunk at a time; see `toy.training.loop.run_chunks`."""
-    chunk = feed_chunk(source, chunk, cfg)
-    with feeding(source, chunk, cfg, place) as feed:
-        return run_chunks(
-            lambda state, first, n: move(state, feed(first), n),
-            state,
-            cfg.n_steps,
-            chunk=chunk,
-            progress=progress,
-            checkpoint=checkpoint,
-            facts=facts,
-            empty=no_metrics(state),
-        )
 
 
 def feed_chunk(source: Source | Stream, chunk: int, cfg: TrainConfig) -> int:

@@ -13,10 +13,10 @@ from jaxtyping import Array, Int, Key, PyTree
 from toy.compiled import compiled
 from toy.data.source import Batches, Source, Stream
 from toy.sae import SAE
-from toy.training.advance import many_steps
+from toy.training.advance import many_steps, no_metrics
 from toy.training.config import Hypers, TrainConfig
-from toy.training.feed import checked_run, run_facts, run_steps
-from toy.training.loop import Checkpoint, Progress
+from toy.training.feed import checked_run, feed_chunk, feeding, run_facts
+from toy.training.loop import Checkpoint, Progress, run_chunks
 from toy.training.state import Metrics, TrainState, init_state, trained_sae
 
 _STATE_AXES = TrainState(None, *[0] * (len(TrainState._fields) - 1))  # type: ignore[arg-type]
@@ -53,17 +53,19 @@ def train_grid(
     keys, hypers = place("keys", keys, 0), place("hypers", hypers, in_axes[1])
     static = dict(cfg=cfg, in_axes=in_axes, mesh=mesh)
     state = _init_grid(keys, hypers, d_in=source.d_in, **static)
-    state, history = run_steps(
-        lambda state, source, n: _advance_grid(state, source, hypers, n_steps=n, **static),
-        state,
-        source,
-        cfg,
-        place=lambda source: place("source", source, in_axes[0]),
-        chunk=chunk,
-        progress=progress,
-        checkpoint=checkpoint,
-        facts=facts,
-    )
+    chunk = feed_chunk(source, chunk, cfg)
+    with feeding(source, chunk, cfg, lambda source: place("source", source, in_axes[0])) as feed:
+        state, history = run_chunks(
+            lambda state, source, n: _advance_grid(state, source, hypers, n_steps=n, **static),
+            state,
+            cfg.n_steps,
+            feed=feed,
+            chunk=chunk,
+            progress=progress,
+            checkpoint=checkpoint,
+            facts=facts,
+            empty=no_metrics(state),
+        )
     state = jax.device_put(state, jax.local_devices()[0])
     state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
     return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)

@@ -46,17 +46,18 @@ class Checkpoint(Protocol):
 
 
 def run_chunks(
-    move: Callable[[Any, int, int], tuple[Any, Any]],
+    move: Callable[[Any, Any, int], tuple[Any, Any]],
     state: PyTree,
     n_steps: int,
     *,
+    feed: Callable[[int], Any] = int,
     chunk: int,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     facts: Facts | None = None,
     empty: PyTree | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """The final state and the history of calling `move(state, first_step, n)`, which makes n steps, chunk by chunk.
+    """The final state and the history of `move(state, feed(first_step), n)`, called chunk by chunk, n steps at a time.
 
     `move` returns the new state and the metrics of its steps, and may take over the state's memory. `progress` also
     counts the steps that a checkpoint had done; a checkpoint continues only a run of the same facts. On
@@ -66,7 +67,7 @@ def run_chunks(
     if chunk < 1:
         raise ValueError(f"chunk: must be at least 1, got {chunk}")
     if empty is None:
-        one = jax.eval_shape(lambda state: move(state, 0, min(chunk, n_steps))[1], state)
+        one = jax.eval_shape(lambda state: move(state, feed(0), min(chunk, n_steps))[1], state)
         empty = jax.tree.map(lambda metric: np.zeros((*metric.shape, 0), metric.dtype), one)
     facts = {**(facts or {}), "chunk": chunk}
     run, moved = Run(state, empty), None
@@ -77,7 +78,7 @@ def run_chunks(
             progress(run.n_done)
         while run.n_done < n_steps:
             n = min(chunk, n_steps - run.n_done)
-            moved = run.n_done + n, move(run.state, run.n_done, n)
+            moved = run.n_done + n, move(run.state, feed(run.n_done), n)
             run, moved = _joined(run, *moved), None  # waits, so that progress is true
             if progress is not None:
                 progress(n)

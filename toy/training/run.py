@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from toy.data.source import Source, Stream
-from toy.training.advance import advance, first_state
+from toy.training.advance import advance, first_state, no_metrics
 from toy.training.config import Hypers, TrainConfig
-from toy.training.feed import checked_run, run_facts, run_steps
-from toy.training.loop import Checkpoint, Progress
+from toy.training.feed import checked_run, feed_chunk, feeding, run_facts
+from toy.training.loop import Checkpoint, Progress, run_chunks
 from toy.training.mesh import check_mesh, replicate
 from toy.training.state import Metrics, TrainState
 
@@ -51,14 +51,16 @@ def train(
         check_mesh(mesh, cfg.n_latents, cfg.batch_size // cfg.n_microbatches)
         key, hypers = replicate((key, hypers), mesh)
     state = first_state(key, hypers, d_in=source.d_in, cfg=cfg, mesh=mesh)
-    return run_steps(
-        lambda state, source, n: advance(state, source, hypers, cfg=cfg, n_steps=n, mesh=mesh),
-        state,
-        source,
-        cfg,
-        place=place,
-        chunk=chunk,
-        progress=progress,
-        checkpoint=checkpoint,
-        facts=facts,
-    )
+    chunk = feed_chunk(source, chunk, cfg)
+    with feeding(source, chunk, cfg, place) as feed:
+        return run_chunks(
+            lambda state, source, n: advance(state, source, hypers, cfg=cfg, n_steps=n, mesh=mesh),
+            state,
+            cfg.n_steps,
+            feed=feed,
+            chunk=chunk,
+            progress=progress,
+            checkpoint=checkpoint,
+            facts=facts,
+            empty=no_metrics(state),
+        )

@@ -6,13 +6,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from toy.data.source import Batches, Source
 from toy.loss import LossParts, auxk_mse, sae_loss
 from toy.prefixes import Prefixes, draw
 from toy.sae import SAE, ReLU
-from toy.training.config import Hypers, Number, TrainConfig
+from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import control, control_threshold, ramped
 from toy.training.mesh import batch_sharding
 from toy.training.state import (
@@ -68,61 +68,32 @@ def train_step(
 
     ranks = jnp.arange(cfg.n_latents) if cfg.moves_latents else latent_ranks(state.contribution)
     coef = ramped(state.sparsity_coef, step, cfg.n_sparsity_warmup_steps)
-    of_batch = partial(
-        _loss,
-        prefixes=prefixes,
-        ranks=ranks,
-        coef=coef,
-        dead=None if state.silent is None else state.silent >= cfg.dead_after,
-        aux_coef=hypers.aux_coef,
-        threshold=0.0 if state.threshold is None else state.threshold,
-        cfg=cfg,
+    dead = None if state.silent is None else state.silent >= cfg.dead_after
+
+    def loss(sae: SAE, x: Float[Array, "part d_in"]) -> tuple[Float[Array, ""], LossParts]:
+        if cfg.dtype == "bfloat16":
+            sae = sae._replace(W_enc=sae.W_enc.astype(jnp.bfloat16), W_dec=sae.W_dec.astype(jnp.bfloat16))
+        form, threshold = cfg.loss_form, 0.0 if state.threshold is None else state.threshold
+        kinds = {"sparsity": cfg.sparsity, "activation": cfg.activation}
+        value, parts = sae_loss(sae, x, prefixes, ranks, coef, form=form, threshold=threshold, **kinds)
+        if dead is not None:
+            k = n_aux(cfg, x.shape[1])
+            value += hypers.aux_coef * auxk_mse(sae, x, dead, activation=cfg.activation, form=form, k=k)
+        return value, parts
+
+    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), state.sae)
+    (value, parts), grads = (
+        value_and_grad(x) if cfg.n_microbatches == 1 else _mean(value_and_grad, x, cfg.n_microbatches)
     )
-    (loss, parts), grads = _mean_over_microbatches(of_batch, state.sae, x, cfg.n_microbatches)
     updates, opt_state = optimizer(hypers, cfg).update(grads, state.opt_state)
     state = state._replace(sae=jax.tree.map(jnp.add, state.sae, updates), opt_state=opt_state)
-    return _follow(state, parts, hypers, step, cfg), Metrics(loss, parts.mse, parts.l0, coef)
+    return _follow(state, parts, hypers, step, cfg), Metrics(value, parts.mse, parts.l0, coef)
 
 
-def _loss(
-    sae: SAE,
-    x: Float[Array, "batch d_in"],
-    *,
-    prefixes: Prefixes,
-    ranks: Int[Array, " n_latents"],
-    coef: Float[Array, ""],
-    dead: Bool[Array, " n_latents"] | None,
-    aux_coef: Number,
-    threshold: Number,
-    cfg: TrainConfig,
-) -> tuple[Float[Array, ""], LossParts]:
-    if cfg.dtype == "bfloat16":
-        sae = sae._replace(W_enc=sae.W_enc.astype(jnp.bfloat16), W_dec=sae.W_dec.astype(jnp.bfloat16))
-    loss, parts = sae_loss(
-        sae,
-        x,
-        prefixes,
-        ranks,
-        coef,
-        sparsity=cfg.sparsity,
-        activation=cfg.activation,
-        form=cfg.loss_form,
-        threshold=threshold,
-    )
-    if dead is not None:
-        loss += aux_coef * auxk_mse(
-            sae, x, dead, activation=cfg.activation, form=cfg.loss_form, k=n_aux(cfg, x.shape[1])
-        )
-    return loss, parts
-
-
-def _mean_over_microbatches(
-    loss: Callable, sae: SAE, x: Float[Array, "batch d_in"], n_parts: int
+def _mean(
+    value_and_grad: Callable, x: Float[Array, "batch d_in"], n_parts: int
 ) -> tuple[tuple[Float[Array, ""], LossParts], SAE]:
-    """Value and gradient of the mean of `loss` over equal parts of the batch, one part in memory at a time."""
-    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), sae)
-    if n_parts == 1:
-        return value_and_grad(x)
+    """The mean of a function over equal parts of the batch, with one part in memory at a time."""
     parts = x.reshape(-1, n_parts, x.shape[1]).swapaxes(0, 1)  # so that a part has rows of every device's share
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(value_and_grad, parts[0]))
     total, _ = jax.lax.scan(
