@@ -43,7 +43,7 @@ def record_of(figures: Path, name: str) -> dict:
 @pytest.mark.parametrize("name", TOY_SET)
 def test_every_experiment_leaves_a_record_of_the_common_shape_and_a_figure(figures, name):
     record = record_of(figures, name)
-    assert list(record) == ["name", "config", "seeds", "versions", "seconds", "results"]
+    assert list(record) == ["name", "config", "seeds", "versions", "seconds", "results", "caption"]
     assert record["name"] == name
     assert record["config"]["n_seeds"] == len(record["seeds"])
     assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
