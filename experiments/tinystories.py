@@ -64,7 +64,7 @@ class Options:
 
 
 class Made(NamedTuple):
-    """What one language model gave: lines to print, and for the records its facts and what was measured."""
+    """The outcome of one language model: lines to print, and for the records its facts and what was measured."""
 
     lines: list[str]
     facts: Record | None = None

@@ -65,21 +65,21 @@ def _rare(results: dict[str, Any]) -> list[str]:
 
 
 def _mean_of(of_kind: dict[str, Any], name: str, j: int) -> float:
-    """Over seeds and concepts, for one L0."""
+    """The mean over seeds and concepts at the j-th L0."""
     return mean_known(np.array(of_kind[name], float)[:, j])
 
 
 def represented(record: dict[str, Any], j: int) -> tuple[int, float, float]:
-    """Of (site, seed, concept) those where both kinds have a latent that correlates with the concept: how many, and
-    the mean hole rates of Matryoshka and vanilla. Elsewhere a hole may be of a latent that is not the concept's."""
+    """The number of (site, seed, concept) where both kinds have a latent that correlates with the concept, and the mean
+    hole rates of Matryoshka and vanilla there. Elsewhere a hole may be of a latent that is not the concept's."""
     both = np.all([_values(record, kind, "correlation", j) > REPRESENTED for kind in KINDS], axis=0)
     vanilla, matryoshka = (mean_known(_values(record, kind, "hole_rate", j)[both]) for kind in KINDS)
     return int(both.sum()), matryoshka, vanilla
 
 
 def matched(record: dict[str, Any], j: int) -> tuple[int, int, int]:
-    """Of (site, seed, concept) those where the two kinds' latents are as precise: how many, and in how many of these
-    Matryoshka has fewer and more holes."""
+    """The number of (site, seed, concept) where the two kinds' latents are as precise as each other, and in how many of
+    these Matryoshka has fewer, and more, holes."""
     precision = [_values(record, kind, "precision", j) for kind in KINDS]
     same = np.abs(np.subtract(*precision)) < SAME_PRECISION
     vanilla, matryoshka = (_values(record, kind, "hole_rate", j)[same] for kind in KINDS)
@@ -87,7 +87,7 @@ def matched(record: dict[str, Any], j: int) -> tuple[int, int, int]:
 
 
 def _values(record: dict[str, Any], kind: str, name: str, j: int) -> np.ndarray:
-    """[site, seed, concept] at one L0; NaN of what was not measured."""
+    """`[site, seed, concept]` at the j-th L0; NaN where nothing was measured."""
     return np.array([site[kind][name] for site in record["results"]["sites"].values()], float)[:, :, j]
 
 

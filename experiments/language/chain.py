@@ -29,7 +29,7 @@ PARTS = ("train", "valid")
 
 
 class Given(NamedTuple):
-    """What the options name, read once before any work; None where each language model has its own."""
+    """The files that the options name, read once before any work; None where each language model has its own."""
 
     stories: Stories | None
     lm: LM | None
@@ -217,7 +217,7 @@ def make_activations(cfg: LanguageConfig, tokens: Tokens, lm: LM, sites: tuple[S
 
 
 def facts_of(chain: Chain) -> dict[str, Any]:
-    """What a record says of the language model of its SAEs; `seconds` are those of the runs that made each stage."""
+    """Returns what a record says of a language model; `seconds` are those of the runs that made each stage."""
     _, tokens, (lm, of_model), acts = chain
     stages = {"tokens": tokens.stage, "activations": acts.stage}
     if chain.cfg.model is None:

@@ -19,12 +19,12 @@ OF_MEMBERS = ("hole_rates", "absorbed_rates", "cosines", "latent", "absorbers")
 
 
 def facts(cfg: LanguageConfig) -> dict[str, Any]:
-    """What a record says of how concepts are measured."""
+    """Returns what a record says of how concepts are measured."""
     return {"concepts": {name: list(words) for name, words in cfg.concept_words.items()}, "min_rows": MIN_ROWS}
 
 
 def wanted_words(cfg: LanguageConfig) -> list[str]:
-    """Of all concepts, each once."""
+    """The words of all concepts, each once."""
     return sorted({word for words in cfg.concept_words.values() for word in words})
 
 
@@ -46,8 +46,7 @@ def _counts(members: np.ndarray, n_members: int) -> list[int]:
 def of_model(chain: Chain) -> OfSite:
     """Measures for each kind lists [seed, L0, concept], and at the middle L0 every member's [seed, concept, member].
 
-    Those of concepts that the text has not often enough are NaN; `n_rows` are the rows measured on, [model, concept,
-    member].
+    Concepts that are too rare in the text have NaN; `n_rows` are the rows measured on, [model, concept, member].
     """
     members = _members(chain)
     sizes = {name: len(words) for name, words in chain.cfg.concept_words.items()}
@@ -71,9 +70,10 @@ def of_model(chain: Chain) -> OfSite:
 
 
 def _members(chain: Chain) -> dict[str, np.ndarray]:
-    """For each concept which of its words ends at each held-out row, −1 for none, if the text has it often enough.
+    """The place among a concept's words of the one that ends at each held-out row, −1 for none.
 
-    Such a concept has rows to fit its probe on, with it and without it, and a member with rows to be measured on.
+    A concept is left out unless it has rows to fit its probe on, with it and without it, and a member with rows enough
+    to be measured on.
     """
     store, wanted = chain.acts.valid, wanted_words(chain.cfg)
     places = store.document[:MOST_ROWS], store.position[:MOST_ROWS]

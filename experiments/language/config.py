@@ -1,7 +1,8 @@
 """The options of the TinyStories chain, from text to SAEs."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 from experiments.common.cache import user_cache
@@ -39,9 +40,8 @@ NUMBERS: dict[str, Whole | Real] = {  # what the options may be
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of the text, of the language model that is trained, and of the SAEs' training."""
+class Sizes(NamedTuple):
+    """Sizes of the text, of the language model that is trained, and of the SAEs' training."""
 
     n_stories: int | None  # None: all
     context: int
@@ -53,31 +53,13 @@ class Sizes:
     n_steps: int
 
 
-OF_BUILT_IN = Sizes(
-    n_stories=12_000,
-    context=112,
-    vocab_size=640,
-    n_layers=2,
-    d_model=64,
-    lm_steps=500,
-    target_l0=(2.0, 4.0, 8.0),
-    n_steps=2_000,
-)
-OF_OTHERS = Sizes(
-    n_stories=None,
-    context=192,
-    vocab_size=2_048,
-    n_layers=4,
-    d_model=128,
-    lm_steps=400,
-    target_l0=(4.0, 8.0, 16.0),
-    n_steps=1_000,
-)
+OF_BUILT_IN = Sizes(12_000, 112, 640, n_layers=2, d_model=64, lm_steps=500, target_l0=(2.0, 4.0, 8.0), n_steps=2_000)
+OF_OTHERS = Sizes(None, 192, 2_048, n_layers=4, d_model=128, lm_steps=400, target_l0=(4.0, 8.0, 16.0), n_steps=1_000)
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """From text to SAEs."""
+    """Options from text to SAEs."""
 
     corpus: str = BUILT_IN
     """Stories: built-in, a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a dataset)."""
@@ -90,11 +72,11 @@ class LanguageConfig:
     n_stories: int | None = None
     """Stories taken; default: 12,000 of the built-in corpus, all of another."""
     context: int | None = None
-    """Tokens a row; default: 112 for the built-in corpus, else 192."""
+    """Tokens per row; default: 112 for the built-in corpus, else 192."""
     vocab_size: int | None = None
-    """Of the tokenizer that is trained; default: 640 for the built-in corpus, else 2,048."""
+    """Ids of the tokenizer that is trained; default: 640 for the built-in corpus, else 2,048."""
     n_layers: int | None = None
-    """Of the model that is trained; default: 2 for the built-in corpus, else 4."""
+    """Layers of the model that is trained; default: 2 for the built-in corpus, else 4."""
     d_model: int | None = None
     """Its width, 32 a head; default: 64 for the built-in corpus, else 128."""
     lm_steps: int | None = None
@@ -109,11 +91,11 @@ class LanguageConfig:
     """L0 of the large SAEs; reference SAEs have the middle one, at most a quarter of their latents. Default: 2, 4 and 8
     for the built-in corpus, else 4, 8 and 16."""
     n_prefixes: int = 10
-    """Prefixes a batch of the Matryoshka SAEs, the full one included."""
+    """Prefixes per batch of the Matryoshka SAEs, the full one included."""
     n_steps: int | None = None
     """Training steps of every SAE; default: 2,000 for the built-in corpus, else 1,000."""
     batch_size: int = 512
-    """Tokens a step."""
+    """Tokens per step."""
     learning_rate: float = 1e-2
     """Adam's, of the SAEs."""
     sparsity: Sparsity = "l1"
@@ -121,9 +103,9 @@ class LanguageConfig:
     sparsity_coef: float | None = None
     """Sparsity coefficient from which the controller of L0 starts; default: 3 for L1, 0.3 for the logarithm."""
     control_rate: float = 1e-2
-    """Its relative change a step; runs are shorter than the toy's, so it is quicker."""
+    """Relative change of that coefficient per step; runs are shorter than the toy's, so it is quicker."""
     concepts: tuple[str, ...] = ()
-    """Words of which absorption is measured, as NAME=word,word,...; default: the tree of the built-in corpus."""
+    """Concepts whose absorption is measured, as NAME=word,word,...; default: the tree of the built-in corpus."""
     seed: int = 0
     """The first seed."""
     n_seeds: int = 3
@@ -136,9 +118,9 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         defaults = OF_BUILT_IN if self.corpus == BUILT_IN else OF_OTHERS
-        for size in fields(Sizes):  # filled in, so that a record says what was run
-            if getattr(self, size.name) is None:
-                object.__setattr__(self, size.name, getattr(defaults, size.name))
+        for name, default in defaults._asdict().items():  # filled in, so that a record says what was run
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         if self.sparsity not in SPARSITY_COEF:
             raise ValueError(f"sparsity: expected {' or '.join(SPARSITY_COEF)}, got {quoted(self.sparsity)}")
         if self.sparsity_coef is None:
@@ -173,13 +155,13 @@ class LanguageConfig:
 
     @property
     def of_models(self) -> list["LanguageConfig"]:
-        """A configuration for each language model: one a seed, or the one of all seeds."""
+        """A configuration for each language model: one per seed, or the one of all seeds."""
         return [replace(self, seed=seed, n_seeds=1) for seed in self.seeds] if self.own_models else [self]
 
     @property
     def sizes(self) -> Sizes:
-        """Those given, and the corpus's defaults for the others."""
-        return Sizes(**{size.name: getattr(self, size.name) for size in fields(Sizes)})
+        """The sizes that are given, and the corpus's defaults for the others."""
+        return Sizes(*(getattr(self, name) for name in Sizes._fields))
 
     @property
     def seeds(self) -> list[int]:
@@ -187,7 +169,7 @@ class LanguageConfig:
 
     @property
     def concept_words(self) -> dict[str, tuple[str, ...]]:
-        """By name, broader concepts first."""
+        """The words of each concept, broader concepts first."""
         if not self.concepts:
             return {concept.name: concept.all_words() for root in CONCEPTS for concept in root.walk()}
         return parse_concepts(self.concepts)

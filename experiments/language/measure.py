@@ -1,4 +1,4 @@
-"""What a figure of the TinyStories chain is: what it measures at a site, and how its record is told and drawn."""
+"""A figure of the TinyStories chain as a value: what is measured at a site, and how its record is told and drawn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ OfSite = Callable[[Site, SiteSAEs], Record]
 @dataclass(frozen=True)
 class Measure:
     name: str
-    """Of the record and the figure."""
+    """Name of the record and the figure."""
     of_model: Callable[[Chain], OfSite]
     """Returns, for one language model, what measures a site: lists that lead with an axis of seeds."""
     summary: Callable[[Record], list[str]]
     plot: Callable[[Record], Figure]
     facts: Callable[[LanguageConfig], Record] = lambda cfg: {}
-    """Returns what the results say beside that."""
+    """Returns what else the results hold."""
     check: Callable[[LanguageConfig, list[Tokens]], None] = lambda cfg, tokens: None
-    """Raises ValueError before anything is trained if the tokens of a language model have not what is measured."""
+    """Raises ValueError, before anything is trained, if the tokens of a language model lack what is to be measured."""
     caption: None = None
     command: str = "tinystories"

@@ -1,4 +1,4 @@
-"""What the TinyStories figures share: a panel a site, the two kinds of SAE, the line under the figure."""
+"""Pieces that the TinyStories figures share: a panel per site, the two kinds of SAE, the line under the figure."""
 
 import textwrap
 from typing import Any

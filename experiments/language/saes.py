@@ -50,7 +50,7 @@ class OffTarget(NamedTuple):
 
 
 class SiteSAEs(NamedTuple):
-    """What was trained at one site."""
+    """The SAEs of one site, and those that miss their target."""
 
     reference: dict[int, list[SAE]]  # by width; of each seed
     large: dict[str, list[list[SAE]]]  # by kind; of each seed, of each L0
