@@ -176,7 +176,7 @@ def _config(values: dict[str, Any]) -> LMConfig:
         raise ValueError(f"config: family: must be tiny_model or gpt_neo, got {quoted(family)}")
     if not all(kind in ("global", "local") for kind in kinds or ()):
         raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
-    checked: dict[str, Any] = values | {"attention": kinds and tuple(kinds)}
+    checked: dict[str, Any] = values | {"attention": None if kinds is None else tuple(kinds)}
     return LMConfig(**checked)
 
 
