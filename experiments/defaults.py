@@ -170,13 +170,16 @@ def caption(record: dict[str, Any]) -> str:
     results = record["results"]
     headline = results["headline"]
     made_by = results.get("grid_made_by")
-    return (
-        f"Share of {len(record['seeds'])} seeds whose Matryoshka SAE recovers the tree. Rows of panels: trees; columns: "
-        f"numbers of steps; in a panel, learning rates and sizes of the inputs, with restarts below "
-        f"{record['config']['grid_restarts']:g} of the median contribution. Last panel: thresholds of restarts with the "
-        f"defaults, with 95% Wilson intervals. With the defaults {headline['recovered']} of {headline['n_seeds']} seeds "
-        "recover the reference tree." + (f" The grid was computed on {made_by['devices']}." if made_by else "")
-    )
+    below = f"{record['config']['grid_restarts']:g} of the median contribution"
+    parts = [
+        f"Share of {len(record['seeds'])} seeds whose Matryoshka SAE recovers the tree",
+        "rows of panels: trees; columns: numbers of steps",
+        f"in a panel: learning rates and sizes of the inputs, with restarts below {below}",
+        "last panel: thresholds of restarts with the defaults, with 95% Wilson intervals",
+        f"with the defaults {headline['recovered']} of {headline['n_seeds']} seeds recover the reference tree",
+        *([f"the grid was computed on {made_by['devices']}"] if made_by else []),
+    ]
+    return "; ".join(parts) + "."
 
 
 def plot(record: dict[str, Any]) -> Figure:

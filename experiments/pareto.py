@@ -55,7 +55,7 @@ class Config(PairConfig):
     n_seeds: int = 8
     n_steps: int = 4_000
     control_rate: float = 0.0
-    """Relative change of the coefficients a step; 0 keeps them fixed."""
+    """Relative change of the coefficients per step; 0 keeps them fixed."""
     coefs: tuple[float, ...] = (0.005, 0.023, 0.1, 0.5, 1.0, 1.4, 2.0, 2.6)
     """Sparsity coefficients, as multiples of `sparsity_coef`."""
 

@@ -32,7 +32,7 @@ N_FEATURES = (20, 200, 2_000, 20_000)
 
 @dataclass(frozen=True)
 class Config:
-    """What is timed."""
+    """Options of the benchmark."""
 
     n_seeds: int = 64
     """Seeds that are trained at once."""

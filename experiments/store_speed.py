@@ -28,7 +28,7 @@ DRAWN, FLOAT, HALF, LABELS = 8, 4, 2, 12  # bytes: a number as drawn, as float32
 
 @dataclass(frozen=True)
 class Config:
-    """What is timed."""
+    """Options of the benchmark."""
 
     n_rows: int = 1_000_000
     """Rows of the store."""

@@ -38,7 +38,7 @@ STUB = "stub"  # in place of the code's version
 
 @dataclass(frozen=True)
 class Options:
-    """Which sweep, where its rows are kept, and who runs it."""
+    """The sweep, the store of its rows, and the engine that runs it."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """The sweep, as YAML or JSON, or a record sweep_NAME.json; experiments/sweeps/ has examples."""
@@ -70,7 +70,7 @@ class Options:
     slurm_jobs: int | None = None
     """Jobs in the queue at a time; default: 100, with --slurm-cluster local as many as there are cores."""
     slurm_folder: Path | None = None
-    """For jobs' scripts, logs and answers, where all machines see it; default: beside the store."""
+    """Folder for the jobs' scripts, logs and answers, which all machines must see; default: beside the store."""
     stub: bool = False
     """Store zeros and train nothing, to see what planning, scheduling and storing take; needs a --store of its own."""
 
@@ -134,7 +134,7 @@ def check_zeros(path: Path, stub: bool) -> None:
 
 
 def platform(options: Options) -> str | None:
-    """What workers are to compute on; None: what this process does, which is asked only of a process that trains."""
+    """The platform of workers; None means that of this process, which is looked up only where this process trains."""
     if options.engine == "local":
         return None
     return "gpu" if options.gpus else "cpu"
@@ -148,7 +148,7 @@ def count(sweep: Sweep, store: SweepStore, code: str) -> tuple[int, int]:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Of a file, or of the record of a report on it. Raises: ValueError naming the file and what is wrong in it."""
+    """The sweep of a file, or of the record of a report on it. Raises: ValueError naming the file and its fault."""
     shown = quoted(str(path))
     try:
         with path.open(encoding="utf-8-sig") as file:

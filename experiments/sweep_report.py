@@ -35,7 +35,7 @@ N_DIGITS = 12  # of a cell's digest
 
 @dataclass(frozen=True)
 class Options:
-    """Which store, and what is shown of it."""
+    """The store, and what is shown of it."""
 
     store: Annotated[Path, tyro.conf.Positional]
     """SQLite file that `experiments.sweep` filled; with --redraw the record, sweep_NAME.json."""
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def make_record(store: SweepStore) -> dict[str, Any]:
-    """Of the rows by this code if there are any, else by the code of the latest. Raises: ValueError without rows."""
+    """The record of the rows by this code, or by the latest code if there are none. Raises: ValueError without rows."""
     sweep = store.sweep()
     tell_damaged(store)
     known = {row.code for row in store.rows()}
@@ -155,7 +155,7 @@ def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:
 
 
 def choose_axes(table: Table, x: str | None, y: str | None) -> tuple[str, str | None]:
-    """Those that are asked for; in place of others the default ones that are left."""
+    """The axes that are asked for, filled up with default ones."""
     default_x, default_y = default_axes(table)
     if x is None:
         x = default_y if y == default_x and default_y is not None else default_x

@@ -37,7 +37,7 @@ PEER = "SAELens, {}".format
 
 @dataclass(frozen=True)
 class Config:
-    """What is timed."""
+    """Options of the benchmark."""
 
     sweep: Path = Path(__file__).parent / "sweeps" / "thousand.yaml"
     """The sweep."""

@@ -1,4 +1,4 @@
-"""How a record of tables is told and drawn: medians of all calls, with minimum and maximum."""
+"""Summaries and figures of records of tables: medians of all calls, with minimum and maximum."""
 
 import textwrap
 from typing import Any
@@ -14,7 +14,7 @@ ROW, HEAD = 0.17, 0.95  # inches of a panel: of a case, and of its title and axi
 
 
 def values(table: dict[str, Any], name: str) -> np.ndarray:
-    """What is shown of a case, in the table's unit."""
+    """The numbers of a case that are shown, in the table's unit."""
     seconds = np.array(table["cases"][name]["seconds"])
     return table["scale"] / seconds if table["per_second"] else table["scale"] * seconds
 

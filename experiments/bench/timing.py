@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """What one process times."""
+    """The work that one process times."""
 
     what: str  # `reference`, or MODULE.FUNCTION of this package, which makes the cases
     options: dict[str, Any] = field(default_factory=dict)

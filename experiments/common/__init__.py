@@ -1,1 +1,1 @@
-"""What the experiments share: the command line, options, the study of trained SAEs, and pieces of figures."""
+"""Code that the experiments share: the command line, options, the study of trained SAEs, and pieces of figures."""

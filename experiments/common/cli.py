@@ -38,7 +38,7 @@ NO_DATE: dict[str, dict] = {"png": {"Software": None}, "pdf": {"CreationDate": N
 
 @dataclass(frozen=True)
 class Command(Generic[Config]):
-    """What every experiment takes beside its own options."""
+    """The options that every experiment has beside its own."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: Path | None = None
@@ -99,7 +99,7 @@ def run_experiment(
 
 
 def prepare_files(experiment: Told, out: Path, vector: Format | None) -> None:
-    """Before any work. Raises: OSError naming a file that cannot be written."""
+    """Checks before any work that the files can be written. Raises: OSError naming one that cannot."""
     for suffix in ("json", *_formats(vector)):
         prepare(out / f"{experiment.name}.{suffix}")
 
@@ -216,7 +216,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def check_writable(out: Path, option: str = "--out") -> None:
-    """Before any work. Raises: ValueError if files cannot be written to `out`."""
+    """Checks before any work that files can be written to `out`. Raises: ValueError if they cannot."""
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{option} {out}: {existing} is not a folder")

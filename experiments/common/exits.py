@@ -1,4 +1,4 @@
-"""How commands start and end: a fault of the user's is one line and exit code 2, an interrupt says what is kept.
+"""The start and the end of commands: a user's mistake ends in one line and exit code 2, an interrupt says what is kept.
 
 Nothing here imports JAX, which takes seconds, before it is needed.
 """
@@ -79,7 +79,7 @@ def exit_with(code: int) -> NoReturn:
 
 
 def told_of(error: Exception) -> tuple[str, int]:
-    """What is said of an error, and the exit code."""
+    """The message for an error, and the exit code."""
     text = " ".join(str(error).split())
     if _device_is_missing():
         given = os.environ.get("JAX_PLATFORMS", "")[:40]

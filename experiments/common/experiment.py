@@ -1,4 +1,4 @@
-"""What an experiment is: a value that the command line runs, records and draws."""
+"""Experiments as values that the command line runs, records and draws."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What the command hands to `run`, which calls it with the number of steps that were just done.
+    """The argument of `run`, which calls it with the number of steps that were just done.
 
     An experiment that needs no more can take it as a `Progress`.
     """
@@ -40,7 +40,7 @@ class Work:
 
 
 class Told(Protocol):
-    """What can be told and drawn from its record: an experiment, or one of several figures of a command."""
+    """Anything that is summarised and drawn from its record: an experiment, or one of several figures of a command."""
 
     @property
     def name(self) -> str: ...
@@ -56,10 +56,10 @@ class Told(Protocol):
 
 @dataclass(frozen=True)
 class Experiment(Generic[Config]):
-    """An experiment: its options, what it computes, and how its record is told and drawn."""
+    """An experiment: its options, what it computes, and how its record is summarised and drawn."""
 
     name: str
-    """Of the module, the record and the figure."""
+    """The name of the module, of the record and of the figure."""
     config: type[Config]
     run: Callable[[Config, Work], Record]
     """Returns the results as plain JSON."""
@@ -75,5 +75,5 @@ class Experiment(Generic[Config]):
 
     @property
     def command(self) -> str:
-        """Of the command line."""
+        """The name of the command that makes it."""
         return self.name

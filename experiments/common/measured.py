@@ -1,4 +1,4 @@
-"""What the experiments record of trained SAEs, one entry per seed, and how summaries and captions tell of it."""
+"""Records of trained SAEs, with one entry per seed, and the words that summaries and captions use for them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run needs of memory at least, against what this machine has: told before anything is allocated."""
+"""A lower estimate of the memory of a run against that of the machine, before anything is allocated."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ _constructors = ConstructorRegistry()
 
 @dataclass(frozen=True)
 class _Root(Generic[Options]):
-    """Around a command's options: tyro draws a box about errors of the outermost class that it makes."""
+    """A wrapper of a command's options, since tyro draws a box around errors of the outermost class that it makes."""
 
     options: Annotated[Options, tyro.conf.arg(name="")]
 

@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, intervals, heatmaps, and the drawn tree.
+"""Pieces of all figures: style, colours, intervals, heatmaps, and the drawn tree.
 
 One policy for every interval, all of them 95%. A share of independent runs has a Wilson interval, with n the number of
 runs (`wilson`). Rates, cosines, FVU and L0 over seeds have a percentile bootstrap of their mean, which stays inside

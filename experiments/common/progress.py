@@ -1,4 +1,4 @@
-"""How far a command is: a bar in a terminal, a line every half minute elsewhere."""
+"""Progress of a command: a bar in a terminal, a line every half minute elsewhere."""
 
 import contextlib
 import sys
@@ -55,7 +55,7 @@ class progress_bar:  # noqa: N801
         self._bar.set_postfix_str(text)
 
     def line(self) -> str:
-        """How far it is, in words."""
+        """The progress in words."""
         share = min(1.0, self._done / self._total) if self._total else 1.0
         counts = "" if self._unit is None else f", {self._done:,.0f} of {self._total:,.0f} {self._unit}s"
         told = f", {self._told}" if self._told else ""

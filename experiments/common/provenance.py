@@ -1,4 +1,4 @@
-"""Which code a result was made by."""
+"""Digests of the code that a result was made by."""
 
 import ast
 import hashlib
@@ -25,7 +25,7 @@ def code_digest(*modules: str) -> str:
 
 
 def _sources(*modules: str) -> dict[str, bytes]:
-    """Of these modules and of all of this project that they import, by their names. Raises: ModuleNotFoundError."""
+    """The sources of these modules and of all they import from this project, by name. Raises: ModuleNotFoundError."""
     sources: dict[str, bytes] = {}
     for name in modules:
         if _file(name) is None:
@@ -81,7 +81,7 @@ def file_digest(module: str) -> str:
 
 
 def _file(name: str) -> Path | None:
-    """Of a module of this project; None for other modules, and for what is no module."""
+    """The file of a module of this project; None for any other name."""
     if name.partition(".")[0] not in _PACKAGES:
         return None
     path = _ROOT.joinpath(*name.split("."))

@@ -1,4 +1,4 @@
-"""What the experiments on trained SAEs share: options, features, and training over seeds."""
+"""The study of trained SAEs: options, features, and training over seeds."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -50,7 +50,7 @@ class Study(NamedTuple):
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """Which features there are."""
+    """The features of a study."""
 
     tree: Annotated[TreeOption, TREE_OPTION] = REFERENCE
     """JSON file of your own tree (see the README), or a named one: reference, three_level, ordering."""
@@ -83,7 +83,7 @@ class TreeConfig:
 
 @dataclass(frozen=True)
 class StudyConfig(TreeConfig):
-    """How the SAEs are trained and measured."""
+    """The training and the measures of a study."""
 
     preset: Preset = "default"
     """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
@@ -191,7 +191,7 @@ def target_l0(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> fl
 
 
 def aimed_l0(cfg: StudyConfig, tree: Tree) -> float | None:
-    """The same for ReLU SAEs whose controller is on."""
+    """The target L0 of ReLU SAEs whose controller is on; None for others."""
     return target_l0(cfg, tree) if cfg.control_rate else None
 
 

@@ -4,7 +4,7 @@ For each concept (a set of words: female, animal, ...) the latent whose activati
 the held-out tokens; on the other half its holes, P(latent off | member), the mean over members. The absorbing latent is
 the one that adds most along the concept's probe direction in the holes, where it makes up for a fair share of what is
 missing (`toy.lm.absorption`). Direction: a member's latent (child) absorbs the concept (parent). A latent that is on
-everywhere has no holes, so its precision is told, too: the share of the rows where it is on that are of a member; and
+everywhere has no holes, so its precision is shown too: the share of the rows where it is on that are of a member; and
 its average precision, which takes both together at all thresholds.
 Claim of the post: fewer holes with Matryoshka.
 Command: python -m experiments.tinystories --only absorption.

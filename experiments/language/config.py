@@ -78,11 +78,11 @@ class LanguageConfig:
     n_layers: int | None = None
     """Layers of the model that is trained; default: 2 for the built-in corpus, else 4."""
     d_model: int | None = None
-    """Its width, 32 a head; default: 64 for the built-in corpus, else 128."""
+    """The width of the model, 32 per head; default: 64 for the built-in corpus, else 128."""
     lm_steps: int | None = None
-    """Its training steps, of 32 rows; default: 500 for the built-in corpus, else 400 (more overfit 1,000 stories)."""
+    """Training steps of the model, of 32 rows; default: 500 for the built-in corpus, else 400."""
     locations: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
-    """What SAEs are trained on, at every layer; resid_mid is another."""
+    """Locations whose activations SAEs are trained on, at every layer; resid_mid is another."""
     reference_widths: tuple[int, ...] = (20, 60, 200)
     """Numbers of latents of the reference SAEs, which are vanilla."""
     n_latents: int = 500

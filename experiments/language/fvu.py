@@ -82,7 +82,7 @@ def _equivalent(cfg: LanguageConfig, vanilla: float, matryoshka: float, referenc
 
 
 def _place(share: float) -> str:
-    """Where an equivalent width is."""
+    """The place of an equivalent width among the widths that were trained."""
     if np.isnan(share):
         return "undefined"  # a wider vanilla SAE is no better than a narrower one
     return "above the large vanilla SAE" if np.isinf(share) else "inside" if share else "below all"

@@ -93,7 +93,7 @@ def _last_part(name: str) -> str:
 
 
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
-    """Under the figure: what is shown, and of what."""
+    """The caption of a figure: what is shown, and of which model and SAEs."""
     config, seeds = record["config"], record["seeds"]
     models = [facts["model"] for facts in record["results"]["models"]]
     model = models[0] | {name: sum(m[name] for m in models) / len(models) for name in ("loss", "unigram_entropy")}

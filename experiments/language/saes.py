@@ -25,7 +25,7 @@ from toy.training.loop import Progress
 
 KINDS = ("vanilla", "matryoshka")
 CODE = ("toy.training.grid", "toy.data.stream")  # what trains SAEs
-END_SHARE = 0.05  # of the steps, over whose mean the L0 of training is told
+END_SHARE = 0.05  # the last share of the steps, over which the L0 of training is averaged
 CHUNK = 4_096  # held-out rows in memory at once
 
 

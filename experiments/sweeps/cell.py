@@ -114,7 +114,7 @@ def root_of(spec: TreeSpec) -> Node:
 
 
 class Built(NamedTuple):
-    """What follows from a cell's tree."""
+    """The arrays and numbers that follow from a cell's tree."""
 
     tree: Tree
     mean_l0: float

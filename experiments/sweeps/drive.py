@@ -19,7 +19,7 @@ Run = Callable[[Sequence[Cell]], list[Row]]
 
 
 class Plan(NamedTuple):
-    """What is left to do."""
+    """The cells that are left to do."""
 
     code: str
     n_cells: int  # different ones
@@ -155,7 +155,7 @@ def _cost(group: Group) -> float:
 
 
 def _rows_of(group: Group, *, run: Run, code: str) -> list[Row]:
-    """What a worker does."""
+    """The work of a worker: the rows of its cells."""
     if run is run_cells and code_version() != code:
         raise WorkerFault(f"a worker has ({code_version()}), the driver ({code}): install and set the same")
     return run(group.cells)

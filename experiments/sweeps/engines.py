@@ -26,7 +26,7 @@ class WorkerFault(ValueError):  # noqa: N818
 
 
 class Failure(NamedTuple):
-    """In place of an answer."""
+    """An error in place of an answer."""
 
     told: str  # in one line
     of_worker: bool  # it died, ran out of memory, cannot start: another attempt may go well
@@ -76,7 +76,7 @@ class LocalEngine:
 
 
 def answer_of(function: Callable[[Task], Answer], task: Task) -> Answer | Failure:
-    """What workers do: an error is an answer, too, so that what a cluster raises itself is the loss of a worker."""
+    """The work of a worker. An error is an answer too, so that an error of the cluster itself means a lost worker."""
     try:
         return function(task)
     except (WorkerFault, MemoryError) as error:

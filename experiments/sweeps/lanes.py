@@ -43,7 +43,7 @@ Flags = tuple[tuple[str, str], ...]
 
 
 class Row(NamedTuple):
-    """What became of a cell."""
+    """The result of a cell."""
 
     metrics: dict[str, float | None] | None  # None: it failed
     error: str | None
@@ -82,13 +82,13 @@ def code_version(platform: str | None = None) -> str:
 
 
 def _flags() -> Flags:
-    """For programs that make keys of seeds: JAX's own cache does not see which kind of keys is the default."""
+    """JAX's settings, for programs that make keys from seeds: JAX's cache does not see the default kind of key."""
     return tuple(jax_flags().items())
 
 
 @cache
 def _source_and_libraries() -> tuple[str, ...]:
-    """Which cannot change while a process runs."""
+    """The digest of the code and the versions of libraries, which cannot change while a process runs."""
     return (
         f"source {code_digest('experiments.sweeps.lanes')[:16]}",
         *(f"{name} {version(name)}" for name in LIBRARIES),
@@ -162,7 +162,7 @@ def _direction_keys(seeds: UInt32[Array, " lanes"], *, flags: Flags) -> Key[Arra
 
 
 def _keys(seed: UInt32[Array, ""]) -> tuple[Key[Array, ""], ...]:
-    """Of the directions, the training and the held-out rows."""
+    """The keys of the directions, of the training and of the held-out rows."""
     key = jax.random.key(seed)
     return (*jax.random.split(key), held_out_key(key))
 
@@ -192,7 +192,7 @@ def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
 
 
 def n_compiled() -> int:
-    """How often this process has compiled a program of a sweep: once a program and device."""
+    """The number of programs of sweeps that this process has compiled: one per program and device."""
     return _run.n_compiled
 
 

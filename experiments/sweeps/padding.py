@@ -13,7 +13,7 @@ from toy.prefixes import FixedPrefixes, FixedWeights, SampledPrefixes, Weighting
 
 
 class TreeShape(NamedTuple):
-    """What a compiled program knows of a tree."""
+    """The sizes of a tree that fix a compiled program."""
 
     n_nodes: int
     n_features: int
@@ -77,7 +77,7 @@ def pad_tree(tree: Tree, shape: TreeShape) -> Tree:
 
 
 def pad_weighting(weighting: Weighting, n_latents: int, n_prefixes: int = 1) -> FixedWeights | SampledPrefixes:
-    """The same prefixes of more latents, `n_prefixes` at least of sampled ones; the full one is of all of them.
+    """The same prefixes of more latents, at least `n_prefixes` of them if sampled; the full prefix holds all latents.
 
     Raises: ValueError if there is no room, or the weighting is a hybrid one, whose tiles say how many latents it has.
     """

@@ -104,7 +104,7 @@ def _shown(text: str, most: int = 60) -> str:
 
 
 def _command(path: Path, cell: str) -> str:
-    """What runs a cell again."""
+    """The command that runs a cell again."""
     file = path.as_posix()
     file = f"./{file}" if file.startswith("-") else file  # which is no option
     return f"<code>{html.escape(f'python -m experiments.sweep {for_shell(file)} --cell {for_shell(cell)}')}</code>"
@@ -131,7 +131,7 @@ def badness(table: Table, metric: str) -> np.ndarray:
 
 
 def worst_table(record: dict[str, Any], metric: str, path: Path) -> str:
-    """Of each weighting the cells with the worst value of the metric, and the commands that run them again."""
+    """The cells with the worst value of the metric for each weighting, and the commands that run them again."""
     table, axes = table_of(record), record["config"]["axes"]
     shown = [name for name in dict.fromkeys((metric, *SHOWN, "min_cosine")) if name in table.metrics]
     order = [badness(table, name) for name in reversed(shown)]  # the last counts most

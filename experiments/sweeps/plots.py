@@ -299,7 +299,7 @@ def _label(name: str, value: Any) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    """How figures show a value of the axis of this name."""
+    """A value of an axis as figures show it."""
     if isinstance(value, list):
         return "–".join(_short(name, one) for one in value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Which compiled program trains a cell. It follows from the cell alone, so its numbers do not depend on the sweep."""
+"""The compiled program that trains a cell, which follows from the cell alone: numbers do not depend on the sweep."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Program(NamedTuple):
 
     @property
     def n_lanes(self) -> int:
-        """Of a group, always: a cell's numbers must not depend on how many others there are."""
+        """The fixed number of lanes of a group, so that a cell's numbers do not depend on how many others there are."""
         batch, rows, n = self.cfg.batch_size, self.n_eval_rows, max(self.cfg.n_latents, self.shape.n_nodes)
         n_bytes = 4 * (n * (24 * batch + 4 * rows + 24 * self.d_in + 4 * n) + self.d_in * (8 * batch + 2 * rows))
         return max(1, min(MOST_LANES, LANE_MEMORY // n_bytes))
@@ -43,7 +43,7 @@ class Program(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """Of one cell, in seconds on two CPU cores, roughly."""
+        """A rough estimate of the seconds that a cell takes on two CPU cores."""
         n, d, rows = max(self.cfg.n_latents, self.shape.n_nodes), self.d_in, self.cfg.batch_size
         return self.cfg.n_steps * (3.5e-9 * rows * n + 2e-12 * rows * n * d + 2e-11 * rows * n * n)
 
@@ -70,7 +70,7 @@ def program_of(cell: Cell) -> Program:
 
 
 def _n_prefixes(weighting: str, n_latents: int) -> int:
-    """What stands in the weighting's name; 1 where none does. Raises: ValueError if there are too many to weigh."""
+    """The number of prefixes in the weighting's name, or 1. Raises: ValueError if there are too many to weigh."""
     kind, _, number = weighting.partition("_")
     n_prefixes = int(number) if kind in ("sampled", "expected") else 1
     if kind == "expected" and min(n_prefixes, n_latents) * n_latents > MAX_WEIGHTS:

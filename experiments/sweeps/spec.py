@@ -119,7 +119,7 @@ def _axes(data: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
 
 
 def _named(entry: str, given: Any) -> dict[str, Any]:
-    """What an entry gives, by the names of today."""
+    """The settings that an entry gives, by their present names."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{entry}: expected an object of names and values")
     found: dict[str, Any] = {}

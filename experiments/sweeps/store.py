@@ -119,7 +119,7 @@ class SweepStore:
             return _whole(_rows(connection), failed)
 
     def finished_of(self, keys: Sequence[str], *, failed: bool = True) -> set[str]:
-        """Those of the keys that `finished` has."""
+        """The keys that are finished."""
         with self._connected() as connection:
             return _whole(_rows_of(connection, keys), failed)
 
@@ -307,7 +307,7 @@ def _as_text(about: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:
-    """Where two values differ, as deep inside as it is one place."""
+    """The deepest place that holds all differences between two values."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in [*ours, *theirs]:
             if theirs.get(key) != ours.get(key):

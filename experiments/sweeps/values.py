@@ -104,6 +104,6 @@ def _type_name(option: Any) -> str:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """What a message about an unknown name ends with."""
+    """The end of a message about an unknown name: the nearest known names."""
     close = difflib.get_close_matches(name[:MOST_NAME], known, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

@@ -46,7 +46,7 @@ def parse_tree(text: str) -> Node:
 
 
 def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
-    """As `parse_tree`, with one-line notes on how the text was read. Raises: `TreeError`."""
+    """The tree of a text, as `parse_tree` reads it, and one-line notes on how it was read. Raises: `TreeError`."""
     return _from_dict(parse_nodes(text))
 
 

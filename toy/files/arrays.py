@@ -57,7 +57,7 @@ def load_arrays(path: Path, *, signed: bool = False) -> tuple[dict[str, np.ndarr
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """As `load_arrays`, but the arrays are views into a map of the file, and no SHA-256 is checked."""
+    """Loads arrays as `load_arrays` does, but as views into a map of the file, whose SHA-256 is not checked."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("no regular file")

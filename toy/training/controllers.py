@@ -24,7 +24,7 @@ def control(
     step: Int[Array, ""],
     n_warmup_steps: int,
 ) -> Float[Array, ""]:
-    """After the warm-up, coef · (1 − rate) where l0 < target_l0 and coef · (1 + rate) otherwise.
+    """The next coefficient: after the warm-up, coef · (1 − rate) where l0 < target_l0, and coef · (1 + rate) otherwise.
 
     Source: Taggart's controller, as the post uses it. A rate of 0 keeps the coefficient fixed.
     """
