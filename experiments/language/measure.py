@@ -1,4 +1,4 @@
-"""A figure of the TinyStories chain as a value: what is measured at a site, and how its record is summarised and drawn."""
+"""A figure of the TinyStories chain as a value: its measures at a site, its summary and its plot."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
