@@ -37,7 +37,10 @@ from toy.training.run import train
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 SAELENS = ("standard_default", "standard_nobdec", "jumprelu_default", "batchtopk_default")
-pytestmark = pytest.mark.skipif(not CASES.exists(), reason="the collection does not lie beside this checkout")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CASES.exists(), reason="the collection does not lie beside this checkout"),
+]
 
 
 def named(pattern: str, *left_out: str) -> list[Any]:
