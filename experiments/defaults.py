@@ -64,7 +64,7 @@ class Config(StudyConfig):
     """Threshold of restarts in the grid of steps, learning rates and input sizes."""
     restarts: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
     """Shares of the median contribution below which a latent starts anew, tried with the reference tree."""
-    n_headline_seeds: int = 400
+    n_headline_seeds: int = 1_000
     """Number of seeds that train on the reference tree with the defaults."""
     n_eval_rows: int = 5_000
     """Held-out rows that every SAE is measured on."""
