@@ -63,7 +63,7 @@ class Config(StudyConfig):
 
     tree: Annotated[TreeOption, TREE_OPTION] = COMMENT
     """Your own tree; default: the comment's, alone and among lone features."""
-    ratios: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 5.0, 8.0)
+    ratios: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 5.0)
     """Child magnitude / parent magnitude."""
     prob: float = 0.3
     """P(parent)."""
