@@ -235,6 +235,7 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
     }
 
 
+@pytest.mark.slow
 def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_path):
     (tmp_path / "tree.json").write_text(json.dumps(TREE))
     out = tmp_path / "out"
@@ -313,6 +314,7 @@ def test_a_figure_is_written_as_vectors_the_same_every_time(kind, start, figures
     assert (tmp_path / "cosines.png").exists()
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_every_program_compiled(tmp_path):
     """A program that is not found is compiled and kept under another name."""
     environment = os.environ | {
@@ -357,6 +359,7 @@ def test_the_committed_records_are_of_this_shape_and_their_figures_stand_beside_
     paths = list(folder.glob("*.json"))
     assert paths
     for path in paths:
-        assert list(json.loads(path.read_text())) == ["name", "config", "seeds", "versions", "seconds", "results"]
+        keys = [key for key in json.loads(path.read_text()) if key != "caption"]
+        assert keys == ["name", "config", "seeds", "versions", "seconds", "results"]
         stands_for = path.name.startswith("sweep_") and path.stem != "sweep_speed"  # a sweep has a figure a metric
         assert list(folder.glob(f"{path.stem}_*.png" if stands_for else f"{path.stem}.png")), path

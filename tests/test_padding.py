@@ -122,11 +122,13 @@ def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **
     W_feat = np.zeros((tree.n_features, 16))
     real = make_directions(KEY[None], 9, 16)[0]
     W_feat[:9] = real
-    hypers = Hypers(jax.tree.map(jnp.asarray, weighting), target_l0=1.0, reinit_below=0.9, n_latents=n_real)
+    numbers = {"target_l0": 1.0, "learning_rate": 2e-2, "control_rate": 3e-4, "reinit_below": 0.9}
+    hypers = Hypers(jax.tree.map(jnp.asarray, weighting), n_latents=n_real, **numbers)
     state, history = train(KEY, TreeSource(tree, jnp.asarray(W_feat)), hypers, cfg=cfg)
     return trained_sae(state), history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vanilla", "expected", "sampled"])
 @pytest.mark.parametrize(("n", "size"), [(9, 12), (5, 40), (12, 13)])
 @pytest.mark.parametrize("sparsity", ["l1", "log"])

@@ -380,7 +380,8 @@ def test_any_hyperparameter_weighting_and_tree_can_have_lanes() -> None:
     magnitudes = jnp.stack([jnp.asarray(TREE.magnitude_mean), 2.0 * jnp.asarray(TREE.magnitude_mean)])
     weights = jnp.stack([jnp.eye(20)[-1], jnp.full(20, 1 / 20)])  # the full prefix, all prefixes
     numbers = (1.12, 1e-2, 0.5, 0.6, 1, 1, 3e-4, 0.3, 1 / 32)
-    lanes = Hypers(FixedWeights(weights), *(jnp.array([v, 1.5 * v]) for v in numbers))
+    sizes = jnp.array([1.0, 0.5])
+    lanes = Hypers(FixedWeights(weights), *(jnp.array([v, 1.5 * v]) for v in numbers), input_size=sizes)
     source = tree_source()._replace(tree=TREE._replace(magnitude_mean=magnitudes))
     axes = TreeSource(Tree(*[None] * len(Tree._fields))._replace(magnitude_mean=0), None)  # type: ignore[arg-type]
     state, _ = train_grid(keys, source, lanes, cfg=cfg, in_axes=(axes, 0))
