@@ -186,23 +186,20 @@ def plot(record: dict[str, Any]) -> Figure:
     results, config, n_seeds = record["results"], record["config"], len(record["seeds"])
     rates, sizes, steps = config["learning_rates"], config["input_sizes"], config["steps"]
     with plots.styled(0.95 * len(results["trees"]) + 0.5) as figure:
-        grid = figure.add_gridspec(len(results["trees"]), len(steps) + 1, width_ratios=[*[1] * len(steps), 1.3])
-        for i, (tree, by_steps) in enumerate(results["trees"].items()):
-            for j, (n, cells) in enumerate(by_steps.items()):
-                ax = figure.add_subplot(grid[i, j])
-                shares = np.array([cell["recovered"] for cell in cells]).reshape(len(rates), len(sizes)).T / n_seeds
-                _draw_shares(ax, shares)
-                ax.set_xticks(
-                    range(len(rates)), [f"{rate:g}" for rate in rates] if i == len(results["trees"]) - 1 else []
-                )
-                ax.set_yticks(range(len(sizes)), [f"{size:g}" for size in sizes] if j == 0 else [])
-                if i == 0:
-                    ax.set_title(f"{'abcdefgh'[j]}  {int(n):,} steps")
-                if i == len(results["trees"]) - 1:
-                    ax.set_xlabel("learning rate")
-                if j == 0:
-                    ax.set_ylabel(f"{tree.replace(' ', chr(10))}\ninput size")
-        _draw_restarts(figure.add_subplot(grid[: len(results["trees"]) // 2, -1]), record, "abcdefgh"[len(steps)])
+        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[len(steps), 1.25]))
+        axes = left.subplots(len(results["trees"]), len(steps), squeeze=False, sharex=True, sharey=True)
+        for row, (tree, by_steps) in zip(axes, results["trees"].items(), strict=True):
+            for ax, cells in zip(row, by_steps.values(), strict=True):
+                _draw_shares(ax, np.array([c["recovered"] for c in cells]).reshape(len(rates), -1).T / n_seeds)
+            row[0].set_ylabel(f"{tree.replace(' ', chr(10))}\ninput size")
+        for letter, ax, n in zip("abcdefgh", axes[0], steps, strict=False):
+            ax.set_title(f"{letter}  {n:,} steps")
+        for ax in axes[-1]:
+            ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+            ax.set_yticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+            ax.set_xlabel("learning rate")
+        _draw_restarts(right.subplots(2, 1)[0], record, "abcdefgh"[len(steps)])
+        right.axes[1].remove()
     return figure
 
 
@@ -218,8 +215,8 @@ def _draw_restarts(ax: Axes, record: dict[str, Any], letter: str) -> None:
     """The share of seeds that recover the reference tree, by the threshold of restarts."""
     for entry in record["results"]["restarts"]:
         plots.share(ax, entry["reinit_below"], entry["recovered"], entry["n_seeds"], plots.COLOURS["matryoshka"])
-    ax.set(title=f"{letter}  Restarts, reference tree", xlabel="share of the median contribution", ylim=(-0.05, 1.05))
-    ax.set_ylabel("share of seeds that recover")
+    ax.set(title=f"{letter}  Restarts", xlabel="restart below,\nof the median", ylim=(-0.05, 1.05))
+    ax.set_ylabel("recovered, reference tree")
 
 
 EXPERIMENT = Experiment("defaults", Config, run, summary, plot, check, n_steps, caption)

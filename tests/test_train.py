@@ -120,7 +120,7 @@ def test_chunks_change_neither_the_result_nor_the_number_of_steps() -> None:
     np.testing.assert_allclose(np.average(history.mse, weights=told), means.mse[0], rtol=1e-5)
 
 
-def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one() -> None:
     source = ArraySource(jax.random.normal(KEY_W, (50, 20)))
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)
     drawn, prefixes = draw_steps(start, source, hypers(), 3, cfg=CFG)
@@ -130,8 +130,7 @@ def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one(monk
         assert equal(jax.tree.map(lambda leaf, i=i: leaf[i], prefixes), jax.tree.map(lambda leaf: leaf[0], own))
     found = []
     for n in (1, 4, 10):  # 60 steps, in stretches of 10
-        monkeypatch.setattr("toy.training.advance.DRAWN_STEPS", n)
-        found.append(jax.jit(partial(many_steps, cfg=CFG))(start, source, hypers(), 60)[0])
+        found.append(jax.jit(partial(many_steps, cfg=CFG, n_drawn=n))(start, source, hypers(), 60)[0])
     assert equal(found[0], found[1])
     assert equal(found[0], found[2])
 

@@ -14,7 +14,7 @@ from toy.training.mesh import state_shardings
 from toy.training.state import Metrics, TrainState, init_state
 from toy.training.step import draw_steps, train_step
 
-DRAWN_STEPS = 10  # at once, while they are small: at toy width drawing a batch takes as long as learning from it
+DRAWN_STEPS = 20  # of one run, whose batches take as long to draw as to learn from at toy width
 MOST_DRAWN = 2**18  # numbers in the batches of these steps
 Carry = tuple[TrainState, Metrics]
 
@@ -27,10 +27,14 @@ def many_steps(
     *,
     cfg: TrainConfig,
     mesh: Mesh | None = None,
+    n_drawn: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Stretches of steps between maintain, each in blocks that are drawn at once, until `n_steps` are done."""
+    """Stretches of steps between maintenance, until `n_steps` are done; batches are drawn for `n_drawn` steps at once.
+
+    Drawing many at once pays for one run of small batches. Lanes are many batches already.
+    """
     end = state.step + n_steps
-    n_block = int(np.clip(MOST_DRAWN // (cfg.batch_size * source.d_in), 1, DRAWN_STEPS))
+    n_block = int(np.clip(MOST_DRAWN // (cfg.batch_size * source.d_in), 1, n_drawn))
 
     def block(carry: Carry, end: Int[Array, ""]) -> Carry:
         first = carry[0].step
@@ -69,7 +73,7 @@ def advance(
 
     The given state's memory is taken over by the new one: do not use it again.
     """
-    state, metrics = many_steps(state, source, hypers, n_steps, cfg=cfg, mesh=mesh)
+    state, metrics = many_steps(state, source, hypers, n_steps, cfg=cfg, mesh=mesh, n_drawn=DRAWN_STEPS)
     return _keep_placed(state, cfg, mesh), metrics
 
 
