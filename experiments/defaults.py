@@ -186,7 +186,8 @@ def plot(record: dict[str, Any]) -> Figure:
     results, config, n_seeds = record["results"], record["config"], len(record["seeds"])
     rates, sizes, steps = config["learning_rates"], config["input_sizes"], config["steps"]
     with plots.styled(0.95 * len(results["trees"]) + 0.5) as figure:
-        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[len(steps), 1.25]))
+        sides: Any = figure.subfigures(1, 2, width_ratios=[len(steps), 1.25])
+        left, right = sides
         axes = left.subplots(len(results["trees"]), len(steps), squeeze=False, sharex=True, sharey=True)
         for row, (tree, by_steps) in zip(axes, results["trees"].items(), strict=True):
             for ax, cells in zip(row, by_steps.values(), strict=True):
