@@ -205,7 +205,7 @@ def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        ({"hypers": HYPERS._replace(learning_rate=3e-2)}, r"hypers\.learning_rate = 0\.02, which now is 0\.03"),
+        ({"hypers": HYPERS._replace(learning_rate=3e-2)}, r"hypers\.learning_rate = 0\.01, which now is 0\.03"),
         ({"hypers": HYPERS._replace(prefixes=sampled(20, 5))}, r"hypers\.prefixes\.weights = .*, which now is "),
         ({"key": jax.random.key(1)}, r"key = \[0, 0\], which now is \[0, 1\]"),
         ({"cfg": replace(CFG, n_steps=61)}, r"cfg\.n_steps = 60, which now is 61"),

@@ -338,8 +338,8 @@ def test_a_store_of_other_facts_and_no_site_are_refused(tmp_path: Path, trained:
     begins = SMALL._replace(length=np.ones_like(SMALL.length), start=np.zeros_like(SMALL.start))
     for rows, sites, message in (
         (SMALL, (), "sites: none is given"),
-        (Rows(*(column[:0] for column in SMALL)), SITES, "rows: there is no token in them"),
-        (begins, SITES, "rows: there is no token in them"),
+        (Rows(*(column[:0] for column in SMALL)), SITES, "rows: they hold no token but the begins"),
+        (begins, SITES, "rows: they hold no token but the begins"),
     ):
         with pytest.raises(ValueError, match=message):
             export_activations(tmp_path / "t", trained[0], rows, sites, facts={})

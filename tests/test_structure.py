@@ -83,6 +83,6 @@ def test_the_way_from_a_command_to_the_loss_is_printed() -> None:
     """In a process of its own: the import hook of the tests puts frames of its own between ours."""
     said = subprocess.run([sys.executable, "-m", "tests.structure"], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    paths = [line for line in said.stdout.splitlines() if line.endswith("frames from the command to the loss")]
+    paths = [line for line in said.stdout.splitlines() if line.endswith("functions from the command to the loss")]
     assert [line.split(":")[0] for line in paths] == ["absorption", "tinystories"]
     assert max(int(line.split()[1]) for line in paths) <= MOST_FRAMES

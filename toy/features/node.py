@@ -105,7 +105,7 @@ def check_size(n_nodes: int) -> None:
         raise TreeError(f"the tree would have {n_nodes:,} features and more, at most {MAX_NODES:,} are built")
 
 
-def _check_node(path: str, depth: int, node: Node) -> None:
+def _check_node(path: str, depth: int, node: Any) -> None:
     _check_type(path, node)
     check_depth(path, depth)
     if not isinstance(node.children, tuple | list):
