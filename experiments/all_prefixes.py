@@ -1,11 +1,11 @@
-"""Does training more prefixes a batch, or all of them, remove what is left of the mixing?
+"""Does training more prefixes per batch, or all of them, remove what is left of the mixing?
 
 Claim: no. Sampled prefixes, their exact expectation and every prefix with equal weight recover the tree equally well
 and mix parents and children alike. Fewer prefixes, and so more weight on the full one, mix a parent's latent less with
 its children and siblings less with each other, but a child's latent more with its parent.
-Command: python -m experiments.all_prefixes (about 2 minutes on 2 cores).
-Expected, seeds 0 to 31: recovered 30 to 32 of 32 but for vanilla (0/32); parent to child +0.15 with 3 sampled
-prefixes and +0.18 with more, child to parent +0.07 and +0.04.
+Command: python -m experiments.all_prefixes (about 1 minute on 2 cores).
+Expected, seeds 0 to 31: recovered 32/32 by each weighting, and 0/32 by vanilla; parent to child +0.15 with 3 sampled
+prefixes and +0.18 with more; child to parent +0.07 with 3, +0.05 with 10 and +0.06 with all.
 In the post: the first comment's question, and the author's answer from one run.
 With 20 latents there are only 20 prefixes, so "30 sampled" is every prefix in every batch, that is, `all`.
 """

@@ -3,7 +3,7 @@
 Claim: a vanilla SAE's child latents hold their parent's direction (absorption). A Matryoshka SAE's nearly are the
 features, with a mixing that more prefixes do not remove: parents lean to their children, siblings away from each other.
 Command: python -m experiments.cosines (about 1 minute on 2 cores; `python -m experiments` shares its SAEs).
-Expected, seeds 0 to 31: decoder mixing of the Matryoshka SAE +0.18 (parent to child), −0.21 (child to sibling), +0.04
+Expected, seeds 0 to 31: decoder mixing of the Matryoshka SAE +0.18 (parent to child), −0.21 (child to sibling), +0.05
 (child to parent); of the vanilla SAE 0.71 child to parent.
 Encoder cosines are far from 1 for every feature because the encoder keeps its random start in the d_in − n_features
 dimensions that no data reaches.

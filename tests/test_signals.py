@@ -85,6 +85,28 @@ def test_what_jax_makes_of_an_interrupt_in_a_callback_is_one(capsys: pytest.Capt
     assert capsys.readouterr().err == "interrupted; all is kept\n"
 
 
+def test_an_interrupt_that_python_cannot_raise_is_not_told_of(capsys: pytest.CaptureFixture) -> None:
+    """As when it comes during a callback of garbage collection: Python prints a traceback and goes on."""
+
+    class Part:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    def work() -> None:
+        swallowed(signal.SIGINT)
+        Part(KeyboardInterrupt())
+        Part(ValueError("a fault"))
+        signals.raise_swallowed()
+
+    assert ended(work) == 130
+    error = capsys.readouterr().err
+    assert "KeyboardInterrupt" not in error
+    assert "ValueError: a fault" in error
+
+
 def test_an_error_of_winding_down_is_told(capsys: pytest.CaptureFixture) -> None:
     def work() -> None:
         try:

@@ -5,7 +5,7 @@ sae.py      the SAE and its activations          prefixes.py  which prefixes are
 loss/       the Matryoshka objective             training/    the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
 lm/         language models of TinyStories       interop/     SAELens' files
-files/, io.py, digest.py, checks.py              what is read and written, and what is refused
+files/, io.py, checks.py                         what is read and written, and what is refused
 """
 
 from toy import prefixes

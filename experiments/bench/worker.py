@@ -25,13 +25,14 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def timed(call: Callable[[], Any], units: int = 1) -> Callable[[], list[float]]:
-    """Times one call and what it returns; a unit is a `units`-th of it."""
+def timed(call: Callable[[], Any], units: int = 1, n_calls: int = 1) -> Callable[[], list[float]]:
+    """Times one call, or several in a row where one is too short to time, in units of a `units`-th of a call."""
 
     def seconds() -> list[float]:
         start = time.perf_counter()
-        jax.block_until_ready(call())
-        return [(time.perf_counter() - start) / units]
+        for _ in range(n_calls):
+            jax.block_until_ready(call())
+        return [(time.perf_counter() - start) / units / n_calls]
 
     return seconds
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, the same for every command: the first ends the work in order, a second one ends it at once.
 
 Python raises KeyboardInterrupt wherever the main thread is. A callback of JAX swallows it and the work goes on, so it
-is raised again when progress is next told.
+is raised again when progress is next told, and what Python would print about the swallowed one is left out.
 """
 
 import contextlib
@@ -28,8 +28,10 @@ def interruptible(notice: str = "") -> Iterator[list[int]]:
         yield _received
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    hook = sys.unraisablehook
     _notices.append(notice)
     try:
+        sys.unraisablehook = _leave_out_swallowed
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, _interrupt)
@@ -40,6 +42,7 @@ def interruptible(notice: str = "") -> Iterator[list[int]]:
             _received.clear()
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+        sys.unraisablehook = hook
 
 
 def raise_swallowed() -> None:
@@ -55,3 +58,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _notices[-1]:
         print(f"\n{_notices[-1]}", file=sys.stderr)
     raise KeyboardInterrupt
+
+
+def _leave_out_swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not (_received and isinstance(unraisable.exc_value, KeyboardInterrupt)):
+        sys.__unraisablehook__(unraisable)

@@ -98,7 +98,7 @@ class Hypers(NamedTuple):
     reinit_below: Number = 0.2  # latents below this share of the median contribution start anew; 0 turns it off
     aux_coef: Number = 1 / 32  # the weight of the AuxK loss (Gao et al.)
     n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on
-    input_size: Number = 1.0  # inputs are scaled to a mean norm of input_size · √d_in
+    input_size: Number | None = None  # inputs are scaled to a mean norm of input_size · √d_in; None: 1
 
 
 HYPERS = {

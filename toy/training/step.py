@@ -38,12 +38,17 @@ def draw_steps(
 
     The prefixes lead with an axis of steps. Drawing many steps at once changes no number and takes half the time.
     """
-    keys_data, keys_prefixes, _ = jax.vmap(partial(step_keys, state.key))(state.step + jnp.arange(n_steps))
-    prefixes = jax.vmap(draw, in_axes=(0, None))(keys_prefixes, hypers.prefixes)
-    if isinstance(source, Batches):
-        return source, prefixes
-    sample = source.sample
-    return Batches(jax.vmap(lambda key: sample(key, cfg.batch_size))(keys_data), state.step), prefixes
+
+    def one(step: Int[Array, ""]) -> tuple[Float[Array, "batch d_in"] | None, Prefixes]:
+        key_data, key_prefixes, _ = step_keys(state.key, step)
+        x = None if isinstance(source, Batches) else source.sample(key_data, cfg.batch_size)
+        return x, draw(key_prefixes, hypers.prefixes)
+
+    if n_steps == 1:  # not `vmap`, which makes XLA's loops over random bits slower in lanes
+        x, prefixes = jax.tree.map(lambda leaf: leaf[None], one(state.step))
+    else:
+        x, prefixes = jax.vmap(one)(state.step + jnp.arange(n_steps))
+    return (source if isinstance(source, Batches) else Batches(x, state.step)), prefixes
 
 
 def train_step(
@@ -59,7 +64,9 @@ def train_step(
     step = state.step
     if mesh is not None:
         x = jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
-    mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1)) / hypers.input_size
+    mean_norm = jnp.mean(jnp.linalg.norm(x, axis=1))
+    if hypers.input_size is not None:
+        mean_norm /= hypers.input_size
     state = state._replace(
         step=step + 1,
         input_norm=INPUT_NORM_DECAY * state.input_norm + (1 - INPUT_NORM_DECAY) * mean_norm,
