@@ -49,7 +49,8 @@ from toy.eval.metrics import match_features, matched_acts, mean_known
 from toy.features.node import Node, feature_names
 from toy.features.tree import Tree, build_tree, edges, mean_l0
 from toy.features.tree_json import tree_from_dict
-from toy.sae import RELU, SAE, BatchTopK, TopK, encode
+from toy.methods import TopKFamily
+from toy.sae import SAE, BatchTopK, TopK, encode
 
 MOST_EDGES = 20  # that panel d shows seed by seed
 
@@ -84,14 +85,14 @@ def check(cfg: Config) -> None:
     tree = check_study(cfg)
     if not cfg.n_topk_seeds or cfg.n_eval_rows >= cfg.batch_size:
         return
-    if any(isinstance(kind, BatchTopK) for kind in activations(cfg, tree).values()):
+    if any(method.inference != method.activation for method in topk_methods(cfg, tree).values()):
         raise ValueError(
             f"n_eval_rows: {cfg.n_eval_rows} is less than batch_size = {cfg.batch_size}, and BatchTopK SAEs are "
             "measured on whole batches; raise n_eval_rows, lower batch_size, or leave them out by n_topk_seeds 0"
         )
 
 
-def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
+def topk_methods(cfg: Config, tree: Tree) -> dict[str, TopKFamily]:
     """TopK and BatchTopK with k = 2 and with the tree's own mean L0, which TopK rounds, by name; those there can be."""
     true_l0, n_latents = mean_l0(tree), cfg.n_latents or tree.n_features
     rounded = max(1, round(true_l0))
@@ -101,13 +102,15 @@ def activations(cfg: Config, tree: Tree) -> dict[str, TopK | BatchTopK]:
         f"batchtopk_{true_l0:.3g}": (BatchTopK, true_l0),
         "batchtopk_2": (BatchTopK, 2),
     }
-    return {name: kind(k) for name, (kind, k) in kinds.items() if 0 < k <= n_latents}  # type: ignore[arg-type]
+    there = {name: kind(k) for name, (kind, k) in kinds.items() if 0 < k <= n_latents}  # type: ignore[arg-type]
+    # At toy width weak latents start anew, which does the same as AuxK for less.
+    return {name: TopKFamily(kept, aux_k=0) for name, kept in there.items()}
 
 
 def n_steps(cfg: Config) -> int:
     if not cfg.n_topk_seeds:
         return 2 * cfg.n_steps
-    return 2 * (cfg.n_steps + len(activations(cfg, cfg.tree.tree)) * cfg.topk_study.n_steps)
+    return 2 * (cfg.n_steps + len(topk_methods(cfg, cfg.tree.tree)) * cfg.topk_study.n_steps)
 
 
 def run(cfg: Config, work: Work) -> dict[str, Any]:
@@ -128,21 +131,17 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 
 
 def run_topk(cfg: Config, study: Study, features: np.ndarray, work: Work) -> dict[str, Any]:
-    """`NAME_vanilla` and `NAME_matryoshka` for each of `activations`, on the first seeds of the study."""
+    """`NAME_vanilla` and `NAME_matryoshka` for each of `topk_methods`, on the first seeds of the study."""
     n_seeds = cfg.topk_study.n_seeds
     part = study._replace(keys=study.keys[:n_seeds], W_feat=study.W_feat[:n_seeds])
     results = {}
-    for kind, activation in activations(cfg, study.tree).items():
+    for kind, method in topk_methods(cfg, study.tree).items():
         for name, weighting in cfg.weightings.items():
-            saes = train_seeds(cfg.topk_study, part, weighting, work, activation)
-            measured = summarise(
-                evaluate_seeds(
-                    saes, part.W_feat, study.tree, features, activation if isinstance(activation, TopK) else RELU
-                )
-            )
-            if isinstance(activation, BatchTopK):
+            saes = train_seeds(cfg.topk_study, part, weighting, work, method)
+            measured = summarise(evaluate_seeds(saes, part.W_feat, study.tree, features, method.inference))
+            if method.inference != method.activation:
                 gaps = [
-                    inference_gap(lane(saes, i), features @ W_feat, activation, cfg.batch_size)
+                    inference_gap(lane(saes, i), features @ W_feat, method.kept, cfg.batch_size)  # type: ignore[arg-type]
                     for i, W_feat in enumerate(part.W_feat)
                 ]
                 measured["inference_gap"] = {"l0": [gap.l0 for gap in gaps], "fvu": [gap.fvu for gap in gaps]}

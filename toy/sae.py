@@ -1,11 +1,12 @@
 """The sparse autoencoder: parameters, activations, and the pure functions on them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from toy.checks import POSITIVE, Whole, check_fields
 
@@ -130,6 +131,15 @@ def reorder(sae: SAE, order: Int[Array, " n_latents"]) -> SAE:
     """The same SAE with latent `order[i]` at place i."""
     threshold = None if sae.threshold is None else sae.threshold[order]
     return SAE(sae.W_enc[:, order], sae.b_enc[order], sae.W_dec[order], sae.b_dec, threshold)
+
+
+def map_parts(of_sae: Callable[..., Any], of_leaf: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Applies one function to every SAE within a pytree, and another to the leaves that are in none."""
+
+    def of_part(part: Any, *parts: Any) -> Any:
+        return of_sae(part, *parts) if isinstance(part, SAE) else of_leaf(part, *parts)
+
+    return jax.tree.map(of_part, tree, *others, is_leaf=lambda part: isinstance(part, SAE))
 
 
 def fold_input_scale(sae: SAE, scale: Float[Array, ""]) -> SAE:

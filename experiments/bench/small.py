@@ -13,7 +13,8 @@ from toy.features.directions import make_directions
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0, sample_features
-from toy.sae import RELU, BatchTopK, TopK
+from toy.methods import Method, Standard, TopKFamily
+from toy.sae import BatchTopK, TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 
@@ -26,9 +27,9 @@ def weightings(job: dict[str, Any]) -> dict[str, Case]:
     n, key = tree.n_features, jax.random.key(0)
     source = TreeSource(tree, make_directions(key[None], n, D_IN)[0])
 
-    def case(activation: Any, weighting: Any, to: str) -> Case:
-        cfg = TrainConfig(n, n_steps=2 * job["chunk"], batch_size=BATCH, activation=activation, aux_k=0)
-        hypers = Hypers(weighting, target_l0=mean_l0(tree) if activation == RELU else None)
+    def case(method: Method, weighting: Any, to: str) -> Case:
+        cfg = TrainConfig(n, n_steps=2 * job["chunk"], batch_size=BATCH, method=method)
+        hypers = Hypers(weighting, target_l0=mean_l0(tree) if method.aims_at_l0 else None)
         return Case(timed_chunks(partial(train, key, source, hypers, cfg=cfg), job["chunk"]), {"to": to})
 
     kinds = {
@@ -37,10 +38,10 @@ def weightings(job: dict[str, Any]) -> dict[str, Case]:
         "expected": prefixes.expected(n, N_PREFIXES),
         "every prefix": prefixes.all_prefixes(n),
     }
-    cases = {f"ReLU, {name}": case(RELU, weighting, "ReLU, full prefix") for name, weighting in kinds.items()}
-    for label, activation in (("TopK", TopK(2)), ("BatchTopK", BatchTopK(2))):
+    cases = {f"ReLU, {name}": case(Standard(), weighting, "ReLU, full prefix") for name, weighting in kinds.items()}
+    for label, kept in (("TopK", TopK(2)), ("BatchTopK", BatchTopK(2))):
         for name in ("full prefix", "every prefix"):
-            cases[f"{label}, {name}"] = case(activation, kinds[name], f"{label}, full prefix")
+            cases[f"{label}, {name}"] = case(TopKFamily(kept, aux_k=0), kinds[name], f"{label}, full prefix")
     cases["drawing a batch"] = Case(timed(partial(_draw, key, source, job["chunk"]), units=job["chunk"]))
     return cases | (_peers() if job["peers"] else {})
 

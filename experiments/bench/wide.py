@@ -14,6 +14,7 @@ from experiments.bench.worker import Case, timed
 from toy import prefixes
 from toy.data.source import ArraySource
 from toy.loss import sae_loss
+from toy.methods import Standard, TopKFamily
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, init_sae
 from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
@@ -111,7 +112,8 @@ def step_cases(job: dict[str, Any]) -> dict[str, Case]:
     for name in STEPS:
         kind, _, prefix = name.partition(", ")
         shape = {"batch_size": job["batch_size"], "form": "wide", "dtype": dtype}
-        cfg = TrainConfig(job["n_latents"], activation=KINDS[kind], **shape)
+        method = Standard() if kind == "ReLU" else TopKFamily(KINDS[kind])  # type: ignore[arg-type]
+        cfg = TrainConfig(job["n_latents"], method=method, **shape)
         hypers = Hypers(make_weighting(prefix, job["n_latents"]), target_l0=float(K))
         n_steps = cfg.reorder_every if cfg.moves_latents else 3
         step = partial(_steps, [init_state(jax.random.key(3), hypers, d_in=job["d_in"], cfg=cfg)])

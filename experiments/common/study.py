@@ -17,8 +17,9 @@ from toy.features.directions import check_directions, make_directions
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.loss import Sparsity
+from toy.methods import Method, Standard
 from toy.prefixes import Weighting
-from toy.sae import RELU, SAE, Activation, ReLU
+from toy.sae import SAE
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_memory
 from toy.training.grid import train_grid, trained_saes
 
@@ -95,7 +96,7 @@ class StudyConfig(TreeConfig):
     """Training steps."""
     batch_size: int = TrainConfig.batch_size
     """Rows per training step."""
-    sparsity: Sparsity = TrainConfig.sparsity
+    sparsity: Sparsity = Standard.sparsity
     """Penalty of activations weighted by decoder norm: L1, or the post's logarithm."""
     learning_rate: float = _HYPERS["learning_rate"]
     """Adam's, between warm-up and cool-down."""
@@ -172,33 +173,30 @@ def shown_batch(seed: int, tree: Tree, batch_size: int) -> np.ndarray:
     return features[np.lexsort((features > 0).T[::-1])[::-1]]
 
 
-def train_config(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> TrainConfig:
+def train_config(cfg: StudyConfig, tree: Tree, method: Method | None = None) -> TrainConfig:
+    """The configuration of a method, by default of the standard SAE with the options' penalty."""
     return TrainConfig(
         n_latents=tree.n_features if cfg.n_latents is None else cfg.n_latents,
         n_steps=cfg.n_steps,
         batch_size=cfg.batch_size,
-        activation=activation,
-        sparsity=cfg.sparsity,
-        aux_k=0,  # at toy width weak latents start anew, which does the same for less
+        method=Standard(cfg.sparsity) if method is None else method,
     )
 
 
-def target_l0(cfg: StudyConfig, tree: Tree, activation: Activation = RELU) -> float | None:
-    """L0 that the controller of a ReLU SAE aims at; None for the TopK family, which has its k."""
-    if not isinstance(activation, ReLU):
-        return None
+def target_l0(cfg: StudyConfig, tree: Tree) -> float:
+    """L0 that SAEs aim at where their method aims at one."""
     return mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0
 
 
 def aimed_l0(cfg: StudyConfig, tree: Tree) -> float | None:
-    """The target L0 of ReLU SAEs whose controller is on; None for others."""
+    """The target L0 of SAEs whose controller is on; None for others."""
     return target_l0(cfg, tree) if cfg.control_rate else None
 
 
-def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, activation: Activation = RELU) -> Hypers:
+def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, method: Method | None = None) -> Hypers:
     return Hypers(
         prefixes=prefixes,
-        target_l0=target_l0(cfg, tree, activation),
+        target_l0=target_l0(cfg, tree) if method is None or method.aims_at_l0 else None,
         learning_rate=cfg.learning_rate,
         sparsity_coef=cfg.sparsity_coef,
         control_rate=cfg.control_rate,
@@ -206,17 +204,17 @@ def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, activation: A
     )
 
 
-def train_seeds(cfg: StudyConfig, study: Study, weighting: str, work: Work, activation: Activation = RELU) -> SAE:
+def train_seeds(cfg: StudyConfig, study: Study, weighting: str, work: Work, method: Method | None = None) -> SAE:
     """The trained SAE of every seed, with a leading axis. Raises: ValueError where training diverged."""
-    train_cfg = train_config(cfg, study.tree, activation)
+    train_cfg = train_config(cfg, study.tree, method)
     kind, _, n_prefixes = weighting.partition("_")
     if kind == "sampled" and int(n_prefixes) >= train_cfg.n_latents:
         weighting = "all"  # nothing is left to draw: the same weights in every batch
-    key = study_options(cfg), weighting, activation
+    key = study_options(cfg), weighting, train_cfg.method
     if key in work.trained:
         work(cfg.n_steps)
         return work.trained[key]
-    hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents), activation)
+    hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents), method)
     source = TreeSource(study.tree, study.W_feat)  # type: ignore[arg-type]
     in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
     work.compiling()

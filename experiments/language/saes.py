@@ -16,6 +16,7 @@ from toy import prefixes
 from toy.data.stream import ShardSource
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
+from toy.methods import Standard
 from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
@@ -73,11 +74,11 @@ def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progres
     Lanes are seeds × L0s, the L0s of a seed together; all see the same batches.
     """
     n_steps, n_l0 = cfg.sizes.n_steps, len(family.target_l0)
-    train_cfg = TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, sparsity=cfg.sparsity)
+    train_cfg = TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, method=Standard(cfg.sparsity))
     facts = {
         "activations": acts.stage.folder.name,
         "family": [str(family.site), *family[1:]],
-        "training": asdict(train_cfg) | {"activation": "relu"},
+        "training": asdict(train_cfg) | {"method": repr(train_cfg.method)},
         "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
         "seeds": cfg.seeds,
     }

@@ -15,6 +15,7 @@ from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, mean_l0
 from toy.features.tree_json import parse_tree
 from toy.loss import Sparsity
+from toy.methods import Standard
 from toy.training.config import Hypers, TrainConfig
 
 D_IN = 32  # the least; doubled until it holds the features
@@ -99,7 +100,7 @@ def _check_number_once(name: str, value: float | None) -> None:
 @lru_cache(1_024, typed=True)
 def train_config(n_latents: int, n_steps: int, batch_size: int, sparsity: Sparsity) -> TrainConfig:
     """Made once for all cells that share it. Raises: ValueError."""
-    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, sparsity=sparsity)
+    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, method=Standard(sparsity))
 
 
 class Cell(NamedTuple):

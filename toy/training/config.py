@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields, check_numbers
-from toy.loss import Form, Sparsity, choose_form, needs_order
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields, check_numbers, quoted
+from toy.loss import Form
+from toy.methods.method import Method
+from toy.methods.standard import STANDARD
 from toy.prefixes import Weighting
-from toy.sae import RELU, Activation, ReLU
 
 MAX_STEPS = 2**31 - 1  # a step is an int32
 MAX_LATENTS = 2**24
@@ -25,16 +26,13 @@ class TrainConfig:
     n_latents: int
     n_steps: int = 8_000
     batch_size: int = 200
-    activation: Activation = RELU
-    sparsity: Sparsity = "l1"  # the penalty of ReLU SAEs
+    method: Method = STANDARD  # what is trained, and by which loss (`toy.methods`)
     n_lr_warmup_steps: int = 100
     lr_cooldown_share: float = 0.2  # linear, at the end, …
     final_lr_share: float = 0.1  # … down to this share of the learning rate
     sparsity_warmup_share: float = 0.2
     reinit_every: int = 500
     reinit_window: tuple[float, float] = (0.2, 0.6)  # shares of n_steps between which weak latents start anew
-    dead_after: int = 1_000  # steps without being on, after which AuxK trains a latent of the TopK family
-    aux_k: int | None = None  # dead latents that AuxK trains per sample; None: d_in / 2; 0 turns AuxK off
     form: Form | None = None  # the form of the loss; None: chosen by the number of latents (`toy.loss.choose_form`)
     reorder_every: int = 10  # steps between moves of the latents into the order of their ranks, where a form needs it
     dtype: Literal["float32", "bfloat16"] = "float32"  # the type of products; parameters, sums, moments stay float32
@@ -52,17 +50,15 @@ class TrainConfig:
             sparsity_warmup_share=SHARE,
             reinit_every=Whole(most=MAX_STEPS),
             reinit_window=SHARE,
-            dead_after=Whole(most=MAX_STEPS),
-            aux_k=Whole(0, MAX_LATENTS),
             reorder_every=Whole(most=MAX_STEPS),
             n_microbatches=Whole(),
         )
         if self.batch_size % self.n_microbatches:
             raise ValueError(f"n_microbatches: {self.n_microbatches} does not divide batch_size = {self.batch_size}")
-        if not isinstance(self.activation, ReLU) and self.activation.k > self.n_latents:
-            raise ValueError(f"activation: k = {self.activation.k} is more than n_latents = {self.n_latents}")
+        if not isinstance(self.method, Method):
+            raise ValueError(f"method: expected a toy.methods.Method, got {quoted(self.method)}")
+        self.method.check(self.n_latents)
         for name, options in (
-            ("sparsity", ("l1", "log")),
             ("form", (None, "gram", "wide")),
             ("dtype", ("float32", "bfloat16")),
         ):
@@ -72,12 +68,12 @@ class TrainConfig:
 
     @property
     def loss_form(self) -> Form:
-        return choose_form(self.n_latents) if self.form is None else self.form
+        return self.method.form(self.n_latents, self.form)
 
     @property
     def moves_latents(self) -> bool:
         """Whether latents are kept in order by moving them; otherwise only their ranks change."""
-        return needs_order(self.loss_form, self.activation)
+        return self.method.moves_latents(self.loss_form)
 
     @property
     def n_sparsity_warmup_steps(self) -> int:
@@ -125,12 +121,10 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
     if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
         raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
-    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is None:
-        raise ValueError("hypers.target_l0: a ReLU SAE needs the L0 that its sparsity coefficient is controlled to")
-    if not isinstance(cfg.activation, ReLU) and hypers.target_l0 is not None:
-        raise ValueError(
-            f"hypers.target_l0: the L0 of {cfg.activation} is its k, and no other is aimed at: leave target_l0 out"
-        )
+    if cfg.method.aims_at_l0 and hypers.target_l0 is None:
+        raise ValueError(f"hypers.target_l0: {cfg.method} needs the L0 that it is to have")
+    if not cfg.method.aims_at_l0 and hypers.target_l0 is not None:
+        raise ValueError(f"hypers.target_l0: {cfg.method} aims at no L0: leave target_l0 out")
 
 
 def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Controllers of L0: the sparsity coefficient of a ReLU SAE, and the threshold of a trained BatchTopK SAE."""
+"""The controller of L0, which moves the sparsity coefficient."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -30,17 +30,3 @@ def control(
     """
     factor = jnp.where(l0 < target_l0, 1 - rate, 1 + rate)
     return jnp.where(step >= n_warmup_steps, coef * factor, coef)
-
-
-def control_threshold(
-    threshold: Float[Array, ""],
-    l0_over_threshold: Float[Array, ""],
-    l0: Float[Array, ""],
-    rate: Float[Array, ""] | float,
-) -> Float[Array, ""]:
-    """Raises the threshold where more latents exceed it than are on in training, lowers it where fewer do.
-
-    Both then have the same L0 on average. A running mean of each batch's smallest activation that is on, as in SAELens
-    and dictionary_learning, fails where activations have a gap, since the mean lies outside of the gap.
-    """
-    return threshold * (1 + rate * jnp.clip((l0_over_threshold - l0) / jnp.maximum(l0, 1e-12), -1, 1))

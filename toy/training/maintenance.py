@@ -5,11 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from toy.data.source import Batches, Source, draw_batch
-from toy.loss import reconstruct
-from toy.sae import SAE, reorder
+from toy.methods.method import Params
+from toy.sae import SAE, map_parts, reorder
 from toy.training.config import Hypers, Number, TrainConfig
 from toy.training.state import TrainState, input_scale, latent_ranks, step_keys
 
@@ -41,15 +41,14 @@ def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg
 def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
     """The same run with latent `order[i]` at place i: everything with a latent axis moves together.
 
-    Parameters and both of Adam's moments are SAEs, wherever they are in the state.
+    That is every SAE (parameters and both of Adam's moments), and every other leaf that leads with the latents.
     """
-    state = jax.tree.map(
-        lambda part: reorder(part, order) if isinstance(part, SAE) else part,
-        state,
-        is_leaf=lambda part: isinstance(part, SAE),
-    )
-    silent = None if state.silent is None else state.silent[order]
-    return state._replace(contribution=state.contribution[order], silent=silent)
+    n_latents = order.shape
+
+    def of_leaf(leaf: Array) -> Array:
+        return leaf[order] if leaf.shape[:1] == n_latents else leaf
+
+    return map_parts(lambda sae: reorder(sae, order), of_leaf, state)
 
 
 def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
@@ -76,7 +75,7 @@ def reinit_weak(
     overshoot. Samples are drawn with probability ∝ (squared error)². The first moments are cleared; the second moments
     stay, so that Adam's next steps are small. Latents after the first `n_latents` are padding and stay as they are.
     """
-    sae, place = state.sae, jnp.arange(cfg.n_latents)
+    place = jnp.arange(cfg.n_latents)
     n = cfg.n_latents if n_latents is None else n_latents
     contribution = jnp.where(place < n, state.contribution, jnp.inf)
     ordered = jnp.sort(contribution)
@@ -85,25 +84,42 @@ def reinit_weak(
     weak = contribution < below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
         weak &= latent_ranks(state.contribution) >= n - MOST_RESTARTS
-    residual = x - reconstruct(sae, x, cfg.activation, cfg.loss_form)
+    residual = x - cfg.method.reconstruct(state.params, x, state.step / cfg.n_steps, cfg.loss_form)
     log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
     d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]
 
-    def where_weak(new: SAE, old: SAE) -> SAE:
+    aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent reconstructs its sample
+    # Latents that never were on have no second moments yet, and a small encoder would not outlive Adam's first steps.
+    norms = jnp.where(median < least, jnp.linalg.norm(d, axis=1) + 1e-12, 1.0)
+
+    def restarted(new: SAE, old: SAE) -> SAE:
+        return SAE(aligned * norms, jnp.zeros_like(old.b_enc), d / norms[:, None], old.b_dec, new.threshold)
+
+    # Thresholds, and whatever else a method has, begin again as they did.
+    start = cfg.method.init(jax.random.fold_in(key, 1), x.shape[1], cfg.n_latents)
+    new = map_parts(restarted, lambda new, old: new, start, state.params)
+    moments = optax.tree.get(state.opt_state, "mu")
+    cleared = jax.tree.map(jnp.zeros_like, moments)
+    return state._replace(
+        params=_where(weak, new, state.params),
+        opt_state=optax.tree.set(state.opt_state, mu=_where(weak, cleared, moments)),
+    )
+
+
+def _where(weak: Bool[Array, " n_latents"], new: Params, old: Params) -> Params:
+    """The parameters with the weak latents' own replaced."""
+
+    def of_sae(new: SAE, old: SAE) -> SAE:
+        threshold = None if old.threshold is None else jnp.where(weak, new.threshold, old.threshold)
         return SAE(
             jnp.where(weak, new.W_enc, old.W_enc),
             jnp.where(weak, new.b_enc, old.b_enc),
             jnp.where(weak[:, None], new.W_dec, old.W_dec),
             old.b_dec,
+            threshold,
         )
 
-    aligned = (d / (jnp.sum(d**2, axis=1, keepdims=True) + 1e-12)).T  # so that the latent reconstructs its sample
-    # Latents that never were on have no second moments yet, and a small encoder would not outlive Adam's first steps.
-    norms = jnp.where(median < least, jnp.linalg.norm(d, axis=1) + 1e-12, 1.0)
-    restarted = SAE(aligned * norms, jnp.zeros_like(sae.b_enc), d / norms[:, None], sae.b_dec)
-    moments = optax.tree.get(state.opt_state, "mu")
-    cleared = jax.tree.map(jnp.zeros_like, moments)
-    return state._replace(
-        sae=where_weak(restarted, sae),
-        opt_state=optax.tree.set(state.opt_state, mu=where_weak(cleared, moments)),
-    )
+    def of_leaf(new: Array, old: Array) -> Array:
+        return jnp.where(weak.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return map_parts(of_sae, of_leaf, new, old)

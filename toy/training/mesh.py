@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from toy.sae import SAE
+from toy.sae import SAE, map_parts
 
 AXES = ("batch", "latents")
 
@@ -52,13 +52,15 @@ def state_shardings(state: PyTree, n_latents: int, mesh: Mesh) -> PyTree:
     """The sharding of every leaf: latent axes over `latents`, everything else on all devices."""
     latents = _axis(mesh, "latents")
 
-    def of_part(part: Any) -> Any:
-        if isinstance(part, SAE):
-            specs = PartitionSpec(None, latents), PartitionSpec(latents), PartitionSpec(latents), PartitionSpec()
-            return SAE(*(NamedSharding(mesh, spec) for spec in specs))  # type: ignore[arg-type]
-        return NamedSharding(mesh, PartitionSpec(latents) if part.shape == (n_latents,) else PartitionSpec())
+    def of_sae(sae: SAE) -> SAE:
+        specs = (PartitionSpec(None, latents), *[PartitionSpec(latents)] * 2, PartitionSpec(), PartitionSpec(latents))
+        there = [None if leaf is None else NamedSharding(mesh, spec) for leaf, spec in zip(sae, specs, strict=True)]
+        return SAE(*there)  # type: ignore[arg-type]
 
-    return jax.tree.map(of_part, state, is_leaf=lambda part: isinstance(part, SAE))
+    def of_leaf(leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(latents) if leaf.shape[:1] == (n_latents,) else PartitionSpec())
+
+    return map_parts(of_sae, of_leaf, state)
 
 
 def _axis(mesh: Mesh, name: str) -> str | None:

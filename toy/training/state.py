@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from toy.sae import MOST_PAIRS, SAE, BatchTopK, ReLU, decoder_norms, fold_input_scale, init_sae, reorder
+from toy.methods.method import Memory, Method, Params
+from toy.sae import MOST_PAIRS, SAE, fold_input_scale, map_parts, reorder
 from toy.training.config import Hypers, TrainConfig
 
 INPUT_NORM_DECAY = 0.99
@@ -18,13 +19,13 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     key: Key[Array, "*lanes"]
-    sae: SAE  # acts on scaled inputs (`input_scale`)
+    params: Params  # of the method; its SAE acts on scaled inputs (`input_scale`)
     opt_state: PyTree
     sparsity_coef: Float[Array, "*lanes"]
     contribution: Float[Array, "*lanes n_latents"]  # running mean of squared activation · squared decoder norm
     input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖ / input_size, still to be divided by 1 − decay^step
-    threshold: Float[Array, "*lanes"] | None = None  # of BatchTopK, on activation · decoder norm
-    silent: Int[Array, "*lanes n_latents"] | None = None  # with AuxK, the number of steps since a latent was on
+    memory: Memory  # what the method keeps beside its parameters
+    method: Method  # static: no leaf
 
 
 class Metrics(NamedTuple):
@@ -39,19 +40,20 @@ class Metrics(NamedTuple):
 def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConfig) -> TrainState:
     """The state before the first step."""
     key_sae, key_steps = jax.random.split(key)
-    sae = init_sae(key_sae, d_in, cfg.n_latents)
+    params = cfg.method.init(key_sae, d_in, cfg.n_latents)
     if hypers.n_latents is not None:  # with no encoder a latent is never on, and gets no gradient
-        sae = sae._replace(W_enc=jnp.where(jnp.arange(cfg.n_latents) < hypers.n_latents, sae.W_enc, 0))
+        there = jnp.arange(cfg.n_latents) < hypers.n_latents
+        params = map_parts(lambda sae: sae._replace(W_enc=jnp.where(there, sae.W_enc, 0)), lambda leaf: leaf, params)
     return TrainState(
         step=jnp.int32(0),
         key=key_steps,
-        sae=sae,
-        opt_state=optimizer(hypers, cfg).init(sae),
-        sparsity_coef=jnp.array(hypers.sparsity_coef, sae.W_enc.dtype),
+        params=params,
+        opt_state=optimizer(hypers, cfg).init(params),
+        sparsity_coef=jnp.array(hypers.sparsity_coef, jax.tree.leaves(params)[0].dtype),
         contribution=jnp.zeros(cfg.n_latents),
         input_norm=jnp.zeros(()),
-        threshold=jnp.ones(()) if isinstance(cfg.activation, BatchTopK) else None,
-        silent=jnp.zeros(cfg.n_latents, jnp.int32) if n_aux(cfg, d_in) else None,
+        memory=cfg.method.init_memory(d_in, cfg.n_latents),
+        method=cfg.method,
     )
 
 
@@ -62,13 +64,6 @@ def check_key(key: Any, n_axes: int = 0) -> None:
     if key.ndim != n_axes:
         expected = "one key: train_grid takes several" if n_axes == 0 else "a vector of keys, one per run"
         raise ValueError(f"key: expected {expected}; got shape {key.shape}")
-
-
-def n_aux(cfg: TrainConfig, d_in: int) -> int:
-    """The number of dead latents that AuxK trains per sample; 0 where there is no AuxK."""
-    if isinstance(cfg.activation, ReLU):
-        return 0
-    return min(cfg.n_latents, max(1, d_in // 2) if cfg.aux_k is None else cfg.aux_k)
 
 
 def lr_share(cfg: TrainConfig) -> optax.Schedule:
@@ -115,10 +110,8 @@ def input_scale(state: TrainState, d_in: int) -> Float[Array, ""]:
 
 
 def trained_sae(state: TrainState) -> SAE:
-    """The SAE of a run, on unscaled inputs, with its latents sorted by contribution; BatchTopK adds its threshold."""
-    sae = state.sae
-    if state.threshold is not None:
-        sae = sae._replace(threshold=state.threshold / jnp.maximum(decoder_norms(sae), 1e-12))
+    """The SAE of a run, on unscaled inputs, with its latents sorted by contribution."""
+    sae = state.method.export(state.params, state.memory)
     order = jnp.argsort(-state.contribution, stable=True)
     return reorder(fold_input_scale(sae, input_scale(state, sae.b_dec.shape[0])), order)
 

@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from toy.data.source import Batches, Source
-from toy.loss import LossParts, auxk_mse, sae_loss
+from toy.loss import LossParts
+from toy.methods.method import Batch, Params
 from toy.prefixes import Prefixes, draw
-from toy.sae import SAE, ReLU
+from toy.sae import SAE, map_parts
 from toy.training.config import Hypers, TrainConfig
-from toy.training.controllers import control, control_threshold, ramped
+from toy.training.controllers import control, ramped
 from toy.training.mesh import batch_sharding
 from toy.training.state import (
     INPUT_NORM_DECAY,
@@ -22,13 +23,11 @@ from toy.training.state import (
     input_scale,
     latent_ranks,
     lr_share,
-    n_aux,
     optimizer,
     step_keys,
 )
 
 CONTRIBUTION_DECAY = 0.95
-THRESHOLD_RATE = 0.02
 
 
 def draw_steps(
@@ -75,31 +74,33 @@ def train_step(
 
     ranks = jnp.arange(cfg.n_latents) if cfg.moves_latents else latent_ranks(state.contribution)
     coef = ramped(state.sparsity_coef, step, cfg.n_sparsity_warmup_steps)
-    dead = None if state.silent is None else state.silent >= cfg.dead_after
+    done = step / cfg.n_steps
+    batch = Batch(
+        x, prefixes, ranks, coef, hypers.target_l0, done, state.memory, cfg.loss_form, aux_coef=hypers.aux_coef
+    )
 
-    def loss(sae: SAE, x: Float[Array, "part d_in"]) -> tuple[Float[Array, ""], LossParts]:
+    def loss(params: Params, x: Float[Array, "part d_in"]) -> tuple[Float[Array, ""], LossParts]:
         if cfg.dtype == "bfloat16":
-            sae = sae._replace(W_enc=sae.W_enc.astype(jnp.bfloat16), W_dec=sae.W_dec.astype(jnp.bfloat16))
-        form, threshold = cfg.loss_form, 0.0 if state.threshold is None else state.threshold
-        kinds = {"sparsity": cfg.sparsity, "activation": cfg.activation}
-        value, parts = sae_loss(sae, x, prefixes, ranks, coef, form=form, threshold=threshold, **kinds)
-        if dead is not None:
-            k = n_aux(cfg, x.shape[1])
-            value += hypers.aux_coef * auxk_mse(sae, x, dead, activation=cfg.activation, form=form, k=k)
-        return value, parts
+            params = map_parts(_with_bfloat16_products, lambda leaf: leaf, params)
+        return cfg.method.loss(params, batch._replace(x=x))
 
-    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), state.sae)
+    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), state.params)
     (value, parts), grads = (
         value_and_grad(x) if cfg.n_microbatches == 1 else _mean(value_and_grad, x, cfg.n_microbatches)
     )
     updates, opt_state = optimizer(hypers, cfg).update(grads, state.opt_state)
-    state = state._replace(sae=jax.tree.map(jnp.add, state.sae, updates), opt_state=opt_state)
+    params = cfg.method.project(jax.tree.map(jnp.add, state.params, updates), done)
+    state = state._replace(params=params, opt_state=opt_state)
     return _follow(state, parts, hypers, step, cfg), Metrics(value, parts.mse, parts.l0, coef)
+
+
+def _with_bfloat16_products(sae: SAE) -> SAE:
+    return sae._replace(W_enc=sae.W_enc.astype(jnp.bfloat16), W_dec=sae.W_dec.astype(jnp.bfloat16))
 
 
 def _mean(
     value_and_grad: Callable, x: Float[Array, "batch d_in"], n_parts: int
-) -> tuple[tuple[Float[Array, ""], LossParts], SAE]:
+) -> tuple[tuple[Float[Array, ""], LossParts], Params]:
     """The mean of a function over equal parts of the batch, with one part in memory at a time."""
     parts = x.reshape(-1, n_parts, x.shape[1]).swapaxes(0, 1)  # so that a part has rows of every device's share
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(value_and_grad, parts[0]))
@@ -110,13 +111,11 @@ def _mean(
 
 
 def _follow(state: TrainState, parts: LossParts, hypers: Hypers, step: Int[Array, ""], cfg: TrainConfig) -> TrainState:
-    """Move the L0 controller and the running means by what a batch showed."""
-    if state.silent is not None:
-        state = state._replace(silent=jnp.where(parts.contribution > 0, 0, state.silent + 1))
-    if state.threshold is not None:
-        rate = THRESHOLD_RATE * jnp.asarray(lr_share(cfg)(step))  # settles with the SAE
-        state = state._replace(threshold=control_threshold(state.threshold, parts.l0_over_threshold, parts.l0, rate))
-    if isinstance(cfg.activation, ReLU) and hypers.target_l0 is not None:
+    """Move the L0 controller, the method's memory and the running means by what a batch showed."""
+    if state.memory is not None:
+        memory = cfg.method.remember(state.memory, parts, jnp.asarray(lr_share(cfg)(step)))
+        state = state._replace(memory=memory)
+    if cfg.method.controls_l0 and hypers.target_l0 is not None:
         warmup = cfg.n_sparsity_warmup_steps
         coef = control(state.sparsity_coef, parts.l0, hypers.target_l0, hypers.control_rate, step, warmup)
         state = state._replace(sparsity_coef=coef)

@@ -1,0 +1,113 @@
+"""What a training method is: all that the trainer, sweeps, checkpoints and figures know of one."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from toy.loss import Form, LossParts, choose_form, needs_order, reconstruct, sae_loss
+from toy.prefixes import Prefixes
+from toy.sae import RELU, SAE, Activation, decode, encode, init_sae
+
+Params = PyTree  # an SAE, or a pytree that holds one; other leaves lead with the axis of latents
+Memory = PyTree  # what a method keeps between steps beside its parameters; None where it keeps nothing
+
+
+class Batch(NamedTuple):
+    """What a loss is a function of beside the parameters."""
+
+    x: Float[Array, "batch d_in"]  # scaled to a mean norm of √d_in, or input_size · √d_in
+    prefixes: Prefixes  # of this step
+    ranks: Int[Array, " n_latents"]  # the place of each latent by its contribution
+    sparsity_coef: Float[Array, ""]
+    target_l0: Float[Array, ""] | float | None
+    done: Float[Array, ""]  # the share of the run that lies behind
+    memory: Memory
+    form: Form
+    aux_coef: Float[Array, ""] | float = 0.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train an SAE: here a ReLU SAE without a penalty. Subclasses override what differs.
+
+    A method is static: a frozen dataclass, whose fields a compiled program is made for. What varies within a sweep is
+    in `Hypers`. The methods of this package and those of users' files have no other interface.
+    """
+
+    weighting: ClassVar[str] = "vanilla"  # of prefixes, where a command is not given another
+    aims_at_l0: ClassVar[bool] = False  # whether it needs a target L0
+    controls_l0: ClassVar[bool] = False  # whether the sparsity coefficient is moved to reach the target
+
+    @property
+    def activation(self) -> Activation:
+        """Which latents of `sae(params)` are on."""
+        return RELU
+
+    @property
+    def inference(self) -> Activation:
+        """Which latents of the exported SAE are on, where that differs."""
+        return self.activation
+
+    def init(self, key: Key[Array, ""], d_in: int, n_latents: int) -> Params:
+        """The parameters before the first step. The weights of a latent must not depend on how many there are."""
+        return init_sae(key, d_in, n_latents)
+
+    def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
+        """The SAE that the parameters stand for, which is what is exported. A method of phases looks at `done`."""
+        return params
+
+    def encode(self, params: Params, x: Float[Array, "batch d_in"]) -> Float[Array, "batch n_latents"]:
+        return encode(self.sae(params), x, self.activation)
+
+    def decode(self, params: Params, acts: Float[Array, "batch n_latents"]) -> Float[Array, "batch d_in"]:
+        return decode(self.sae(params), acts)
+
+    def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
+        """The mean over the batch, and what the step follows of it."""
+        return self.reconstruction_loss(self.sae(params, batch.done), batch)
+
+    def reconstruction_loss(self, sae: SAE, batch: Batch, **options: Any) -> tuple[Float[Array, ""], LossParts]:
+        """The squared error averaged over weighted prefixes (`toy.loss.sae_loss`), with its options."""
+        options = {"form": batch.form, "activation": self.activation, "sparsity_coef": 0.0} | options
+        return sae_loss(sae, batch.x, batch.prefixes, batch.ranks, **options)
+
+    def project(self, params: Params, done: Float[Array, ""]) -> Params:
+        """The parameters after an update and before the next step."""
+        return params
+
+    def init_memory(self, d_in: int, n_latents: int) -> Memory:
+        """What is kept between steps."""
+        return None
+
+    def remember(self, memory: Memory, parts: LossParts, lr_share: Float[Array, ""]) -> Memory:
+        """What is kept after a step; `lr_share` is the schedule's multiplier of the learning rate."""
+        return memory
+
+    def export(self, params: Params, memory: Memory) -> SAE:
+        """The trained SAE, on inputs scaled as in training."""
+        return self.sae(params)
+
+    def reconstruct(
+        self, params: Params, x: Float[Array, "batch d_in"], done: Float[Array, ""], form: Form
+    ) -> Float[Array, "batch d_in"]:
+        return reconstruct(self.sae(params, done), x, self.activation, form)
+
+    def form(self, n_latents: int, given: Form | None) -> Form:
+        """The form of the loss, which follows from the number of latents unless it is given."""
+        return choose_form(n_latents) if given is None else given
+
+    def moves_latents(self, form: Form) -> bool:
+        """Whether a form needs latents in the order of their ranks, so that they are moved."""
+        return needs_order(form, self.activation)
+
+    def check(self, n_latents: int) -> None:
+        """Raises: ValueError if an SAE of so many latents cannot be trained so."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        jax.tree_util.register_static(cls)
+
+
+jax.tree_util.register_static(Method)  # a leafless pytree, so that a state can hold its method
