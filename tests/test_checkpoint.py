@@ -53,6 +53,7 @@ def stop_after(n_chunks: int, error: type[BaseException] = StoppedError) -> Call
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "of"), [(one, tree_source), (one, stream), (grid, tree_source), (grid, stream)])
 def test_a_run_that_was_stopped_twice_ends_as_the_whole_bit_for_bit(run: Train, of: Any, tmp_path: Path) -> None:
     whole = run(of())

@@ -150,6 +150,7 @@ def check(read: Callable[[Path], Any], path: Path, expected: Any | None) -> bool
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of zipfile, about names
 @pytest.mark.parametrize("kind", READERS)
 def test_a_damaged_file_is_loaded_as_it_was_written_or_refused_in_one_line(kind: str, tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ def test_a_tree_of_the_users_own_has_a_folder_of_its_own(monkeypatch, tmp_path):
     assert set(folders) == {"runs/mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_a_figure_is_written_as_vectors_the_same_every_time(kind, start, figures, monkeypatch, tmp_path):
     (tmp_path / "cosines.json").write_bytes((figures / "cosines.json").read_bytes())

@@ -50,6 +50,7 @@ LONE = forest(Node(0.4, name="a"), Node(0.4, name="b"))
 HALF_NEVER = forest(Node(0.4, (Node(0.0, name="c"),), name="p"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", [RARE, ONE, ALWAYS, LONE, HALF_NEVER], ids=["rare", "one", "always", "lone", "never"])
 @pytest.mark.parametrize("module", [ground_truth, absorption, cosines, all_prefixes, pareto])
 def test_trees_with_features_never_or_always_on_or_unrelated_are_drawn(module, root):
@@ -113,6 +114,7 @@ def test_null_cells_are_blank_and_a_heatmap_without_cells_says_so():
     assert cli.as_png(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [ground_truth, cosines])
 def test_names_are_drawn_as_they_are_on_one_line_and_cut(module):
     sizes = {"n_seeds": 1, "n_rows": 60} if module is ground_truth else {**SMALL, "n_latents": None}
@@ -223,6 +225,7 @@ def test_a_deep_tree_is_described(tmp_path):
     assert cli.describe(cosines.Config(tree=tree, d_in=300))["n_seeds"] == 32
 
 
+@pytest.mark.slow
 def test_many_leaves_and_levels_are_drawn():
     root = forest(*(Node(0.01, name=f"f{i}") for i in range(200)))
     assert cli.as_png(ground_truth.plot(record_of(ground_truth, root, n_seeds=1, n_rows=50, d_in=200)))
@@ -242,6 +245,7 @@ def test_names_of_many_features_do_not_overlap():
         assert np.diff(starts).min() >= labels[0].get_fontsize() * points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_children", "is_heatmap"), [(20, False), (21, True)])
 def test_hole_rates_of_many_edges_are_a_heatmap(n_children, is_heatmap):
     root = Node(0.5, tuple(Node(0.3, name=f"c{i}") for i in range(n_children)), name="p")
@@ -250,6 +254,7 @@ def test_hole_rates_of_many_edges_are_a_heatmap(n_children, is_heatmap):
     assert bool(panel.images) == is_heatmap
 
 
+@pytest.mark.slow
 def test_every_prefix_is_drawn_once_and_mixing_without_recovery_says_why():
     record = record_of(all_prefixes, HALF_NEVER, **{**SMALL, "n_latents": 2}, n_prefixes=(1, 2, 5), n_expected=2)
     figure = all_prefixes.plot(record)
@@ -265,6 +270,7 @@ def test_intervals_are_those_of_the_policy_and_stay_inside_the_range():
     assert plots.bootstrap([0.3]) == (0.3, 0.3, 0.3)
 
 
+@pytest.mark.slow
 def test_recovery_stands_beside_its_price():
     record = record_of(absorption, HALF_NEVER, **SMALL, n_topk_seeds=1)
     for text in (words(absorption.plot(record)), "".join(absorption.summary(record))):

@@ -89,6 +89,7 @@ def test_reading_sites_runs_no_layer_above_the_last_of_them() -> None:
         acts_at(lm, tokens, (Site(3, "resid_pre"),))
 
 
+@pytest.mark.slow
 @each_family
 def test_splicing_a_value_itself_changes_nothing_and_another_changes_no_earlier_position(family: Family) -> None:
     lm, tokens = a_model(family), some_tokens()

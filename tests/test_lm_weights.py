@@ -256,6 +256,7 @@ def assert_same(one: LM, other: LM) -> None:
         np.testing.assert_array_equal(leaf[...], others[path][...])
 
 
+@pytest.mark.slow
 @each_family
 def test_a_model_is_saved_and_loaded_bit_for_bit(family: Family, tmp_path: Path) -> None:
     lm = a_model(family)

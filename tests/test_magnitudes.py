@@ -63,6 +63,7 @@ def test_the_features_themselves_leave_no_hole() -> None:
     assert evaluate(sae, W, tree, features, acts=silent).hole_rates[0] == 1
 
 
+@pytest.mark.slow
 @given(root=nodes(with_magnitudes=True))
 @settings(max_examples=30, deadline=None)
 def test_what_is_on_is_above_0_and_noise_changes_nothing_of_which_features_are_on(root: Node) -> None:

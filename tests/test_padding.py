@@ -53,6 +53,7 @@ def test_a_padded_tree_draws_the_same_features_and_then_none(name: str, more: in
     assert np.all(padded.first[len(tree.parent) :] > padded.last[len(tree.parent) :])  # empty, not only narrow
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 20))
 def test_any_random_tree_is_the_same_when_padded(seed: int, depth: int, more: int) -> None:
@@ -149,6 +150,7 @@ def test_a_padded_run_is_the_run(name: str, n: int, size: int, sparsity: str) ->
     np.testing.assert_array_equal(padded.b_enc[n:], 0)
 
 
+@pytest.mark.slow
 def test_as_many_latents_as_there_are_is_no_padding_at_all() -> None:
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
     weighting = prefixes.expected(9)

@@ -84,6 +84,7 @@ def test_the_slow_oracle_itself_agrees_with_the_reference_files() -> None:
             np.testing.assert_allclose(grad, data[f"grad_{name}"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", ["l1", "log"])
 @pytest.mark.parametrize(
     ("size", "lengths"),
@@ -150,6 +151,7 @@ def test_an_inclusion_file_of_another_power_exits_1(tmp_path: Path) -> None:
     assert parity.main([str(inclusion_file(tmp_path / "a.npz", pareto_power=0.6))]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_layers", "d", "n_heads"), [(1, 6, 6), (3, 8, 2), (2, 5, 1)])
 def test_tiny_model_files_of_the_slow_oracle_agree_in_any_size(
     n_layers: int, d: int, n_heads: int, tmp_path: Path
@@ -158,6 +160,7 @@ def test_tiny_model_files_of_the_slow_oracle_agree_in_any_size(
     assert parity.main([str(file)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key",
     ["out.resid_pre.0", "out.attn_out.1", "out.resid_mid.0", "out.mlp_out.1", "out.resid_post.1", "out.logprobs"],
@@ -229,6 +232,7 @@ def test_a_file_that_cannot_be_compared_exits_2_with_one_line(
         assert "ok" in output.out  # the others are compared nevertheless
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_by_itself_in_float64(tmp_path: Path) -> None:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, ROOT / "tests" / "parity.py", *arguments]

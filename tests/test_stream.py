@@ -148,6 +148,7 @@ def test_chunks_of_a_stream_change_nothing_and_are_bounded_by_memory(monkeypatch
     assert feed.feed_chunk(stream(), 40, CFG) == 1
 
 
+@pytest.mark.slow
 def test_the_chunks_of_a_stream_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
     with jax.log_compiles(), caplog.at_level("WARNING"):
         train(KEY, stream(), HYPERS, cfg=CFG, chunk=23)
@@ -157,6 +158,7 @@ def test_the_chunks_of_a_stream_compile_one_program(caplog: pytest.LogCaptureFix
     assert sum("jit(_advance_grid)" in message for message in compiled) == 1
 
 
+@pytest.mark.slow
 def test_all_lanes_are_given_the_same_batches() -> None:
     keys = jax.random.split(KEY, 3)
     state, history = train_grid(keys, stream(), HYPERS, cfg=CFG, in_axes=(None, SHARED), chunk=20)

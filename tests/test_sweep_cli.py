@@ -54,6 +54,7 @@ def record_of(made: Path) -> dict[str, Any]:
     return record_at(made / "out" / "sweep_small.json")
 
 
+@pytest.mark.slow
 def test_a_report_is_a_record_a_page_and_figures(made: Path) -> None:
     names = {path.name for path in (made / "out").iterdir()}
     figures = {
@@ -85,6 +86,7 @@ def test_the_page_needs_no_other_file_and_names_every_failure_and_its_command(
     assert "probabilities of mutually exclusive children sum to 1.2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_of_a_worst_cell_gives_its_numbers(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -126,6 +128,7 @@ def test_figures_are_drawn_again_from_the_record_alone(
     assert (tmp_path / "sweep_small_l0.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "shown", "panels"),  # of the phase diagram: texts, and hatched places
     [

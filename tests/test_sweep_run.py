@@ -72,6 +72,7 @@ def single_run(cell: Cell) -> dict[str, float]:
     return {name: getattr(found, name) for name in ("fvu", "l0", "min_cosine", "mcc", "shrinkage", "hole_rate")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.training.weighting)
 def test_a_cell_equals_the_single_run_up_to_rounding(cell: Cell) -> None:
     """In float32 50 steps multiply a rounding of 1e-7 by some 100 (test_padding has it in float64, to 1e-7)."""
@@ -117,6 +118,7 @@ def test_a_row_has_every_metric_and_the_sizes() -> None:
     assert row.metrics["target_l0"] == pytest.approx(0.15 * 1.4 + 3 * 0.05)
 
 
+@pytest.mark.slow
 def test_superposed_directions_are_compiled_once_for_all_seeds() -> None:
     before = _superposed._cache_size()  # type: ignore[attr-defined]
     training = {"max_cosine": 0.9, "d_in": 13, **SHORT}
@@ -125,6 +127,7 @@ def test_superposed_directions_are_compiled_once_for_all_seeds() -> None:
     assert _superposed._cache_size() - before == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "tree"),
     [
@@ -160,6 +163,7 @@ def test_cells_of_different_programs_or_too_many_are_refused() -> None:
         run_cells([CELLS[0]] * 33)
 
 
+@pytest.mark.slow
 def test_trees_of_many_shapes_share_few_programs_each_compiled_once() -> None:
     shapes = [
         Cell(RegularTree(n_roots=1, branching=b, depth=d, expanded=1, exclusive=e, edge_prob=0.1), Training(**SHORT))
@@ -299,6 +303,7 @@ def test_a_version_of_the_code_is_its_source_its_libraries_and_what_computes(mon
     assert lanes._source_and_libraries.__wrapped__() != before
 
 
+@pytest.mark.slow
 def test_cells_trained_with_other_settings_of_jax_are_not_finished(tmp_path: Path) -> None:
     sweep = parse_sweep({"axes": {"seed": [0]}, "fixed": {**SHORT, "n_steps": 5}}, lambda name: pytest.fail(name))
     store = opened(tmp_path, sweep)
@@ -339,6 +344,7 @@ class Faulty:
             yield task, Failure("the node was lost", of_worker=True) if i in self.at else answer_of(function, task)
 
 
+@pytest.mark.slow
 def test_cells_whose_workers_fail_stay_missing_and_the_others_are_done(
     tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
 ) -> None:

@@ -120,6 +120,7 @@ def test_chunks_change_neither_the_result_nor_the_number_of_steps() -> None:
     np.testing.assert_allclose(np.average(history.mse, weights=told), means.mse[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one() -> None:
     source = ArraySource(jax.random.normal(KEY_W, (50, 20)))
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)
@@ -318,6 +319,7 @@ def grid(
 # many, where a difference of 1e-16 is still far from 1e-9 at the end.
 
 
+@pytest.mark.slow
 def test_a_lane_is_the_run_alone_over_50_steps_in_float32() -> None:
     cfg = TrainConfig(20, n_steps=50, batch_size=32, reinit_every=20)
     (state, history), alone = grid(3, cfg)
@@ -327,6 +329,7 @@ def test_a_lane_is_the_run_alone_over_50_steps_in_float32() -> None:
         assert_close(lane(history, i), single_history, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_lane_is_the_run_alone_over_300_steps_with_restarts_in_float64() -> None:
     (state, history), alone = grid(3, LONG)
@@ -373,6 +376,7 @@ def test_lanes_are_spread_over_the_devices() -> None:
     assert len(keys.sharding.device_set) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_any_hyperparameter_weighting_and_tree_can_have_lanes() -> None:
     cfg, keys = TrainConfig(20, n_steps=40, batch_size=16), jax.random.split(KEY, 2)

@@ -67,6 +67,7 @@ def start_of(h: Hypers, cfg: TrainConfig) -> TrainState:
 # --- one program, whole runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_at_width_steps_chunks_and_other_bounds_compile_nothing_new(
     activation: Activation, caplog: pytest.LogCaptureFixture
@@ -86,6 +87,7 @@ def test_at_width_steps_chunks_and_other_bounds_compile_nothing_new(
     assert n_compiled(jax.random.key(1), other, 13) == 0
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_at_width_two_halves_are_the_whole_bit_for_bit(activation: Activation) -> None:
     cfg, h = wide(activation), hypers()
@@ -119,6 +121,7 @@ def test_a_run_is_upkeep_and_step_in_turn() -> None:
     assert means.loss == pytest.approx(np.mean(losses), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_lane_of_a_batchtopk_grid_is_the_run_alone() -> None:
     cfg = TrainConfig(20, n_steps=25, batch_size=BATCH, activation=BatchTopK(3), dead_after=4, aux_k=6)
@@ -135,6 +138,7 @@ def test_a_lane_of_a_batchtopk_grid_is_the_run_alone() -> None:
 # --- moving latents -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", [TopK(3), BatchTopK(3)], ids=["topk", "batchtopk"])
 def test_moving_the_latents_of_the_topk_family_changes_neither_the_output_nor_the_next_updates(
@@ -185,6 +189,7 @@ def test_when_due_everything_with_a_latent_axis_moves_into_the_order_of_contribu
         np.testing.assert_array_equal(array, np.broadcast_to(order[:, None], array.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_tiles_reordered_every_step_train_as_the_gram_form_does() -> None:
     h, cfg = hypers(all_prefixes(N), sparsity_coef=0.1, reinit_below=0.0), wide(n_steps=30, reorder_every=1)
@@ -263,6 +268,7 @@ def test_a_run_leaves_the_hyperparameters_it_is_given_as_they_are() -> None:
 # --- the TopK family ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trained_batchtopk_sae_does_with_its_threshold_what_training_does() -> None:
     activation, batch = BatchTopK(3), 64
     cfg = TrainConfig(64, n_steps=1_500, batch_size=batch, activation=activation, reinit_every=100, aux_k=0)
@@ -329,6 +335,7 @@ def test_the_threshold_goes_up_where_more_is_above_it_than_training_has_on_and_d
         assert after.threshold == pytest.approx(start * (1 + direction * THRESHOLD_RATE), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller_tiles() -> None:
     n = 1_024
     x, sae = jnp.asarray(sparse_rows(64)), init_sae(KEY, D_IN, n)
@@ -346,6 +353,7 @@ def test_the_hybrid_s_gradient_is_near_the_expectation_s_and_nearer_with_smaller
     assert errors[1] < 0.8 * jnp.mean(jnp.stack(draws))
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_at_width_lanes_are_taken_in_turn_and_each_is_the_run_alone(activation: Activation) -> None:
     cfg, rates = wide(activation), np.array([1e-2, 2e-2, 1e-3], np.float32)
