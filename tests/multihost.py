@@ -16,12 +16,13 @@ if N_PROCESSES > 1:
 
 from toy import prefixes  # noqa: E402  (JAX must know of the other processes before anything uses it)
 from toy.data.source import ArraySource  # noqa: E402
+from toy.methods import TopKFamily  # noqa: E402
 from toy.sae import BatchTopK  # noqa: E402
 from toy.training.config import Hypers, TrainConfig  # noqa: E402
 from toy.training.run import train  # noqa: E402
 from toy.training.state import trained_sae  # noqa: E402
 
-cfg = TrainConfig(256, n_steps=40, batch_size=32, activation=BatchTopK(4), reinit_every=1_000)
+cfg = TrainConfig(256, n_steps=40, batch_size=32, method=TopKFamily(BatchTopK(4)), reinit_every=1_000)
 rows = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
 hypers = Hypers(prefixes.sampled(256, 5), learning_rate=1e-2)
 axes = ("batch", "latents")

@@ -19,6 +19,7 @@ LAYERS = (  # of `toy`, from the bottom: a module imports from its own entry and
     ("inclusion", "features"),
     ("prefixes",),
     ("data", "loss", "eval"),
+    ("methods",),
     ("training",),
     ("interop", "lm"),
     ("io",),
@@ -98,9 +99,8 @@ class Reached(BaseException):
 def call_path(command: str) -> list[str]:
     """The functions of this project, `file:function`, between `python -m experiments.COMMAND` and the loss.
 
-    The command is run in this process, at tiny size, until a training step calls `sae_loss` for the first time.
+    The command is run in this process, at tiny size, until a training step calls the loss of its method.
     """
-    from toy.training import step  # the command sets JAX up before anything else of the project is imported
 
     frames: list[str] = []
 
@@ -115,8 +115,10 @@ def call_path(command: str) -> list[str]:
             frame = frame.f_back
         raise Reached
 
-    own_loss, arguments = step.sae_loss, sys.argv
-    step.sae_loss = stop
+    from toy.methods import Standard  # the command sets JAX up before anything else of the project is imported
+
+    own_loss, arguments = Standard.loss, sys.argv
+    Standard.loss = stop  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             cache = ("--cache", f"{folder}/cache") if command == "tinystories" else ()
@@ -124,7 +126,7 @@ def call_path(command: str) -> list[str]:
             with contextlib.suppress(Reached):
                 runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)
     finally:
-        step.sae_loss, sys.argv = own_loss, arguments
+        Standard.loss, sys.argv = own_loss, arguments  # type: ignore[method-assign]
     assert frames, f"{command} did not reach the loss"
     return frames
 

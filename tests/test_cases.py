@@ -79,7 +79,7 @@ def trained(name: str) -> Any:
 def test_half_precision_rows_of_norm_300_train_as_in_float32() -> None:
     state, history = trained("f16_norm300.npy")
     assert np.asarray(history.loss)[-1] > 0
-    assert all(np.isfinite(leaf).all() for leaf in state.sae if leaf is not None)
+    assert all(np.isfinite(leaf).all() for leaf in state.params if leaf is not None)
     x = np.load(CASES / "arrays/f16_norm300.npy").astype(np.float32)
     assert float(state.input_norm) / (1 - 0.99**20) == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=0.1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import toy.training.step
+import toy.methods.method
 from toy.data.source import ArraySource
 from toy.prefixes import full
 from toy.training.advance import advance
@@ -25,14 +25,14 @@ def loss(source: Any) -> float:
 def test_a_loss_that_is_replaced_is_trained_and_the_old_one_again_once_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours, original = loss(ArraySource(ROWS)), toy.training.step.sae_loss
+    ours, original = loss(ArraySource(ROWS)), toy.methods.method.sae_loss
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
         value, parts = original(*args, **kwargs)
         return 2 * value, parts
 
     with monkeypatch.context() as patch:
-        patch.setattr(toy.training.step, "sae_loss", doubled)
+        patch.setattr(toy.methods.method, "sae_loss", doubled)
         assert loss(ArraySource(ROWS)) != ours
     before = advance.n_compiled
     assert loss(ArraySource(ROWS)) == ours

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from toy.data.source import ArraySource
+from toy.methods import TopKFamily
 from toy.prefixes import FixedWeights, full
 from toy.sae import BatchTopK, TopK
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
@@ -55,8 +56,8 @@ def test_every_lane_is_checked_before_any_work() -> None:
 
 @pytest.mark.parametrize("activation", [TopK(2), BatchTopK(1.5)])
 def test_a_target_l0_is_refused_where_k_says_how_many_are_on(activation: TopK | BatchTopK) -> None:
-    with pytest.raises(ValueError, match=r"^hypers\.target_l0: the L0 of \w*TopK\(k=.* is its k"):
-        train(jax.random.key(0), SOURCE, GOOD, cfg=TrainConfig(4, n_steps=10, activation=activation))
+    with pytest.raises(ValueError, match=r"^hypers\.target_l0: TopKFamily\(.* aims at no L0"):
+        train(jax.random.key(0), SOURCE, GOOD, cfg=TrainConfig(4, n_steps=10, method=TopKFamily(activation)))
 
 
 @pytest.mark.parametrize(

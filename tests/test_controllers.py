@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from toy.training.controllers import control, control_threshold, ramped
+from toy.methods.topk import control_threshold
+from toy.training.controllers import control, ramped
 
 
 @pytest.mark.parametrize(

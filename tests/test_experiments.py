@@ -239,8 +239,8 @@ def test_a_stopped_run_leaves_the_old_files_and_no_half_written_ones(stop, code,
 def test_every_experiment_trains_on_a_tree_of_the_users_own(monkeypatch, tmp_path):
     (tmp_path / "tree.json").write_text(json.dumps(TREE))
     out = tmp_path / "out"
-    kinds = absorption.activations
-    monkeypatch.setattr(absorption, "activations", lambda cfg, tree: dict(list(kinds(cfg, tree).items())[1:3]))  # time
+    kinds = absorption.topk_methods
+    monkeypatch.setattr(absorption, "topk_methods", lambda cfg, tree: dict(list(kinds(cfg, tree).items())[1:3]))  # time
     arguments = ("--tree", str(tmp_path / "tree.json"), "--out", str(out), "--n-seeds", "2", "--n-steps", "40")
     assert command(monkeypatch, "", *arguments) == 0
     assert sorted(path.stem for path in out.glob("*.png")) == sorted(TOY_SET)

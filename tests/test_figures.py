@@ -21,6 +21,7 @@ from toy.eval.against_tree import inference_gap
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.io import plain, save_tree
+from toy.methods import TopKFamily
 from toy.sae import SAE, BatchTopK, TopK
 
 SMALL: dict[str, Any] = {"n_seeds": 2, "n_steps": 5, "n_eval_rows": 60, "batch_size": 20, "n_latents": 3}
@@ -175,7 +176,7 @@ def test_seeds_off_target_are_counted_where_there_is_a_target():
     assert st.aimed_l0(st.StudyConfig(target_l0=0.5), tree) == 0.5
     assert st.aimed_l0(st.StudyConfig(control_rate=0.0), tree) is None
     assert st.aimed_l0(st.StudyConfig(), tree) == pytest.approx(0.8)
-    hypers = st.make_hypers(st.StudyConfig(), tree, prefixes.named("all", 2), TopK(1))
+    hypers = st.make_hypers(st.StudyConfig(), tree, prefixes.named("all", 2), TopKFamily(TopK(1)))
     assert hypers.target_l0 is None
 
 

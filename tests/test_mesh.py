@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from processes import finish, start
 
 from toy.data.source import ArraySource
+from toy.methods import TopKFamily
 from toy.prefixes import sampled
 from toy.sae import TopK
 from toy.training.config import Hypers, TrainConfig
@@ -114,7 +115,7 @@ def mesh_of_two(axis: str) -> Mesh:
     ],
 )
 def test_a_mesh_that_does_not_fit_the_run_is_refused_by_name(axis: str, fields: dict, message: str) -> None:
-    cfg = TrainConfig(**({"n_latents": 8, "n_steps": 1, "batch_size": 8, "activation": TopK(2)} | fields))
+    cfg = TrainConfig(**({"n_latents": 8, "n_steps": 1, "batch_size": 8, "method": TopKFamily(TopK(2))} | fields))
     rows = ArraySource(np.ones((3, 4), np.float32))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"^{message}"):
         train(jax.random.key(0), rows, Hypers(sampled(cfg.n_latents)), cfg=cfg, mesh=mesh_of_two(axis))

@@ -39,7 +39,7 @@ from toy.features.directions import _superposed, make_directions
 from toy.features.named import RegularTree
 from toy.features.node import Node
 from toy.features.tree import held_out_key, sample_features
-from toy.training import step
+from toy.methods import method
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 from toy.training.state import trained_sae
@@ -95,12 +95,12 @@ def test_neighbours_and_lanes_change_not_one_bit() -> None:
 
 
 def test_a_function_that_was_replaced_trains_with_what_it_now_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, loss = metrics_of(CELLS[:1]), step.sae_loss
+    before, loss = metrics_of(CELLS[:1]), method.sae_loss
     with monkeypatch.context() as patch:
-        patch.setattr(step, "sae_loss", lambda *given, **options: loss(*given, **options | {"sparsity": "log"}))
+        patch.setattr(method, "sae_loss", lambda *given, **options: loss(*given, **options | {"sparsity": "log"}))
         replaced = metrics_of(CELLS[:1])
         with pytest.raises(
-            ValueError, match=r"^toy\.training\.step\.sae_loss: replaced while the program runs, .* use run_cells"
+            ValueError, match=r"^toy\.methods\.method\.sae_loss: replaced while the program runs, .* use run_cells"
         ):
             make_plan(small_sweep())
     assert replaced != before

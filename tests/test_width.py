@@ -14,18 +14,19 @@ from test_train import KEY, SHARED, assert_close, copied, equal, keep_up, lane, 
 from toy.data.source import ArraySource
 from toy.eval.against_tree import inference_gap
 from toy.loss import sae_loss
+from toy.methods import STANDARD, Method, TopKFamily
+from toy.methods.topk import THRESHOLD_RATE
 from toy.prefixes import Weighting, all_prefixes, draw, expected, hybrid, sampled
-from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode, init_sae
+from toy.sae import RELU, Activation, BatchTopK, ReLU, TopK, decode, decoder_norms, encode, init_sae
 from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid
 from toy.training.maintenance import moved
 from toy.training.run import train
-from toy.training.state import TrainState, init_state, input_scale, n_aux, trained_sae
-from toy.training.step import THRESHOLD_RATE
+from toy.training.state import TrainState, init_state, input_scale, trained_sae
 
 N, D_IN = 160, 16  # more latents than are compared by pairs; a few tiles, the last one short
-BATCH = 32
+BATCH, DEAD_AFTER = 32, 4
 FAMILY: dict[str, Activation] = {"relu": RELU, "topk": TopK(3), "batchtopk": BatchTopK(3)}
 FAMILIES = pytest.mark.parametrize("activation", FAMILY.values(), ids=FAMILY)
 
@@ -45,8 +46,14 @@ def source(n_rows: int = 2_000) -> ArraySource:
 def wide(activation: Activation = RELU, **fields: Any) -> TrainConfig:
     """Mostly as it stands, since compiling a program takes longer than running it: tests share the compiled ones."""
     defaults: dict[str, Any] = dict(n_steps=60, batch_size=BATCH, n_lr_warmup_steps=5, form="wide")
-    defaults |= dict(dead_after=4, aux_k=6, reinit_every=6, reinit_window=(0.0, 1.0))
-    return TrainConfig(N, activation=activation, **(defaults | fields))
+    defaults |= dict(reinit_every=6, reinit_window=(0.0, 1.0))
+    return TrainConfig(N, method=method_of(activation), **(defaults | fields))
+
+
+def method_of(activation: Activation, aux_k: int | None = 6) -> Method:
+    if isinstance(activation, ReLU):
+        return STANDARD
+    return TopKFamily(activation, aux_k=aux_k, dead_after=DEAD_AFTER)
 
 
 def hypers(weighting: Weighting | None = None, **fields: Any) -> Hypers:
@@ -93,15 +100,14 @@ def test_at_width_two_halves_are_the_whole_bit_for_bit(activation: Activation) -
     cfg, h = wide(activation), hypers()
     whole, _ = advance(start_of(h, cfg), source(), h, cfg=cfg, n_steps=29)
     half, _ = advance(given := start_of(h, cfg), source(), h, cfg=cfg, n_steps=17)  # between two reorderings
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.sae, given.opt_state, given.contribution)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.opt_state, given.contribution)))
     middle = copied(half)
     both, _ = advance(half, source(), h, cfg=cfg, n_steps=12)
     assert equal(both, whole)
     assert int(both.step) == 29
-    assert not equal(middle.sae, both.sae)
+    assert not equal(middle.params, both.params)
     if activation != RELU:
-        assert middle.silent is not None
-        assert int(middle.silent.max()) >= cfg.dead_after  # so that AuxK had a part in it
+        assert int(middle.memory.silent.max()) >= DEAD_AFTER  # so that AuxK had a part in it
 
 
 @pytest.mark.usefixtures("x64")
@@ -124,12 +130,11 @@ def test_a_run_is_upkeep_and_step_in_turn() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_lane_of_a_batchtopk_grid_is_the_run_alone() -> None:
-    cfg = TrainConfig(20, n_steps=25, batch_size=BATCH, activation=BatchTopK(3), dead_after=4, aux_k=6)
+    cfg = TrainConfig(20, n_steps=25, batch_size=BATCH, method=method_of(BatchTopK(3)))
     rates, keys = jnp.array([1e-2, 2e-2, 3e-2]), jax.random.split(KEY, 3)
     h, axes = hypers(sampled(20), target_l0=None), (None, SHARED._replace(learning_rate=0))
     state, history = train_grid(keys, source(), h._replace(learning_rate=rates), cfg=cfg, in_axes=axes)
-    assert state.threshold is not None
-    assert len(np.unique(state.threshold)) == 3
+    assert len(np.unique(state.memory.threshold)) == 3
     single, single_history = train(keys[1], source(), h._replace(learning_rate=rates[1]), cfg=cfg)
     assert_close(lane(state, 1), single, 1e-9)
     assert_close(lane(history, 1), single_history, 1e-9)
@@ -150,8 +155,7 @@ def test_moving_the_latents_of_the_topk_family_changes_neither_the_output_nor_th
     state = state._replace(contribution=state.contribution + 1e-6 * jax.random.uniform(KEY, (N,)))
     order = jax.random.permutation(KEY, N)
     other = moved(state, order)
-    assert state.silent is not None
-    assert 3 < jnp.sum(state.silent >= cfg.dead_after) < N - 3  # AuxK trains some and not others
+    assert 3 < jnp.sum(state.memory.silent >= DEAD_AFTER) < N - 3  # AuxK trains some and not others
     assert equal(other, permuted(state, order))
     assert not equal(other, state)
     assert_close(trained_sae(other), trained_sae(state), 1e-12)
@@ -223,7 +227,7 @@ def test_products_in_bfloat16_train_like_float32_and_keep_the_state_in_it(activa
         advance(start_of(h, cfg), source(), h, cfg=how, n_steps=15) for how in (cfg, low)
     )
     assert [leaf.dtype for leaf in jax.tree.leaves(low_state)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
-    assert low_state.sae.W_enc.dtype == jnp.float32
+    assert low_state.params.W_enc.dtype == jnp.float32
     assert not equal(low_metrics.loss, metrics.loss)
     np.testing.assert_allclose(low_metrics.loss, metrics.loss, rtol=0.02)  # 8 bits of mantissa: 0.4% an entry
 
@@ -271,7 +275,7 @@ def test_a_run_leaves_the_hyperparameters_it_is_given_as_they_are() -> None:
 @pytest.mark.slow
 def test_a_trained_batchtopk_sae_does_with_its_threshold_what_training_does() -> None:
     activation, batch = BatchTopK(3), 64
-    cfg = TrainConfig(64, n_steps=1_500, batch_size=batch, activation=activation, reinit_every=100, aux_k=0)
+    cfg = TrainConfig(64, n_steps=1_500, batch_size=batch, method=TopKFamily(activation, aux_k=0), reinit_every=100)
     h = Hypers(sampled(64, 5), learning_rate=5e-3)
     state, _ = train(KEY, source(20_000), h, cfg=cfg)
     sae, held_out = trained_sae(state), jnp.asarray(sparse_rows(200 * batch, seed=1), jnp.float32)
@@ -283,19 +287,18 @@ def test_a_trained_batchtopk_sae_does_with_its_threshold_what_training_does() ->
     assert abs(off.l0) > 0.01  # 5% off would be seen
 
     scale, order = input_scale(state, D_IN), jnp.argsort(-state.contribution)
-    acts = encode(state.sae, held_out * scale)
-    assert state.threshold is not None
-    inside = jnp.where(acts * decoder_norms(state.sae) > state.threshold, acts, 0)
+    acts = encode(state.params, held_out * scale)
+    inside = jnp.where(acts * decoder_norms(state.params) > state.memory.threshold, acts, 0)
     outside = encode(sae, held_out)
     np.testing.assert_allclose(outside, inside[:, order] / scale, rtol=1e-3, atol=1e-4)
-    recon = decode(state.sae, inside) / scale
+    recon = decode(state.params, inside) / scale
     np.testing.assert_allclose(decode(sae, outside), recon, rtol=1e-3, atol=1e-4)
 
 
 def with_faint(state: TrainState, latent: int) -> TrainState:
     """The same but for one latent, which is on nowhere: its activations are as ever, and too small to be chosen."""
-    W_dec = state.sae.W_dec.at[latent].multiply(1e-5)
-    return state._replace(sae=state.sae._replace(W_dec=W_dec))
+    W_dec = state.params.W_dec.at[latent].multiply(1e-5)
+    return state._replace(params=state.params._replace(W_dec=W_dec))
 
 
 @pytest.mark.parametrize("activation", [TopK(3), BatchTopK(3)], ids=["topk", "batchtopk"])
@@ -306,33 +309,33 @@ def test_a_latent_that_is_never_on_is_trained_by_auxk_once_it_has_been_silent_fo
     state = with_faint(start_of(h, cfg), latent)
     for n_silent in range(1, 8):
         state, _ = advance(state, source(), h, cfg=cfg, n_steps=1)
-        silent, gradient = state.silent, optax.tree.get(state.opt_state, "mu")
-        assert silent is not None
+        silent, gradient = state.memory.silent, optax.tree.get(state.opt_state, "mu")
         assert int(silent[latent]) == n_silent
         assert int(silent.min()) == 0  # others are on
-        assert bool(gradient.W_dec[latent].any()) == (n_silent > cfg.dead_after)
-        assert bool(gradient.W_enc[:, latent].any()) == (n_silent > cfg.dead_after)
+        assert bool(gradient.W_dec[latent].any()) == (n_silent > DEAD_AFTER)
+        assert bool(gradient.W_enc[:, latent].any()) == (n_silent > DEAD_AFTER)
         alone = jnp.where(jnp.arange(N) == latent, silent, 0)  # the only one that may be dead, so AuxK takes it
-        state = state._replace(silent=alone)
+        state = state._replace(memory=state.memory._replace(silent=alone))
 
 
 def test_auxk_can_be_turned_off_and_takes_half_of_d_in_by_default() -> None:
-    h, latent, cfg = hypers(reinit_below=0.0), 7, wide(TopK(3), aux_k=0)
+    h, latent, cfg = hypers(reinit_below=0.0), 7, replace(wide(), method=method_of(TopK(3), aux_k=0))
     state = with_faint(start_of(h, cfg), latent)
-    before = np.asarray(state.sae.W_dec[latent])
-    assert state.silent is None
+    before = np.asarray(state.params.W_dec[latent])
+    assert state.memory.silent is None
     state, _ = advance(state, source(), h, cfg=cfg, n_steps=10)
-    np.testing.assert_array_equal(state.sae.W_dec[latent], before)
-    assert [n_aux(wide(TopK(3), aux_k=k), D_IN) for k in (None, 0, 5, 1_000)] == [8, 0, 5, N]
-    assert n_aux(wide(RELU), D_IN) == 0
+    np.testing.assert_array_equal(state.params.W_dec[latent], before)
+    assert [TopKFamily(TopK(3), aux_k=k).n_aux(D_IN, N) for k in (None, 0, 5, 1_000)] == [8, 0, 5, N]
 
 
 def test_the_threshold_goes_up_where_more_is_above_it_than_training_has_on_and_down_where_less() -> None:
     cfg, h = wide(BatchTopK(3)), hypers(reinit_below=0.0)
     for start, direction in ((1e-3, 1), (1e3, -1)):
-        state = start_of(h, cfg)._replace(threshold=jnp.float32(start), step=jnp.int32(20))
+        state = start_of(h, cfg)
+        memory = state.memory._replace(threshold=jnp.float32(start))
+        state = state._replace(memory=memory, step=jnp.int32(20))
         after, _ = advance(state, source(), h, cfg=cfg, n_steps=1)
-        assert after.threshold == pytest.approx(start * (1 + direction * THRESHOLD_RATE), rel=1e-5)
+        assert after.memory.threshold == pytest.approx(start * (1 + direction * THRESHOLD_RATE), rel=1e-5)
 
 
 @pytest.mark.slow

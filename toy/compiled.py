@@ -1,7 +1,7 @@
 """Compiled programs that notice when a function they were made from is replaced.
 
 `jax.jit` identifies a program by the function it was given and the shapes of its arguments. It does not see that a
-function further down has been replaced, say the loss (`toy.training.step.sae_loss = mine`) or the `sample` of a source
+function further down has been replaced, say the loss (`toy.methods.method.sae_loss = mine`) or the `sample` of a source
 class, so the old program would go on running and silently give the old numbers.
 """
 

@@ -43,7 +43,7 @@ def _sources(*modules: str) -> dict[str, bytes]:
 def replaced(*modules: str) -> list[str]:
     """Functions and classes of these modules, and of what they import, that are not those of the source.
 
-    A researcher may put others in their place while a program runs (`toy.training.step.sae_loss = mine`), which
+    A researcher may put others in their place while a program runs (`toy.methods.method.sae_loss = mine`), which
     `code_digest` does not see. Not found are attributes of classes, constants, and wrappers that pass for what they
     wrap.
     """

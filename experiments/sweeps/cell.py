@@ -15,7 +15,7 @@ from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, mean_l0
 from toy.features.tree_json import parse_tree
 from toy.loss import Sparsity
-from toy.methods import Standard
+from toy.methods import Method, Named, Standard, method_facts, named
 from toy.training.config import Hypers, TrainConfig
 
 D_IN = 32  # the least; doubled until it holds the features
@@ -48,6 +48,7 @@ class Training:
     n_steps: int = 5_000
     batch_size: int = 200
     sparsity: Sparsity = "l1"
+    method: str | None = None  # as `toy.methods.named` reads it, with its own weighting; None: the standard SAE
     learning_rate: float = _HYPERS["learning_rate"]
     b1: float = _HYPERS["b1"]
     b2: float = _HYPERS["b2"]
@@ -61,8 +62,8 @@ class Training:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
-        prefixes.named(self.weighting, 2)
-        train_config(1, self.n_steps, self.batch_size, self.sparsity)
+        prefixes.named(self.weighting if self.method is None else named(self.method).weighting, 2)
+        train_config(1, self.n_steps, self.batch_size, Standard(self.sparsity))
 
 
 _NUMBERS = {  # of a training, and what they may be
@@ -98,9 +99,9 @@ def _check_number_once(name: str, value: float | None) -> None:
 
 
 @lru_cache(1_024, typed=True)
-def train_config(n_latents: int, n_steps: int, batch_size: int, sparsity: Sparsity) -> TrainConfig:
+def train_config(n_latents: int, n_steps: int, batch_size: int, method: Method) -> TrainConfig:
     """Made once for all cells that share it. Raises: ValueError."""
-    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, method=Standard(sparsity))
+    return TrainConfig(n_latents, n_steps=n_steps, batch_size=batch_size, method=method)
 
 
 class Cell(NamedTuple):
@@ -128,6 +129,14 @@ def built(spec: TreeSpec) -> Built:
     return Built(tree, mean_l0(tree))
 
 
+def method_of(cell: Cell) -> Named:
+    """The cell's method, with the weighting of its prefixes."""
+    training = cell.training
+    if training.method is None:
+        return Named("standard", Standard(training.sparsity), training.weighting)
+    return named(training.method, target_l0(cell))
+
+
 def n_latents(cell: Cell) -> int:
     return max(1, round(cell.training.latents_per_feature * built(cell.tree).tree.n_features))
 
@@ -152,7 +161,12 @@ def as_data(cell: Cell) -> dict:
         tree = {"tree": spec.name, "json": json.loads(spec.text)}
     else:
         tree = {"tree": "regular" if isinstance(spec, RegularTree) else "random", **vars(spec)}
-    return {"tree": tree, "training": vars(cell.training)}
+    training = dict(vars(cell.training))
+    if cell.training.method is None:  # so that digests are those of before there were methods
+        del training["method"]
+    else:
+        training["method"] = method_facts(method_of(cell).method) | {"name": cell.training.method}
+    return {"tree": tree, "training": training}
 
 
 def cell_digest(cell: Cell) -> str:

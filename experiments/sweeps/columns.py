@@ -9,6 +9,7 @@ from toy.eval.metrics import MAX_HOLE_RATE, MIN_COSINE
 from toy.training.controllers import MAX_L0_ERROR
 
 SHARES = ("recovered",)  # of seeds: 0 or 1 a cell
+KINDS = ("weighting", "method")  # the axis of what is compared, of which a sweep has one at most
 SIGNED = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
@@ -45,10 +46,11 @@ class Table(NamedTuple):
         return np.where(np.isnan(cosine), -1, np.where(self.metrics["recovered"] == 1, 0, found))
 
     def of_weightings(self) -> list[tuple[str, np.ndarray]]:
-        """Each weighting and its cells; all cells as one where weightings are no axis."""
-        if "weighting" not in self.axes:
-            return [("all cells", self.having())]
-        return [(weighting, self.having(weighting=i)) for i, weighting in enumerate(self.axes["weighting"])]
+        """Each weighting or method and its cells; all cells as one where neither is an axis."""
+        for kind in KINDS:
+            if kind in self.axes:
+                return [(name, self.having(**{kind: i})) for i, name in enumerate(self.axes[kind])]
+        return [("all cells", self.having())]
 
 
 def table_of(record: dict[str, Any]) -> Table:
@@ -94,7 +96,7 @@ def off_target(table: Table, own: np.ndarray) -> str:
 
 def default_axes(table: Table) -> tuple[str, str | None]:
     """The two axes of a phase diagram: those with numbers and most values first; None if there is only one."""
-    counts = {name: len(values) for name, values in table.axes.items() if name != "weighting"}
+    counts = {name: len(values) for name, values in table.axes.items() if name not in KINDS}
     numeric = [name for name in counts if all(isinstance(v, int | float) for v in table.axes[name])]
     ranked = sorted(counts, key=lambda name: (name not in numeric, -counts[name]))
     ranked += [name for name in table.axes if name not in ranked]

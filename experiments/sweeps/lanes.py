@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from experiments.common.provenance import code_digest, replaced
-from experiments.sweeps.cell import Cell, built, n_latents, target_l0
+from experiments.sweeps.cell import Cell, built, method_of, n_latents, target_l0
 from experiments.sweeps.padding import pad_tree, pad_weighting
 from experiments.sweeps.program import Program, program_of
 from toy import prefixes
@@ -130,7 +130,7 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
 
 
 def _weighting(cell: Cell, program: Program) -> Any:
-    weighting = prefixes.named(cell.training.weighting, n_latents(cell))
+    weighting = prefixes.named(method_of(cell).weighting, n_latents(cell))
     padded = pad_weighting(weighting, program.cfg.n_latents, program.n_prefixes)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), padded)
 
@@ -186,7 +186,7 @@ def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
         state, _ = many_steps(state, lane.source, lane.hypers, cfg.n_steps, cfg=cfg)
         sae = trained_sae(state)
         features = sample_features(key_held_out, tree, program.n_eval_rows)
-        return Outcome(sae, features, encode(sae, features @ W_feat))
+        return Outcome(sae, features, encode(sae, features @ W_feat, cfg.method.inference))
 
     return each_lane(one, program.cfg, (0,), 0)(lanes)
 
@@ -200,7 +200,8 @@ def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None]
     """FACTS and METRICS; what is wrong where a number is not finite."""
     (_, source, _), (sae, features, acts) = lane
     tree, n, m = built(cell.tree).tree, built(cell.tree).tree.n_features, n_latents(cell)
-    sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec)
+    threshold = None if sae.threshold is None else sae.threshold[:m]
+    sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec, threshold)
     if not all(np.isfinite(leaf).all() for leaf in sae if leaf is not None):
         return "the SAE's parameters are not finite: its training diverged; lower learning_rate"
     found = evaluate(sae, source.W_feat[:n], tree, features[:, :n], acts=acts[:, :m])

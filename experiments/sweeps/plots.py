@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.common import plots
-from experiments.sweeps.columns import SHARES, SIGNED, Table, matched, off_target, table_of
+from experiments.sweeps.columns import KINDS, SHARES, SIGNED, Table, matched, off_target, table_of
 from toy.features.named import TREES
 
 TITLES = {
@@ -51,7 +51,7 @@ def phase_diagram(record: dict[str, Any], metric: str, x: str, y: str | None) ->
     """A panel for every combination of the other axes, with weightings and the shortest axes in columns."""
     table = table_of(record)
     others = [name for name in table.axes if name not in (x, y)]
-    others.sort(key=lambda name: (name != "weighting", len(table.axes[name])))
+    others.sort(key=lambda name: (name not in KINDS, len(table.axes[name])))
     columns, rows = _parted(others, table)
     column_values, row_values = (
         list(itertools.product(*(range(len(table.axes[n])) for n in part))) for part in (columns, rows)
@@ -198,7 +198,7 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
                 panels[i][j].set_ylabel(title_of(metric), fontsize=7)
             if i == len(metrics) - 1:
                 panels[i][j].set_xlabel(axis.replace("_", " "), fontsize=7)
-        if "weighting" in table.axes and axes != ["weighting"]:
+        if len(table.of_weightings()) > 1 and not set(axes) <= set(KINDS):
             figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=5.5)
         over = "Means over the runs whose setting of the other axes has a number at every value of the axis"
         over += "" if all_matched else " (where none has, over all runs: then other axes differ, too)"
@@ -210,13 +210,13 @@ def main_effects(record: dict[str, Any], metrics: Sequence[str]) -> Figure:
 
 
 def _columns(table: Table) -> list[str]:
-    return [name for name in table.axes if name != "weighting"] or list(table.axes)
+    return [name for name in table.axes if name not in KINDS] or list(table.axes)
 
 
 def _lines(table: Table, axis: str) -> list[tuple[str, np.ndarray, str]]:
     """The lines of a panel: a weighting, its cells and its colour."""
     others = itertools.cycle(OTHER_COLOURS)
-    if axis == "weighting":
+    if axis in KINDS:
         return [("", table.having(), plots.COLOURS["truth"])]
     return [(name, own, COLOURS.get(name) or next(others)) for name, own in table.of_weightings()]
 
@@ -295,7 +295,7 @@ def _label(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name.replace("_", " ") if value else f"not {name.replace('_', ' ')}"
     shown = _short(name, value)
-    return shown if name in ("weighting", "tree") else f"{name.replace('_', ' ')} {shown}"
+    return shown if name in (*KINDS, "tree") else f"{name.replace('_', ' ')} {shown}"
 
 
 def _short(name: str, value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from experiments.sweeps.cell import Cell, built, d_in, n_latents, train_config
+from experiments.sweeps.cell import Cell, built, d_in, method_of, n_latents, train_config
 from experiments.sweeps.padding import TreeShape, tree_shape
 from toy.features.directions import check_directions
 from toy.training.config import TrainConfig
@@ -63,9 +63,11 @@ def program_of(cell: Cell) -> Program:
         n_draws=n_nodes,
         n_gates=-(-max(own.n_gates, 1) // GATES) * GATES,
     )
-    cfg = train_config(_size(n_latents(cell)), training.n_steps, training.batch_size, training.sparsity)
-    n_prefixes = _n_prefixes(training.weighting, n_latents(cell))
-    n_sampled = min(n_prefixes, cfg.n_latents) if training.weighting.startswith("sampled") else 0
+    _, method, weighting = method_of(cell)
+    method.check(n_latents(cell))
+    cfg = train_config(_size(n_latents(cell)), training.n_steps, training.batch_size, method)
+    n_prefixes = _n_prefixes(weighting, n_latents(cell))
+    n_sampled = min(n_prefixes, cfg.n_latents) if weighting.startswith("sampled") else 0
     return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows))
 
 

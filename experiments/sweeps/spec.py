@@ -115,6 +115,8 @@ def _axes(data: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
     both = sorted(set(axes) & set(fixed))
     if both:
         raise ValueError(f"{quoted(both[0], MOST_NAME)}: is an axis and fixed, too")
+    if {"method", "weighting"} <= {*axes, *fixed}:
+        raise ValueError("weighting: a method has its own: write it into the method's name, as in tied:weighting=all")
     return axes, fixed
 
 

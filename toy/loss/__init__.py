@@ -8,13 +8,14 @@ relu_all_prefixes   every prefix
 """
 
 from toy.loss.auxk import auxk_mse
-from toy.loss.objective import Form, LossParts, choose_form, needs_order, reconstruct, sae_loss
+from toy.loss.objective import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.loss.penalty import Sparsity, sparsity_penalty
 
 __all__ = [
     "Form",
     "LossParts",
     "Sparsity",
+    "acts_mse",
     "auxk_mse",
     "choose_form",
     "needs_order",

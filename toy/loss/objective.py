@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from toy.loss.gram import gram_mse
 from toy.loss.penalty import Sparsity, sparsity_penalty
@@ -71,14 +71,34 @@ def sae_loss(
     acts = candidates = encode(sae, x)
     if not isinstance(activation, ReLU):
         acts = keep_largest(acts, norms, activation)
-    if form == "wide":
-        mse = tiled_mse(acts.astype(sae.W_dec.dtype), sae.W_dec, error, prefixes, tile=tile)
-    else:
-        mse = gram_mse(in_full(acts), in_full(sae.W_dec), error, s)
-    parts = _parts(mse, acts, jnp.mean(acts**2, axis=0), norms, candidates * norms > threshold)
+    mse, parts = acts_mse(
+        sae, acts, x, prefixes, ranks, form=form, tile=tile, over_threshold=candidates * norms > threshold
+    )
     if not isinstance(activation, ReLU):
         return mse, parts
     return mse + sparsity_coef * jnp.sum(s * sparsity_penalty(acts, norms, sparsity)), parts
+
+
+def acts_mse(
+    sae: SAE,
+    acts: Float[Array, "batch n_latents"],
+    x: Float[Array, "batch d_in"],
+    prefixes: Prefixes,
+    ranks: Int[Array, " n_latents"],
+    *,
+    form: Form,
+    tile: int | None = None,
+    over_threshold: Bool[Array, "batch n_latents"] | None = None,
+) -> tuple[Float[Array, ""], LossParts]:
+    """The squared error of `sae_loss`, of activations that another encoder has made."""
+    error = in_full(x) - in_full(sae.b_dec)
+    norms = decoder_norms(jax.tree.map(in_full, sae))
+    if form == "wide":
+        mse = tiled_mse(acts.astype(sae.W_dec.dtype), sae.W_dec, error, prefixes, tile=tile)
+    else:
+        mse = gram_mse(in_full(acts), in_full(sae.W_dec), error, inclusion(prefixes, ranks).astype(norms.dtype))
+    over = acts > 0 if over_threshold is None else over_threshold
+    return mse, _parts(mse, acts, jnp.mean(acts**2, axis=0), norms, over)
 
 
 def _parts(mse: Array, acts: Array, squares: Array, norms: Array, over: Array) -> LossParts:

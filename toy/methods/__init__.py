@@ -1,11 +1,33 @@
 """What is trained, and by which loss: every method through the interface of `toy.methods.method`.
 
-method     the interface, and what it gives a loss
-standard   ReLU SAEs with a penalty: vanilla and Matryoshka        topk   TopK and BatchTopK, with AuxK
+method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
+standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
+topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
+named         methods by their names on a command line, and those of a user's file
 """
 
+from toy.methods.constrained import Aligned, Orthogonal, Tied
+from toy.methods.gated import Gated
+from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Batch, Method
-from toy.methods.standard import Matryoshka, Standard
+from toy.methods.named import METHODS, Named, method_facts, named
+from toy.methods.standard import STANDARD, Matryoshka, Standard
 from toy.methods.topk import TopKFamily
 
-__all__ = ["Batch", "Matryoshka", "Method", "Standard", "TopKFamily"]
+__all__ = [
+    "METHODS",
+    "STANDARD",
+    "Aligned",
+    "Batch",
+    "Gated",
+    "JumpReLU",
+    "Matryoshka",
+    "Method",
+    "Named",
+    "Orthogonal",
+    "Standard",
+    "Tied",
+    "TopKFamily",
+    "method_facts",
+    "named",
+]

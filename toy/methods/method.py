@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from toy.loss import Form, LossParts, choose_form, needs_order, reconstruct, sae_loss
+from toy.loss import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.prefixes import Prefixes
 from toy.sae import RELU, SAE, Activation, decode, encode, init_sae
 
@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     sparsity_coef: Float[Array, ""]
     target_l0: Float[Array, ""] | float | None
     done: Float[Array, ""]  # the share of the run that lies behind
+    key: Key[Array, ""]  # of this step, for a loss that draws
     memory: Memory
     form: Form
     aux_coef: Float[Array, ""] | float = 0.0
@@ -72,6 +73,12 @@ class Method:
         """The squared error averaged over weighted prefixes (`toy.loss.sae_loss`), with its options."""
         options = {"form": batch.form, "activation": self.activation, "sparsity_coef": 0.0} | options
         return sae_loss(sae, batch.x, batch.prefixes, batch.ranks, **options)
+
+    def acts_loss(
+        self, sae: SAE, acts: Float[Array, "batch n_latents"], batch: Batch
+    ) -> tuple[Float[Array, ""], LossParts]:
+        """`reconstruction_loss` of activations from an encoder of the method's own."""
+        return acts_mse(sae, acts, batch.x, batch.prefixes, batch.ranks, form=batch.form)
 
     def project(self, params: Params, done: Float[Array, ""]) -> Params:
         """The parameters after an update and before the next step."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from toy.data.source import Batches, Source, Stream, checked_source
 from toy.files.digest import config_facts, tree_facts
+from toy.methods import method_facts
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
 from toy.training.jax_settings import jax_flags
 from toy.training.loop import Facts, reading_ahead
@@ -73,6 +74,7 @@ def run_facts(keys: Any, source: Source | Stream, hypers: Any, cfg: TrainConfig)
     return {
         **{f"flags.{name}": value for name, value in jax_flags().items()},
         **config_facts("cfg", cfg),
+        **{f"cfg.{name}": value for name, value in method_facts(cfg.method).items()},
         **tree_facts("key", keys),
         **tree_facts("hypers", hypers),
         "type of source": type(source).__name__,

@@ -110,7 +110,7 @@ def _where(weak: Bool[Array, " n_latents"], new: Params, old: Params) -> Params:
     """The parameters with the weak latents' own replaced."""
 
     def of_sae(new: SAE, old: SAE) -> SAE:
-        threshold = None if old.threshold is None else jnp.where(weak, new.threshold, old.threshold)
+        threshold = jax.tree.map(lambda new, old: jnp.where(weak, new, old), new.threshold, old.threshold)
         return SAE(
             jnp.where(weak, new.W_enc, old.W_enc),
             jnp.where(weak, new.b_enc, old.b_enc),

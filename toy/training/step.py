@@ -47,7 +47,7 @@ def draw_steps(
         x, prefixes = jax.tree.map(lambda leaf: leaf[None], one(state.step))
     else:
         x, prefixes = jax.vmap(one)(state.step + jnp.arange(n_steps))
-    return (source if isinstance(source, Batches) else Batches(x, state.step)), prefixes
+    return (source if x is None else Batches(x, state.step)), prefixes  # type: ignore[return-value]
 
 
 def train_step(
@@ -75,8 +75,18 @@ def train_step(
     ranks = jnp.arange(cfg.n_latents) if cfg.moves_latents else latent_ranks(state.contribution)
     coef = ramped(state.sparsity_coef, step, cfg.n_sparsity_warmup_steps)
     done = step / cfg.n_steps
+    key = jax.random.fold_in(step_keys(state.key, step)[2], 1)
     batch = Batch(
-        x, prefixes, ranks, coef, hypers.target_l0, done, state.memory, cfg.loss_form, aux_coef=hypers.aux_coef
+        x=x,
+        prefixes=prefixes,
+        ranks=ranks,
+        sparsity_coef=coef,
+        target_l0=hypers.target_l0,
+        done=done,
+        key=key,
+        memory=state.memory,
+        form=cfg.loss_form,
+        aux_coef=hypers.aux_coef,
     )
 
     def loss(params: Params, x: Float[Array, "part d_in"]) -> tuple[Float[Array, ""], LossParts]:

@@ -1,0 +1,163 @@
+"""Methods: one interface for those of the package and those of users' files, and what each of them promises."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from toy import prefixes
+from toy.data.source import TreeSource
+from toy.features.directions import make_directions
+from toy.features.named import reference_tree
+from toy.features.tree import build_tree, mean_l0
+from toy.methods import METHODS, Matryoshka, Method, Standard, named
+from toy.methods.gated import Gated, GatedParams
+from toy.methods.jumprelu import is_on, jump
+from toy.sae import SAE, encode, init_sae
+from toy.training.config import Hypers, TrainConfig
+from toy.training.feed import run_facts
+from toy.training.maintenance import moved
+from toy.training.run import train
+from toy.training.state import TrainState, trained_sae
+
+HERE = Path(__file__).parent / "methods"
+TREE = build_tree(reference_tree())
+SOURCE = TreeSource(TREE, make_directions(jax.random.key(0)[None], 20, 30)[0])
+KEY = jax.random.key(1)
+SHIPPED = [name + {"topk": ":k=2", "batchtopk": ":k=1.12"}.get(name, "") for name in METHODS]
+OF_USERS = [f"{HERE}/{name}.py:{name}" for name in ("orthogonality", "tied", "jumprelu")]
+
+
+def trained(text: str, n_steps: int = 60, **hypers: float) -> TrainState:
+    method, weighting = named(text)[1:]
+    target_l0 = mean_l0(TREE) if method.aims_at_l0 else None
+    h = Hypers(prefixes.named(weighting, 20), target_l0=target_l0)._replace(**hypers)
+    return train(KEY, SOURCE, h, cfg=TrainConfig(20, n_steps=n_steps, method=method, reinit_every=20))[0]
+
+
+def largest_cosine(sae: SAE) -> float:
+    directions = np.asarray(sae.W_dec) / np.linalg.norm(sae.W_dec, axis=1, keepdims=True)
+    return float(np.abs(directions @ directions.T - np.eye(len(directions))).max())
+
+
+@pytest.mark.parametrize("text", SHIPPED + OF_USERS, ids=lambda text: Path(text).name)
+def test_every_method_learns(text: str) -> None:
+    method, x = named(text).method, SOURCE.sample(KEY, 500)
+    state = trained(text, 300)
+    errors = []
+    for sae in (trained_sae(trained(text, 1, learning_rate=0.0)), trained_sae(state)):
+        acts = encode(sae, x, method.inference)
+        errors.append(float(jnp.mean(jnp.sum((x - acts @ sae.W_dec - sae.b_dec) ** 2, axis=1))))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("text", SHIPPED + OF_USERS, ids=lambda text: Path(text).name)
+def test_latents_move_with_all_that_they_have(text: str) -> None:
+    """The SAE of a run does not depend on the places of its latents."""
+    state = trained(text)
+    state = state._replace(contribution=state.contribution + 1e-6 * jax.random.uniform(KEY, (20,)))
+    other = moved(state, jax.random.permutation(KEY, 20))
+    for a, b in zip(jax.tree.leaves(trained_sae(state)), jax.tree.leaves(trained_sae(other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("text", ["tied", OF_USERS[1]], ids=["shipped", "of a user"])
+def test_a_tied_sae_s_encoder_is_its_decoder(text: str) -> None:
+    sae = trained_sae(trained(text))
+    np.testing.assert_allclose(sae.W_enc, sae.W_dec.T, rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(sae.W_dec, axis=1), 1, rtol=1e-5)
+
+
+def test_an_aligned_latent_gives_back_its_own_direction() -> None:
+    sae = trained_sae(trained("aligned"))
+    np.testing.assert_allclose(jnp.sum(sae.W_enc * sae.W_dec.T, axis=0), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("with_penalty", "without"),
+    [("orthogonal:coef=1", "orthogonal:coef=0"), (OF_USERS[0], f"{HERE}/orthogonality.py:without")],
+    ids=["shipped", "of a user"],
+)
+def test_a_penalty_lowers_the_cosine(with_penalty: str, without: str) -> None:
+    assert largest_cosine(trained_sae(trained(with_penalty, 400))) < 0.8 * largest_cosine(
+        trained_sae(trained(without, 400))
+    )
+
+
+def test_a_penalty_of_nothing_changes_nothing() -> None:
+    for a, b in zip(jax.tree.leaves(trained("vanilla")), jax.tree.leaves(trained("orthogonal:coef=0")), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_latents_cover_all_and_cost_linearly() -> None:
+    """With two groups of the whole width the penalty is that of one group, whichever order is drawn."""
+    whole, parts = (trained_sae(trained(f"orthogonal:coef=1,group={n}")) for n in (20, 10))
+    assert largest_cosine(whole) < largest_cosine(trained_sae(trained("vanilla")))
+    assert np.isfinite(parts.W_dec).all()
+
+
+def test_a_gated_sae_is_the_jumprelu_sae_that_it_is_exported_as() -> None:
+    rng = np.random.default_rng(0)
+    sae = init_sae(KEY, 30, 20)._replace(b_enc=jnp.asarray(rng.normal(size=20), jnp.float32) / 4)
+    log_scale, b_gate = (jnp.asarray(rng.normal(size=20), jnp.float32) / 2 for _ in range(2))
+    params, x = GatedParams(sae, log_scale, b_gate), SOURCE.sample(KEY, 200)
+    products = x @ sae.W_enc
+    expected = jnp.where(products + b_gate > 0, jax.nn.relu(products * jnp.exp(log_scale) + sae.b_enc), 0)
+    np.testing.assert_allclose(encode(Gated().sae(params), x), expected, rtol=1e-4, atol=1e-5)
+    assert 0.1 < jnp.mean(expected > 0) < 0.9
+
+
+def test_straight_through_gradients_are_those_of_the_paper() -> None:
+    """Rajamanoharan et al. (arXiv 2407.14435), eq. 11 and 12, by hand: pre-activations 0.9, 1.02, 1.5; threshold 1."""
+    pre_acts, threshold = jnp.array([[0.9], [1.02], [1.5]]), jnp.array([1.0])
+    np.testing.assert_allclose(jump(pre_acts, threshold, 0.1), [[0.0], [1.02], [1.5]])
+    of_acts, of_threshold = jax.grad(lambda p, t: jnp.sum(jump(p, t, 0.1)), argnums=(0, 1))(pre_acts, threshold)
+    np.testing.assert_allclose(of_acts, [[0.0], [1.0], [1.0]])
+    np.testing.assert_allclose(of_threshold, [-1.0 / 0.1])  # 1.02 alone lies within 0.05 of the threshold
+    of_acts, of_threshold = jax.grad(lambda p, t: jnp.sum(is_on(p, t, 0.1)), argnums=(0, 1))(pre_acts, threshold)
+    np.testing.assert_allclose(of_acts, 0.0)
+    np.testing.assert_allclose(of_threshold, [-1 / 0.1])
+
+
+def test_a_name_gives_fields_and_a_weighting() -> None:
+    assert named("vanilla")[1:] == (Standard(), "vanilla")
+    assert named("matryoshka")[1:] == (Matryoshka(), "sampled_10")
+    assert named("vanilla:sparsity=log,weighting=all")[1:] == (Standard("log"), "all")
+    assert named("orthogonal:coef=0.5,group=7").method.group == 7  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("matrioshka", r"^method: expected vanilla, matryoshka, .*, or FILE\.py:NAME, got 'matrioshka'"),
+        ("topk", r"^topk: give the number of latents that are on, as in topk:k=2"),
+        ("vanilla:sparsity=l2", r"sparsity"),
+        ("vanilla:coef=1", r"^method vanilla:coef=1: .*unexpected keyword argument 'coef'"),
+        ("missing.py:tied", r"^method missing\.py: No such file"),
+        (f"{HERE}/tied.py:tide", r"tied\.py: has no toy\.methods\.Method called 'tide'"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        named(text)
+
+
+def test_a_file_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"^method .*mine\.py: ZeroDivisionError: division by zero"):
+        named(f"{tmp_path}/mine.py:x")
+
+
+def test_a_file_that_has_changed_is_another_method_with_other_facts(tmp_path: Path) -> None:
+    file, text = tmp_path / "mine.py", (HERE / "tied.py").read_text()
+    found: list[Method] = []
+    for source in (text, text.replace("class Tied", "#\nclass Tied"), text):
+        file.write_text(source)
+        found.append(named(f"{file}:tied").method)
+    assert named(f"{file}:tied").method == found[0]
+    h = Hypers(prefixes.full(4), target_l0=1.0)
+    facts = [run_facts(KEY, SOURCE, h, TrainConfig(4, method=method)) for method in found]
+    assert facts[0] == facts[2] != facts[1]

@@ -1,0 +1,73 @@
+"""The standard SAE with a tied encoder, an aligned one, or decoder directions that are pushed apart."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from toy.checks import NOT_NEGATIVE, Whole, check_fields
+from toy.loss import LossParts
+from toy.methods.method import Batch, Params
+from toy.methods.standard import Standard
+from toy.sae import SAE
+
+LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Tied(Standard):
+    """The encoder is the decoder, whose rows have norm 1: acts = ReLU(x W_decᵀ + b_enc)."""
+
+    weighting: ClassVar[str] = "sampled_10"
+
+    def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
+        there = jnp.any(params.W_enc != 0, axis=0)  # latents without an encoder are padding, and are never on
+        W_dec = there[:, None] * _unit(params.W_dec)
+        return params._replace(W_enc=W_dec.T, W_dec=jnp.where(there[:, None], W_dec, params.W_dec))
+
+
+@dataclass(frozen=True)
+class Aligned(Standard):
+    """Every latent's encoder · decoder is 1, so that a latent gives back its own direction as it is."""
+
+    weighting: ClassVar[str] = "sampled_10"
+
+    def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
+        product = jnp.sum(params.W_enc * params.W_dec.T, axis=0)
+        return params._replace(W_enc=params.W_enc / jnp.where(jnp.abs(product) > 1e-3, product, 1.0))
+
+
+@dataclass(frozen=True)
+class Orthogonal(Standard):
+    """Adds coef · Σ_i max_j cos(d_i, d_j)² over latents of a group, which keeps directions apart at linear cost.
+
+    Source: Korznikov et al. (OrtSAE, arXiv 2509.22033): the groups are drawn anew for every batch. Differs: the sum
+    over latents in place of their mean, so that the coefficient does not depend on how many there are.
+    """
+
+    coef: float = 0.03
+    group: int = 1_024  # latents that are compared with each other
+
+    weighting: ClassVar[str] = "vanilla"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, coef=NOT_NEGATIVE, group=Whole(2))
+
+    def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
+        loss, parts = super().loss(params, batch)
+        directions = _unit(self.sae(params, batch.done).W_dec.astype(jnp.float32))
+        n_latents, group = directions.shape[0], min(self.group, directions.shape[0])
+        n_groups = -(-n_latents // group)
+        if n_groups > 1:
+            order = jax.random.permutation(batch.key, n_latents)
+            directions = directions[jnp.resize(order, (n_groups * group,))]
+        groups = directions.reshape(n_groups, group, -1)
+        cosines = jnp.einsum("gid,gjd->gij", groups, groups) * (1 - jnp.eye(group))
+        return loss + self.coef * jnp.sum(jnp.max(cosines**2, axis=2)), parts
+
+
+def _unit(W_dec: Float[Array, "n_latents d_in"]) -> Float[Array, "n_latents d_in"]:
+    return W_dec / jnp.maximum(jnp.linalg.norm(W_dec, axis=1, keepdims=True), LEAST)

@@ -1,0 +1,142 @@
+"""Methods by name, as command lines and sweeps give them: those of this package, and those of a user's file.
+
+A name is `NAME` or `NAME:field=value,…`, with fields of the method: `batchtopk:k=1.12`, `orthogonal:coef=0.1`. Its last
+field may be `weighting=…`, the prefixes (`toy.prefixes.named`). A user's method is `my_file.py:name`, where `name` is
+a `Method`, or a class of them, in that file. The number `l0` stands for the mean L0 of the features.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from toy.checks import quoted
+from toy.methods.constrained import Aligned, Orthogonal, Tied
+from toy.methods.gated import Gated
+from toy.methods.jumprelu import JumpReLU
+from toy.methods.method import Method
+from toy.methods.standard import Matryoshka, Standard
+from toy.methods.topk import TopKFamily
+from toy.sae import BatchTopK, TopK
+
+
+def _topk(k: float = 0, **fields: Any) -> TopKFamily:
+    _check_k("topk", k)
+    return TopKFamily(TopK(max(1, round(k))), aux_k=0, **fields)
+
+
+def _batchtopk(k: float = 0, **fields: Any) -> TopKFamily:
+    _check_k("batchtopk", k)
+    return TopKFamily(BatchTopK(k), aux_k=0, **fields)
+
+
+def _check_k(name: str, k: float) -> None:
+    if not k:
+        raise ValueError(f"{name}: give the number of latents that are on, as in {name}:k=2")
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "vanilla": Standard,
+    "matryoshka": Matryoshka,
+    "topk": _topk,
+    "batchtopk": _batchtopk,
+    "jumprelu": JumpReLU,
+    "gated": Gated,
+    "tied": Tied,
+    "aligned": Aligned,
+    "orthogonal": Orthogonal,
+}
+
+
+class Named(NamedTuple):
+    """A method with the weighting of its prefixes."""
+
+    text: str
+    method: Method
+    weighting: str
+
+
+def named(text: str, l0: float = 1.0) -> Named:
+    """The method of a name; `l0` is the mean L0 of the features.
+
+    Raises: ValueError that says which names, fields or files there are.
+    """
+    without, _, weighting = text.partition("weighting=")
+    name, _, rest = without.rstrip(",:").partition(":")
+    try:
+        method = of_file(Path(name), rest) if name.endswith(".py") else _of_package(name, rest, l0)
+    except TypeError as error:
+        raise ValueError(f"method {quoted(text)}: {error}") from None
+    return Named(text, method, weighting or method.weighting)
+
+
+@lru_cache(1_024)
+def _of_package(name: str, rest: str, l0: float) -> Method:
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"method: expected {known}, or FILE.py:NAME, got {quoted(repr(name))}")
+    fields = [field.partition("=") for field in rest.split(",") if field]
+    return METHODS[name](**{key: l0 if value == "l0" else _value(value) for key, _, value in fields})
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def of_file(path: Path, name: str) -> Method:
+    """The method of this name in a Python file, which is run. Raises: ValueError naming the file."""
+    shown = quoted(str(path))
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"method {shown}: {error.strerror or error}") from None
+    found = getattr(_module(path.resolve(), hashlib.sha256(source).hexdigest()), name, None)
+    if isinstance(found, type) and issubclass(found, Method):
+        found = found()
+    if not isinstance(found, Method):
+        raise ValueError(f"method {shown}: has no toy.methods.Method called {quoted(repr(name))}")
+    return found
+
+
+@lru_cache(64)
+def _module(path: Path, digest: str) -> ModuleType:
+    """The file's module, which is run anew when the file has changed."""
+    name = f"method_{path.stem}_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"method {quoted(str(path))}: {type(error).__name__}: {quoted(str(error))}") from error
+    return module
+
+
+def method_facts(method: Method) -> dict[str, str]:
+    """All that a method's results follow from: its fields, and the source of classes from outside of this package."""
+    facts = {"method": repr(method)}
+    for kind in type(method).__mro__:
+        if kind is not object and not kind.__module__.startswith("toy."):
+            facts[f"source of {kind.__qualname__}"] = hashlib.sha256(_source(kind).encode()).hexdigest()
+    return facts
+
+
+def _source(kind: type) -> str:
+    """The whole module of a class, or the class alone where its module has no file."""
+    module = sys.modules.get(kind.__module__)
+    try:
+        return inspect.getsource(module if module is not None and getattr(module, "__file__", None) else kind)
+    except (OSError, TypeError):
+        return repr(kind)
