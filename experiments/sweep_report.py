@@ -132,7 +132,8 @@ def make_record(store: SweepStore) -> dict[str, Any]:
 
 def with_defaults(sweep: Sweep) -> dict[str, Any]:
     """The sweep's data with the defaults of a training as fixed values, so that it stays the same when they change."""
-    data, defaults = sweep.as_data(), vars(Training())
+    data, defaults = sweep.as_data(), dict(vars(Training()))
+    del defaults["weighting" if "method" in {**sweep.axes, **sweep.fixed} else "method"]  # which brings its own
     return data | {"fixed": {name: value for name, value in defaults.items() if name not in sweep.axes} | sweep.fixed}
 
 

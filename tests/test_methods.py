@@ -1,6 +1,7 @@
 """Methods: one interface for those of the package and those of users' files, and what each of them promises."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from toy.data.source import TreeSource
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree, mean_l0
-from toy.methods import METHODS, Matryoshka, Method, Standard, named
+from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
 from toy.sae import SAE, encode, init_sae
@@ -97,6 +98,33 @@ def test_groups_of_latents_cover_all_and_cost_linearly() -> None:
     whole, parts = (trained_sae(trained(f"orthogonal:coef=1,group={n}")) for n in (20, 10))
     assert largest_cosine(whole) < largest_cosine(trained_sae(trained("vanilla")))
     assert np.isfinite(parts.W_dec).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_latent_of_detached_levels_learns_from_its_own_prefix_alone() -> None:
+    """Against the definition: earlier levels are held fixed in the error of each level."""
+    sae = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), init_sae(KEY, 30, 20))
+    x, ranks = SOURCE.sample(KEY, 50).astype(jnp.float64), jax.random.permutation(KEY, 20)
+    weighting = prefixes.named("levels:3=1,50%=2,full=1", 20)
+    given: dict[str, Any] = dict(
+        x=x, prefixes=weighting, ranks=ranks, sparsity_coef=jnp.zeros(()), target_l0=1.0, done=jnp.zeros(())
+    )
+    batch = Batch(**given, key=KEY, memory=None, form="gram")
+
+    def slow(sae: SAE) -> jax.Array:
+        acts, before, total = encode(sae, x), jnp.zeros_like(x), jnp.zeros(())
+        for first, end, weight in ((0, 3, 0.25), (3, 10, 0.5), (10, 20, 0.25)):
+            own = jnp.where((ranks >= first) & (ranks < end), acts, 0) @ sae.W_dec
+            bias = sae.b_dec if end == 20 else jax.lax.stop_gradient(sae.b_dec)
+            total += weight * jnp.mean(jnp.sum((x - bias - before - own) ** 2, axis=1))
+            before = jax.lax.stop_gradient(before + own)
+        return total
+
+    loss, gradient = jax.value_and_grad(lambda sae: Detached().loss(sae, batch)[0])(sae)
+    expected_loss, expected = jax.value_and_grad(slow)(sae)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-9)
+    for name in ("W_enc", "b_enc", "W_dec"):
+        np.testing.assert_allclose(getattr(gradient, name), getattr(expected, name), rtol=1e-7, atol=1e-9)
 
 
 def test_a_gated_sae_is_the_jumprelu_sae_that_it_is_exported_as() -> None:

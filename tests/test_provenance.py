@@ -130,15 +130,15 @@ def test_what_is_replaced_while_a_program_runs_is_named(monkeypatch: pytest.Monk
     assert provenance.replaced("experiments.sweeps.lanes", "experiments.sweep_report") == []
     with monkeypatch.context() as patch:
         patch.setattr("toy.loss.objective.gram_mse", lambda *_: 0)
-        patch.setattr("toy.training.step.auxk_mse", abs)
+        patch.setattr("toy.methods.topk.auxk_mse", abs)
         patch.setattr(
             "toy.training.controllers.control", lambda *_: 0
         )  # where it is defined, and so no more what others import
         patch.setattr("toy.training.state.TrainState", dict)
-        assert set(provenance.replaced("toy.training.step")) >= {
+        assert set(provenance.replaced("toy.training.step", "toy.methods")) >= {
             *(
                 "toy.loss.objective.gram_mse",
-                "toy.training.step.auxk_mse",
+                "toy.methods.topk.auxk_mse",
                 "toy.training.controllers.control",
                 "toy.training.step.control",
             ),

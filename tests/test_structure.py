@@ -12,7 +12,7 @@ from structure import ROOT, function_lengths, imports, n_files_at_top, sources, 
 LIBRARY, COMMANDS = sources("toy"), sources("experiments")
 OPENERS = {"open", "fdopen", "mkstemp", "read_text", "write_text", "read_bytes", "write_bytes", "memmap", "savez"}
 OPENERS |= {"loadtxt", "savetxt", "fromfile", "tofile", "load_file", "save_file", "urlopen"}
-MAY_OPEN = ("toy.io", "toy.files.", "toy.data.", "toy.lm.", "toy.training.jax_settings")
+MAY_OPEN = ("toy.io", "toy.files.", "toy.data.", "toy.lm.", "toy.training.jax_settings", "toy.methods.from_file")
 MOST_FRAMES = 10  # between a command and the loss
 
 

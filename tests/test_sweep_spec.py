@@ -106,7 +106,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
     base = Cell(RegularTree(), Training())
     others = [base._replace(tree=tree) for tree in (RegularTree(depth=2), RandomTree(), GivenTree("a", "{}"))]
     for name, value in vars(base.training).items():
-        changed = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5}.get(name)
+        changed = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5, "method": "tied"}.get(name)
         changed = value + (1 if isinstance(value, int) else 0.01) if changed is None else changed  # type: ignore[operator]
         others.append(base._replace(training=Training(**{name: changed})))
     assert len({cell_key(cell, "c") for cell in (base, *others)}) == 1 + len(others)

@@ -6,7 +6,7 @@ the loss uses. A vanilla SAE has the weighting `full`.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from toy.checks import POSITIVE, SHARE, Whole, check_numbers, quoted
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Whole, check_numbers, quoted
 from toy.inclusion import inclusion_probabilities
 from toy.sae import MOST_PAIRS
 
@@ -64,8 +64,11 @@ class HybridWeights(NamedTuple):
         return int(np.max(self.lengths))
 
 
-NAMES = "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one)"
-MOST_NAME = 40  # characters
+NAMES = (
+    "vanilla, all, sampled_N, expected_N (N prefixes), balanced_S (share S of the full one), "
+    "levels:K=W,… (weight W on the first K latents, K% of them, or full)"
+)
+MOST_NAME = 200  # characters
 Prefixes = FixedWeights | FixedPrefixes | HybridWeights  # of one batch
 Weighting = Prefixes | SampledPrefixes
 
@@ -130,6 +133,23 @@ def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, powe
     return FixedWeights(np.append(weights[:-1] * (1 - full_share) / shorter, full_share))
 
 
+def levels(n_latents: int, weights: Mapping[str, float]) -> FixedWeights:
+    """A weight for each of some lengths: a number of latents, a share of them such as `25%`, or `full`.
+
+    Weights are divided by their sum; lengths beyond the full one count as that. Source: the β of Chanin et al. (arXiv
+    2505.11756). Raises: ValueError if the full length has no weight, or a length or weight cannot be.
+    """
+    found = np.zeros(n_latents)
+    for name, weight in weights.items():
+        share = float(name.removesuffix("%")) / 100 if name.endswith("%") else None
+        length = n_latents if name == "full" else int(name) if share is None else max(1, round(share * n_latents))
+        check_numbers({"length": length, "weight": weight}, {"length": Whole(), "weight": NOT_NEGATIVE})
+        found[min(length, n_latents) - 1] += weight
+    if not found[-1]:
+        raise ValueError("levels: the full length needs a weight, as in full=1, or its latents are never trained")
+    return FixedWeights(found / found.sum())
+
+
 def hybrid(
     n_latents: int, n_prefixes: int = 10, power: float = 0.5, *, n_exact: int = 512, tile: int = 512
 ) -> HybridWeights:
@@ -152,8 +172,9 @@ def hybrid(
 def named(text: str, n_latents: int) -> Weighting:
     """The weighting of a name such as `sampled_10`, as arrays of the host.
 
-    Names are `vanilla`, `all`, `sampled_N` and `expected_N` with N prefixes, and `balanced_S` with the share S of the
-    full one. Raises: ValueError, with these, for any other.
+    Names are `vanilla`, `all`, `sampled_N` and `expected_N` with N prefixes, `balanced_S` with the share S of the
+    full one, and `levels:1=.25,50%=1,full=1` with a weight for each length. Raises: ValueError, with these, for any
+    other.
     """
     kind, _, number = text.partition("_")
     try:
@@ -163,6 +184,9 @@ def named(text: str, n_latents: int) -> Weighting:
             return {"vanilla": full, "all": all_prefixes}[text](n_latents)
         if kind in ("sampled", "expected"):
             return {"sampled": sampled, "expected": expected}[kind](n_latents, int(number))
+        if text.startswith("levels:"):
+            pairs = [part.partition("=") for part in text.removeprefix("levels:").split(",")]
+            return levels(n_latents, {length: float(weight) for length, _, weight in pairs})
         if kind == "balanced":
             return balanced(n_latents, float(number))
     except ValueError:

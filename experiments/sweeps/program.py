@@ -65,7 +65,8 @@ def program_of(cell: Cell) -> Program:
     )
     _, method, weighting = method_of(cell)
     method.check(n_latents(cell))
-    cfg = train_config(_size(n_latents(cell)), training.n_steps, training.batch_size, method)
+    n = _size(n_latents(cell)) if method.allows_padding else n_latents(cell)
+    cfg = train_config(n, training.n_steps, training.batch_size, method)
     n_prefixes = _n_prefixes(weighting, n_latents(cell))
     n_sampled = min(n_prefixes, cfg.n_latents) if weighting.startswith("sampled") else 0
     return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows))

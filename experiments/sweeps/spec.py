@@ -115,7 +115,7 @@ def _axes(data: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]
     both = sorted(set(axes) & set(fixed))
     if both:
         raise ValueError(f"{quoted(both[0], MOST_NAME)}: is an axis and fixed, too")
-    if {"method", "weighting"} <= {*axes, *fixed}:
+    if {"method", "weighting"} <= {name for name, value in {**axes, **fixed}.items() if value is not None}:
         raise ValueError("weighting: a method has its own: write it into the method's name, as in tied:weighting=all")
     return axes, fixed
 

@@ -3,14 +3,17 @@
 method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
 standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
 topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
-named         methods by their names on a command line, and those of a user's file
+detached      levels without gradients between them
+named         methods by their names on a command line  from_file     those of a user's file
 """
 
 from toy.methods.constrained import Aligned, Orthogonal, Tied
+from toy.methods.detached import Detached
+from toy.methods.from_file import method_facts
 from toy.methods.gated import Gated
 from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Batch, Method
-from toy.methods.named import METHODS, Named, method_facts, named
+from toy.methods.named import METHODS, Named, named
 from toy.methods.standard import STANDARD, Matryoshka, Standard
 from toy.methods.topk import TopKFamily
 
@@ -19,6 +22,7 @@ __all__ = [
     "STANDARD",
     "Aligned",
     "Batch",
+    "Detached",
     "Gated",
     "JumpReLU",
     "Matryoshka",

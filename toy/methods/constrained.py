@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from toy.checks import NOT_NEGATIVE, Whole, check_fields
 from toy.loss import LossParts
+from toy.loss.products import in_full
 from toy.methods.method import Batch, Params
 from toy.methods.standard import Standard
 from toy.sae import SAE
@@ -20,17 +21,20 @@ LEAST = 1e-12
 class Tied(Standard):
     """The encoder is the decoder, whose rows have norm 1: acts = ReLU(x W_decᵀ + b_enc)."""
 
+    pads: ClassVar[bool] = True
+
     weighting: ClassVar[str] = "sampled_10"
 
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
-        there = jnp.any(params.W_enc != 0, axis=0)  # latents without an encoder are padding, and are never on
-        W_dec = there[:, None] * _unit(params.W_dec)
-        return params._replace(W_enc=W_dec.T, W_dec=jnp.where(there[:, None], W_dec, params.W_dec))
+        W_dec = _unit(params.W_dec)
+        return params._replace(W_enc=W_dec.T * _there(params), W_dec=W_dec)
 
 
 @dataclass(frozen=True)
 class Aligned(Standard):
     """Every latent's encoder · decoder is 1, so that a latent gives back its own direction as it is."""
+
+    pads: ClassVar[bool] = True
 
     weighting: ClassVar[str] = "sampled_10"
 
@@ -47,6 +51,8 @@ class Orthogonal(Standard):
     over latents in place of their mean, so that the coefficient does not depend on how many there are.
     """
 
+    pads: ClassVar[bool] = True
+
     coef: float = 0.03
     group: int = 1_024  # latents that are compared with each other
 
@@ -58,7 +64,8 @@ class Orthogonal(Standard):
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         loss, parts = super().loss(params, batch)
-        directions = _unit(self.sae(params, batch.done).W_dec.astype(jnp.float32))
+        sae = self.sae(params, batch.done)
+        directions = _unit(in_full(sae.W_dec)) * _there(sae)[:, None]
         n_latents, group = directions.shape[0], min(self.group, directions.shape[0])
         n_groups = -(-n_latents // group)
         if n_groups > 1:
@@ -67,6 +74,11 @@ class Orthogonal(Standard):
         groups = directions.reshape(n_groups, group, -1)
         cosines = jnp.einsum("gid,gjd->gij", groups, groups) * (1 - jnp.eye(group))
         return loss + self.coef * jnp.sum(jnp.max(cosines**2, axis=2)), parts
+
+
+def _there(sae: SAE) -> Bool[Array, " n_latents"]:
+    """The latents that are no padding, which has no encoder."""
+    return jnp.any(sae.W_enc != 0, axis=0)
 
 
 def _unit(W_dec: Float[Array, "n_latents d_in"]) -> Float[Array, "n_latents d_in"]:

@@ -27,6 +27,8 @@ class Gated(Method):
     JumpReLU SAE with threshold b_enc − exp(log_scale) · b_gate (their appendix), as which it is exported.
     """
 
+    pads: ClassVar[bool] = True
+
     aims_at_l0: ClassVar[bool] = True
     controls_l0: ClassVar[bool] = True
 

@@ -24,6 +24,8 @@ class JumpReLU(Method):
     alone.
     """
 
+    pads: ClassVar[bool] = True
+
     bandwidth: float = 0.1
     first_threshold: float = 0.1
 

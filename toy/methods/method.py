@@ -42,6 +42,14 @@ class Method:
     controls_l0: ClassVar[bool] = False  # whether the sparsity coefficient is moved to reach the target
 
     @property
+    def allows_padding(self) -> bool:
+        """Whether latents without an encoder never matter, so that SAEs of several widths can share a program.
+
+        A class has to say so itself, by `pads = True`: a subclass that does not is trained at its own width.
+        """
+        return vars(type(self)).get("pads", False)
+
+    @property
     def activation(self) -> Activation:
         """Which latents of `sae(params)` are on."""
         return RELU

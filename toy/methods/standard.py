@@ -16,6 +16,8 @@ class Standard(Method):
     It is the vanilla SAE on the full prefix, and a Matryoshka SAE (Bussmann et al., arXiv 2503.17547) on several.
     """
 
+    pads: ClassVar[bool] = True
+
     sparsity: Sparsity = "l1"
 
     aims_at_l0: ClassVar[bool] = True
@@ -37,5 +39,7 @@ STANDARD = Standard()
 @dataclass(frozen=True)
 class Matryoshka(Standard):
     """The standard SAE on the post's ten sampled prefixes, unless a command says others."""
+
+    pads: ClassVar[bool] = True
 
     weighting: ClassVar[str] = "sampled_10"

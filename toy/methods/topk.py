@@ -1,7 +1,7 @@
 """The TopK family: SAEs whose latents are the largest of a sample (TopK) or of a batch (BatchTopK)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -29,6 +29,8 @@ class TopKFamily(Method):
     Sources: Gao et al. (arXiv 2406.04093) for TopK and AuxK, Bussmann et al. (arXiv 2412.06410) for BatchTopK, whose
     batch is replaced by a threshold once it is trained.
     """
+
+    pads: ClassVar[bool] = True
 
     kept: TopK | BatchTopK
     aux_k: int | None = None  # dead latents that AuxK trains per sample; None: d_in / 2; 0 turns AuxK off

@@ -1,0 +1,294 @@
+"""Methods side by side: which hierarchies each of them recovers, and at what price.
+
+Claim: CLAIM
+Command: python -m experiments.compare (TIME); --methods takes the names of `toy.methods` and
+FILE.py:NAME for a method of yours. What was trained before is taken from the user's cache, so a method more costs only
+its own runs.
+Expected, 16 seeds: EXPECTED
+In the post: nothing; it compares two SAEs on one tree.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.common.cache import user_cache
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment
+from experiments.sweeps.cell import cell_key
+from experiments.sweeps.drive import make_plan, run_plan
+from experiments.sweeps.engines import LocalEngine
+from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import Stored, open_store
+from toy.checks import MAX_SEED, POSITIVE, SEED, Whole, check_fields
+from toy.features.named import TREES, forest, ordering_tree
+from toy.features.node import Node
+from toy.features.tree_json import tree_to_dict
+from toy.methods import named
+from toy.training.config import MAX_STEPS, Hypers, TrainConfig
+from toy.training.loop import Progress
+
+# Each with the learning rate of LEARNING_RATES that did best in `tuning`.
+TUNED = {
+    "vanilla": 1e-2,
+    "matryoshka": 1e-2,
+    "matryoshka:weighting=all": 1e-2,
+    "matryoshka:weighting=balanced_0.5": 1e-2,
+    "topk:k=l0": 1e-2,
+    "topk:k=l0,weighting=sampled_10": 1e-2,
+    "batchtopk:k=l0": 1e-2,
+    "batchtopk:k=l0,weighting=sampled_10": 1e-2,
+    "jumprelu": 1e-2,
+    "jumprelu:weighting=sampled_10": 1e-2,
+    "gated": 1e-2,
+    "gated:weighting=sampled_10": 1e-2,
+    "tied": 1e-2,
+    "tied:weighting=vanilla": 1e-2,
+    "aligned": 1e-2,
+    "orthogonal": 1e-2,
+    "orthogonal:weighting=sampled_10": 1e-2,
+    "detached": 1e-2,
+}
+METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
+REFERENCE = "reference"
+
+
+def lone(n: int = 8) -> list[Node]:
+    return [Node(0.05) for _ in range(n)]
+
+
+# A parent whose children no weighting of prefixes can balance, and pairs with a child as large as its parent or larger.
+UNBALANCEABLE = forest(Node(0.25, (Node(0.02), Node(0.15), Node(0.5)), name="parent"), *lone())
+OWN_TREES = {
+    "ratio 1": forest(*ordering_tree(edge_prob=0.2, ratio=1).children, *lone()),
+    "ratio 2": forest(*ordering_tree(edge_prob=0.2, ratio=2).children, *lone()),
+    "ratio 5": forest(*ordering_tree(edge_prob=0.2, ratio=5).children, *lone()),
+    "unbalanceable": UNBALANCEABLE,
+}
+SCENES: dict[str, dict[str, Any]] = {
+    REFERENCE: {"tree": REFERENCE},
+    "three_level": {"tree": "three_level"},
+    **{name: {"tree": name} for name in OWN_TREES},
+    "random": {"tree": "random"},
+    "superposed 1.5": {"tree": REFERENCE, "d_in": 13, "max_cosine": 0.6},
+    "superposed 2": {"tree": REFERENCE, "d_in": 10, "max_cosine": 0.6},
+}  # by the name in the figure; `random` stands for as many trees as `n_random`
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `compare`."""
+
+    methods: tuple[str, ...] = tuple(TUNED)
+    """Methods by name (`toy.methods.named`), such as tied, topk:k=l0 or my_file.py:mine."""
+    scenes: tuple[str, ...] = tuple(SCENES)
+    """What they are trained on; ratio: a child's magnitude over its parent's; superposed: features per dimension."""
+    seed: int = 0
+    """The first seed."""
+    n_seeds: int = 16
+    """Number of seeds; each has directions, an initialisation and data of its own."""
+    n_random: int = 12
+    """Number of random trees, of which each has its share of the seeds."""
+    n_steps: int = TrainConfig.n_steps
+    """Training steps."""
+    l0_ratios: tuple[float, ...] = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+    """Targets of L0, or k, over the tree's mean L0, for the frontier on the reference tree."""
+    learning_rate: float = Hypers._field_defaults["learning_rate"]
+    """Adam's, for methods that are not tuned here."""
+    store: Path = field(default_factory=lambda: user_cache("sweeps", "compare.sqlite"))
+    """SQLite file of what was trained before."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, seed=SEED, n_seeds=Whole(), n_random=Whole(), n_steps=Whole(most=MAX_STEPS))
+        check_fields(self, l0_ratios=POSITIVE, learning_rate=POSITIVE)
+        if not self.methods or not self.scenes:
+            raise ValueError("methods and scenes: need at least one of each")
+        for scene in self.scenes:
+            if scene not in SCENES:
+                raise ValueError(f"scenes: expected {', '.join(SCENES)}, got {scene!r}")
+        if self.seed + self.n_seeds - 1 > MAX_SEED:
+            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.n_seeds))
+
+    @cached_property
+    def cells(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """The method, the panel and the settings of every run; panels are scenes, and targets of the frontier."""
+        panels = {scene: {"l0_ratio": 1.0} | SCENES[scene] for scene in self.scenes}
+        if REFERENCE in self.scenes:
+            panels |= {f"L0 {ratio:g}": {"tree": REFERENCE, "l0_ratio": ratio} for ratio in self.l0_ratios}
+        rates = {method: {"learning_rate": TUNED.get(method, self.learning_rate)} for method in self.methods}
+        return [
+            (method, panel, given | rates[method] | {"method": method, "seed": seed, "tree_seed": i % self.n_random})
+            for method in self.methods
+            for panel, given in panels.items()
+            for i, seed in enumerate(self.seeds)
+        ]
+
+
+def sweep_of(cfg: Config) -> Sweep:
+    """The runs as a sweep, whose axes change together."""
+    names = ("tree", "tree_seed", "d_in", "max_cosine", "l0_ratio", "method", "learning_rate", "seed")
+    axes = {name: [given.get(name) for _, _, given in cfg.cells] for name in names}
+    if "random" not in axes["tree"]:
+        del axes["tree_seed"]
+    trees = {name: tree_to_dict(root) for name, root in OWN_TREES.items() if name in axes["tree"]}
+    data = {"name": "compare", "combine": "zip", "axes": axes, "trees": trees, "fixed": {"n_steps": cfg.n_steps}}
+    return parse_sweep(data, lambda name: TREES[name]())
+
+
+def check(cfg: Config) -> None:
+    """Raises: ValueError naming the method that is none, or the runs that cannot be."""
+    for method in cfg.methods:
+        named(method)
+    impossible = make_plan(sweep_of(cfg)).impossible
+    if impossible:
+        place, why = impossible[0]
+        raise ValueError(f"methods: {cfg.cells[place][0]} on {cfg.cells[place][1]}: {why}")
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.cells)
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    sweep = sweep_of(cfg)
+    store = open_store(cfg.store, sweep, extend=True)
+    store.discard(store.damaged())
+    plan = make_plan(sweep, store.finished(failed=False))
+    progress(len(sweep) - plan.n_missing)
+    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows), retry=True)
+    rows = {row.key: row for row in store.rows()}
+    found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+    for (method, panel, _), cell in zip(cfg.cells, sweep.cells(), strict=True):
+        found[method][panel].append(rows[cell_key(cell, plan.code)])
+    return {
+        method: {panel: summarised(of_panel) for panel, of_panel in panels.items()} for method, panels in found.items()
+    }
+
+
+def summarised(rows: list[Stored]) -> dict[str, Any]:
+    """Lists with one entry per run that went well, and the counts of runs, of failed and of recovered ones."""
+    good = [row.metrics for row in rows if row.metrics is not None]
+    columns = {name: [metrics.get(name) for metrics in good] for name in METRICS}
+    recovered = sum(value == 1 for value in columns.pop("recovered"))
+    return {"n": len(rows), "n_failed": len(rows) - len(good), "recovered": recovered, **columns}
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for method, panels in record["results"].items():
+        told = [f"{panel} {r['recovered']}/{r['n']}" for panel, r in panels.items() if not panel.startswith("L0 ")]
+        lines.append(f"{method}: recovered {', '.join(told)}")
+        if REFERENCE in panels:
+            r = panels[REFERENCE]
+            lines[-1] += f"; FVU {mean(r['fvu']):.4f}, L0 {mean(r['l0']):.3f} on {REFERENCE}"
+    return lines
+
+
+def mean(values: list[float | None]) -> float:
+    """The mean of what is known, NaN where nothing is."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")
+
+
+def caption(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"a: recovered runs of {config['n_seeds']}; b to d: means over runs; random: {config['n_random']} trees; "
+        "ratio: a child's magnitude over its parent's; superposed: features per dimension; e: the reference tree with "
+        f"targets of {', '.join(f'{ratio:g}' for ratio in config['l0_ratios'])} times its L0, filled where most runs "
+        f"recover it, dotted: its L0; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
+    )
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    results, scenes = record["results"], record["config"]["scenes"]
+    methods = list(results)
+    height = 1.0 + 0.16 * len(methods)
+    with plots.styled(2 * height + 2.6) as figure:
+        top, middle, bottom = plots.stacked(figure, height, height, 2.6)
+        a, b = top.subplots(1, 2, sharey=True)
+        counts = [[f"{results[m][s]['recovered']}/{results[m][s]['n']}" for s in scenes] for m in methods]
+        shares = [[results[m][s]["recovered"] / results[m][s]["n"] for s in scenes] for m in methods]
+        _table(a, "a  Recovered", shares, counts, methods, scenes, high=1.0)
+        for ax, letter, (metric, title) in zip(
+            [b, *middle.subplots(1, 2, sharey=True)],
+            "bcd",
+            {"hole_rate": "Hole rate", "fvu": "FVU", "max_off_diagonal": "Largest mixing"}.items(),
+            strict=True,
+        ):
+            values = [[mean(results[m][s][metric]) for s in scenes] for m in methods]
+            text = [[f"{value:.2f}".lstrip("0") if value == value else "–" for value in row] for row in values]
+            _table(ax, f"{letter}  {title}", values, text, methods, scenes, high=1.0 if metric != "fvu" else 0.3)
+        _frontier(bottom.subplots(), results)
+    return figure
+
+
+def _table(
+    ax: Axes,
+    title: str,
+    values: list[list[float]],
+    text: list[list[str]],
+    methods: list[str],
+    scenes: list[str],
+    *,
+    high: float,
+) -> None:
+    ax.imshow(np.array(values, float), cmap="Greys", vmin=0, vmax=1.6 * high, aspect="auto")
+    for i, row in enumerate(text):
+        for j, one in enumerate(row):
+            ax.text(j, i, one, ha="center", va="center", fontsize=5.5)
+    ax.set_xticks(
+        range(len(scenes)), [scene.replace("_", " ") for scene in scenes], rotation=60, ha="right", fontsize=6
+    )
+    ax.set_yticks(range(len(methods)), [plots.shown_name(method, 36) for method in methods], fontsize=6)
+    ax.set_title(title)
+    ax.tick_params(length=0)
+
+
+def _frontier(ax: Axes, results: dict[str, Any]) -> None:
+    """FVU against L0 on the reference tree, a line per method through its targets."""
+    ax.set_title("e  FVU and L0 on the reference tree")
+    markers = "osD^v<>pPX*hH8d|_"
+    drawn = False
+    for i, (method, panels) in enumerate(results.items()):
+        points = [panels[panel] for panel in panels if panel.startswith("L0 ")]
+        if not points:
+            continue
+        drawn = True
+        colour = f"C{i % 10}"
+        x, y = [mean(r["l0"]) for r in points], [max(mean(r["fvu"]), 1e-6) for r in points]
+        ax.plot(x, y, color=colour, linewidth=0.6)
+        for r, one_x, one_y in zip(points, x, y, strict=True):
+            most = r["recovered"] > r["n"] / 2
+            ax.plot(
+                one_x,
+                one_y,
+                markers[i % len(markers)],
+                color=colour,
+                markersize=4,
+                fillstyle="full" if most else "none",
+            )
+        ax.plot([], [], markers[i % len(markers)], color=colour, markersize=4, label=plots.shown_name(method, 36))
+    if not drawn:
+        plots.nothing(ax, "the reference tree is not among the scenes")
+        return
+    plots.log_scale(ax, "y")
+    ax.set(xlabel="L0", ylabel="FVU (log scale)")
+    ax.legend(fontsize=5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+EXPERIMENT = Experiment("compare", Config, run, summary, plot, check, n_steps, caption)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
