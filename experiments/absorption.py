@@ -32,13 +32,13 @@ from experiments.common.measured import (
 )
 from experiments.common.study import (
     MOST_SHOWN,
-    SAES,
-    PairConfig,
+    MethodConfig,
     Study,
     StudyConfig,
     aimed_l0,
     check_study,
     held_out_features,
+    pair_of,
     shown_batch,
     study_options,
     train_seeds,
@@ -50,25 +50,29 @@ from toy.features.node import Node, feature_names
 from toy.features.tree import Tree, build_tree, edges, mean_l0
 from toy.features.tree_json import tree_from_dict
 from toy.methods import TopKFamily
-from toy.sae import SAE, BatchTopK, TopK, encode
+from toy.sae import SAE, Activation, BatchTopK, TopK, encode
 
 MOST_EDGES = 20  # that panel d shows seed by seed
 
 
 @dataclass(frozen=True)
-class Config(PairConfig):
+class Config(MethodConfig):
     """Options of `absorption`."""
 
     n_shown: int = 200
     """Rows of the batch that is shown, before all-zero rows are dropped."""
     n_topk_seeds: int = 8
-    """Seeds of each SAE of the TopK family, at most n_seeds, for half the steps; 0 leaves them out."""
+    """Seeds of each SAE of the TopK family, at most n_seeds, for half the steps; 0, or --method, leaves them out."""
     topk_learning_rate: float = 3e-3
     """Adam's, of these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, n_shown=Whole(most=MOST_SHOWN), n_topk_seeds=Whole(0), topk_learning_rate=NOT_NEGATIVE)
+
+    @property
+    def has_topk(self) -> bool:
+        return self.n_topk_seeds > 0 and self.method == "matryoshka"
 
     @property
     def topk_study(self) -> StudyConfig:
@@ -83,7 +87,7 @@ class Config(PairConfig):
 def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
     tree = check_study(cfg)
-    if not cfg.n_topk_seeds or cfg.n_eval_rows >= cfg.batch_size:
+    if not cfg.has_topk or cfg.n_eval_rows >= cfg.batch_size:
         return
     if any(method.inference != method.activation for method in topk_methods(cfg, tree).values()):
         raise ValueError(
@@ -108,7 +112,7 @@ def topk_methods(cfg: Config, tree: Tree) -> dict[str, TopKFamily]:
 
 
 def n_steps(cfg: Config) -> int:
-    if not cfg.n_topk_seeds:
+    if not cfg.has_topk:
         return 2 * cfg.n_steps
     return 2 * (cfg.n_steps + len(topk_methods(cfg, cfg.tree.tree)) * cfg.topk_study.n_steps)
 
@@ -117,15 +121,15 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
     study = cfg.study
     features, batch = held_out_features(cfg, study.tree), shown_batch(cfg.seed, study.tree, cfg.n_shown)
     results: dict[str, Any] = {}
-    for name, weighting in cfg.weightings.items():
-        saes = train_seeds(cfg, study, weighting, work)
-        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
-        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree)) | {
+    for name, (_, method, weighting) in cfg.pair(study.tree).items():
+        saes = train_seeds(cfg, study, weighting, work, method)
+        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features, method.inference)
+        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree, method)) | {
             "parent_alone": [mean_known(e.parent_alone) for e in evaluations],
             "parent_with_child": [mean_known(e.parent_with_child) for e in evaluations],
-            "example": relative_acts(lane(saes, 0), study, batch),
+            "example": relative_acts(lane(saes, 0), study, batch, method.inference),
         }
-    if cfg.n_topk_seeds:
+    if cfg.has_topk:
         results |= run_topk(cfg, study, features, work)
     return results | {"features": batch}
 
@@ -149,18 +153,18 @@ def run_topk(cfg: Config, study: Study, features: np.ndarray, work: Work) -> dic
     return results
 
 
-def relative_acts(sae: SAE, study: Study, batch: np.ndarray) -> np.ndarray:
+def relative_acts(sae: SAE, study: Study, batch: np.ndarray, activation: Activation) -> np.ndarray:
     """[rows n_features]: a‖d‖ of each feature's latent over the feature's size, for the first seed."""
     W_feat = study.W_feat[0]
     match = match_features(np.asarray(sae.W_dec), W_feat)
-    acts = np.asarray(encode(sae, jnp.asarray(batch @ W_feat)))
+    acts = np.asarray(encode(sae, jnp.asarray(batch @ W_feat), activation))
     return matched_acts(acts, np.asarray(sae.W_dec), match) / feature_sizes(study.tree, W_feat)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for kind in ("", *topk_kinds(record)):
-        for name in SAES:
+        for name in pair_of(record["results"]):
             r = record["results"][kind + name]
             lines.append(f"{kind}{name} {outcome_text(r)}, min cosine {min(r['min_cosine']):.3f}")
             for gap, values in r.get("inference_gap", {}).items():
@@ -177,8 +181,9 @@ def topk_kinds(record: dict[str, Any]) -> list[str]:
 
 def caption(record: dict[str, Any]) -> str:
     config, results, kinds = record["config"], record["results"], topk_kinds(record)
+    about = f"Matryoshka: {config['n_prefixes']} sampled prefixes; " if "matryoshka" in results else ""
     text = (
-        f"Matryoshka: {config['n_prefixes']} sampled prefixes; a to c: rows of the first seed's batch that are not all "
+        f"{about}a to c: rows of the first seed's batch that are not all "
         "zero; d: P(parent's latent off | child on); e: parent's latent where no child is on, and where one is; "
         "dots: seeds; bars: mean or share with 95% interval; dotted: target of L0"
     )
@@ -192,16 +197,16 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(7.8) as figure:
         rows = plots.stacked(figure, 1.6, 1, 1.05)
         _plot_batch(rows[0], results, plots.shown_names(root))
-        plots.name_kinds(rows[1])
+        plots.name_kinds(rows[1], pair_of(results))
         holes, parent = rows[1].subplots(1, 2, width_ratios=[3, 1])
         why = no_holes(root)
         _plot_edges(holes, results, root, why)
         _plot_parent(parent, results)
         kinds = ["", *topk_kinds(record)]
         marks = [
-            plots.Mark(x + 0.36 * i - 0.18, results[kind + name], plots.COLOURS[name])
+            plots.Mark(x + 0.36 * i - 0.18, results[kind + name], plots.colour(name))
             for x, kind in enumerate(kinds)
-            for i, name in enumerate(SAES)
+            for i, name in enumerate(pair_of(results))
         ]
         labels = [kind.replace("topk_", "TopK ").replace("batchT", "BatchT").rstrip("_") or "ReLU" for kind in kinds]
         plots.outcomes(rows[2].subplots(1, 5), "fghij", marks, labels, why)
@@ -209,7 +214,9 @@ def plot(record: dict[str, Any]) -> Figure:
 
 
 def _plot_batch(figure: Any, results: dict[str, Any], names: list[str]) -> None:
-    shown = {"ground truth": results["features"]} | {plots.LABELS[name]: results[name]["example"] for name in SAES}
+    shown = {"ground truth": results["features"]} | {
+        plots.label(name): results[name]["example"] for name in pair_of(results)
+    }
     high = max([1.0, *(value for rows in shown.values() for row in rows for value in known(row))])
     panels = figure.subplots(1, 3, sharey=True)
     for ax, letter, (title, values) in zip(panels, "abc", shown.items(), strict=True):
@@ -223,18 +230,23 @@ def _plot_batch(figure: Any, results: dict[str, Any], names: list[str]) -> None:
 def _plot_edges(ax: Axes, results: dict[str, Any], root: Node, empty: str) -> None:
     """The hole rate of every edge: a dot per seed, or a row of a heatmap where there are more than `MOST_EDGES`."""
     names, pairs = [plots.shown_name(name, 8) for name in feature_names(root)], edges(build_tree(root))
-    rates = {name: results[name]["hole_rate_per_edge"] for name in SAES}
+    rates = {name: results[name]["hole_rate_per_edge"] for name in pair_of(results)}
     ax.set_title("d  Hole rate per edge")
     if len(pairs) > MOST_EDGES:
-        image = plots.heatmap(ax, rates["vanilla"] + rates["matryoshka"], low=0, high=1, colours="Greys", empty=empty)
+        image = plots.heatmap(
+            ax, [rows for kind in rates.values() for rows in kind], low=0, high=1, colours="Greys", empty=empty
+        )
         n_seeds = len(rates["vanilla"])
         ax.axhline(n_seeds - 0.5, color=plots.COLOURS["other"], linewidth=1.5)
-        ax.set_yticks([(n_seeds - 1) / 2, 1.5 * n_seeds - 0.5], ["vanilla\nseeds", "Matryoshka\nseeds"])
+        ax.set_yticks(
+            [(n_seeds - 1) / 2, 1.5 * n_seeds - 0.5],
+            [f"{plots.label(name).removesuffix(' SAE')}\nseeds" for name in rates],
+        )
         ax.figure.colorbar(image, ax=ax, label="hole rate")
     else:
         drawn = [
-            plots.spread(ax, x + 0.3 * i - 0.15, one_edge, plots.COLOURS[name], width=0.08)
-            for i, name in enumerate(SAES)
+            plots.spread(ax, x + 0.3 * i - 0.15, one_edge, plots.colour(name), width=0.08)
+            for i, name in enumerate(pair_of(results))
             for x, one_edge in enumerate(zip(*rates[name], strict=True))
         ]
         ax.set(ylabel="hole rate", ylim=(-0.05, 1.05))
@@ -245,8 +257,8 @@ def _plot_edges(ax: Axes, results: dict[str, Any], root: Node, empty: str) -> No
 
 def _plot_parent(ax: Axes, results: dict[str, Any]) -> None:
     drawn = [
-        plots.spread(ax, x + 0.3 * i - 0.15, results[name][field], plots.COLOURS[name], width=0.08)
-        for i, name in enumerate(SAES)
+        plots.spread(ax, x + 0.3 * i - 0.15, results[name][field], plots.colour(name), width=0.08)
+        for i, name in enumerate(pair_of(results))
         for x, field in enumerate(("parent_alone", "parent_with_child"))
     ]
     if not any(drawn):

@@ -31,11 +31,11 @@ from experiments.common.measured import (
     summarise,
 )
 from experiments.common.study import (
-    SAES,
-    PairConfig,
+    MethodConfig,
     aimed_l0,
     check_study,
     held_out_features,
+    pair_of,
     train_seeds,
 )
 from toy.eval.metrics import match_features, matched_cosines, mixing
@@ -50,7 +50,7 @@ SIDES = ("decoder", "encoder")
 
 
 @dataclass(frozen=True)
-class Config(PairConfig):
+class Config(MethodConfig):
     """Options of `cosines`."""
 
 
@@ -62,10 +62,10 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
     study = cfg.study
     features = held_out_features(cfg, study.tree)
     results: dict[str, Any] = {}
-    for name, weighting in cfg.weightings.items():
-        saes = train_seeds(cfg, study, weighting, work)
-        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features)
-        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree))
+    for name, (_, method, weighting) in cfg.pair(study.tree).items():
+        saes = train_seeds(cfg, study, weighting, work, method)
+        evaluations = evaluate_seeds(saes, study.W_feat, study.tree, features, method.inference)
+        results[name] = summarise(evaluations, aimed_l0(cfg, study.tree, method))
         for side in SIDES:
             cosines = [_cosines(lane(saes, i), study.W_feat[i], side) for i in range(cfg.n_seeds)]
             mixings = [mixing(values, study.tree)._asdict() for values in cosines]
@@ -83,7 +83,7 @@ def _cosines(sae: Any, W_feat: np.ndarray, side: str) -> np.ndarray:
 
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
-    for name in SAES:
+    for name in pair_of(record["results"]):
         r = record["results"][name]
         values = r["decoder"]["mixing"]
         means = ", ".join(f"{kind.replace('_', ' ')} {mean_text(values[kind], '+.3f')}" for kind in KINDS)
@@ -105,11 +105,11 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(8.4) as figure:
         rows = plots.stacked(figure, 4.6, 1.8, 1.6)
         _plot_heatmaps(rows[0], results, plots.shown_names(root))
-        plots.name_kinds(rows[1])
+        plots.name_kinds(rows[1], pair_of(results))
         for ax, letter, side in zip(rows[1].subplots(1, 2), "ef", SIDES, strict=True):
             _plot_mixing(ax, results, side)
             ax.set(title=f"{letter}  Mixing, {side}", ylabel="mean cosine")
-        marks = [plots.Mark(i, results[name], plots.COLOURS[name]) for i, name in enumerate(SAES)]
+        marks = [plots.Mark(i, results[name], plots.colour(name)) for i, name in enumerate(pair_of(results))]
         plots.outcomes(rows[2].subplots(1, 5), "ghijk", marks, ["", ""], no_holes(root))
     return figure
 
@@ -117,12 +117,12 @@ def plot(record: dict[str, Any]) -> Figure:
 def _plot_heatmaps(figure: Any, results: dict[str, Any], names: list[str]) -> None:
     panels = figure.subplots(2, 2)
     for row, side in enumerate(SIDES):
-        for column, name in enumerate(SAES):
+        for column, name in enumerate(pair_of(results)):
             ax = panels[row, column]
             plots.heatmap(ax, results[name][side]["cosines"], low=-1, high=1, colours="RdBu_r")
             plots.label_columns(ax, names)
             plots.label_rows(ax, names)
-            ax.set(title=f"{'abcd'[2 * row + column]}  {plots.LABELS[name]}, {side}", ylabel="latent of feature")
+            ax.set(title=f"{'abcd'[2 * row + column]}  {plots.label(name)}, {side}", ylabel="latent of feature")
             if row:
                 ax.set_xlabel("true feature")
     figure.colorbar(panels[0, 0].images[0], ax=panels, label="cosine", shrink=0.5)
@@ -131,8 +131,8 @@ def _plot_heatmaps(figure: Any, results: dict[str, Any], names: list[str]) -> No
 def _plot_mixing(ax: Axes, results: dict[str, Any], side: str) -> None:
     ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.7)
     drawn = [
-        plots.spread(ax, x + 0.3 * i - 0.15, results[name][side]["mixing"][kind], plots.COLOURS[name], width=0.07)
-        for i, name in enumerate(SAES)
+        plots.spread(ax, x + 0.3 * i - 0.15, results[name][side]["mixing"][kind], plots.colour(name), width=0.07)
+        for i, name in enumerate(pair_of(results))
         for x, kind in enumerate(KINDS)
     ]
     if not any(drawn):

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import absorption
+from experiments.common import cli
+from experiments.common.experiment import Work
 from toy import prefixes
 from toy.data.source import TreeSource
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree, mean_l0
+from toy.io import plain
 from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
@@ -189,3 +193,16 @@ def test_a_file_that_has_changed_is_another_method_with_other_facts(tmp_path: Pa
     h = Hypers(prefixes.full(4), target_l0=1.0)
     facts = [run_facts(KEY, SOURCE, h, TrainConfig(4, method=method)) for method in found]
     assert facts[0] == facts[2] != facts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", OF_USERS, ids=lambda text: Path(text).name)
+def test_an_experiment_takes_a_method_by_its_name(text: str) -> None:
+    cfg = absorption.Config(n_seeds=2, n_steps=30, n_eval_rows=300, method=text)
+    absorption.check(cfg)
+    results = absorption.run(cfg, Work())
+    assert list(results) == ["vanilla", text, "features"]
+    record = {"name": "absorption", "config": cli.describe(cfg), "seeds": cfg.seeds, "results": plain(results)}
+    assert cli.as_png(absorption.plot(record))
+    assert text in absorption.summary(record)[1]
+    assert absorption.n_steps(cfg) == 60

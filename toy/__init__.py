@@ -2,13 +2,14 @@
 
 features/   the ground truth: trees, their JSON, their exact statistics, directions
 sae.py      the SAE and its activations          prefixes.py  which prefixes are trained, and their weights
-loss/       the Matryoshka objective             training/    the trainer of one run and of many
+methods/    what is trained, and by which loss   loss/        the Matryoshka objective
+training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
 lm/         language models of TinyStories       interop/     SAELens' files
 files/, io.py, checks.py                         what is read and written, and what is refused
 """
 
-from toy import prefixes
+from toy import methods, prefixes
 from toy.data.source import ArraySource, TreeSource
 from toy.data.stream import ShardSource
 from toy.eval.against_tree import evaluate

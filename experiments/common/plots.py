@@ -218,9 +218,18 @@ def _outcome(ax: Axes, mark: Mark, field: str) -> bool:
     return spread(ax, mark.x, mark.result[field], mark.colour, size=6)
 
 
-def name_kinds(figure: Any) -> None:
-    """A legend of the two kinds of SAE above a figure's panels."""
-    lines = [Line2D([], [], color=COLOURS[name], label=label) for name, label in LABELS.items()]
+def label(method: str) -> str:
+    """The name of a method in a figure."""
+    return LABELS.get(method) or shown_name(method, 36)
+
+
+def colour(method: str) -> str:
+    return COLOURS.get(method, COLOURS["other"])
+
+
+def name_kinds(figure: Any, methods: Iterable[str] = tuple(LABELS)) -> None:
+    """A legend of the kinds of SAE above a figure's panels."""
+    lines = [Line2D([], [], color=colour(method), label=label(method)) for method in methods]
     figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
 
 

@@ -17,7 +17,7 @@ from toy.features.directions import check_directions, make_directions
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, held_out_key, mean_l0, sample_features
 from toy.loss import Sparsity
-from toy.methods import Method, Standard
+from toy.methods import STANDARD, Method, Named, Standard, named
 from toy.prefixes import Weighting
 from toy.sae import SAE
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_memory
@@ -132,6 +132,31 @@ class PairConfig(StudyConfig):
         return {"vanilla": "vanilla", "matryoshka": f"sampled_{self.n_prefixes}"}
 
 
+@dataclass(frozen=True)
+class MethodConfig(PairConfig):
+    """A vanilla SAE beside a Matryoshka one, or beside one of another method."""
+
+    method: str = "matryoshka"
+    """The method beside vanilla: a name of `toy.methods`, such as tied, or FILE.py:NAME."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named(self.method)
+
+    def pair(self, tree: Tree) -> dict[str, Named]:
+        """The two methods by name, with their weightings; the first two entries of the results have these names."""
+        standard = Standard(self.sparsity)
+        if self.method == "matryoshka":
+            return {name: Named(name, standard, weighting) for name, weighting in self.weightings.items()}
+        other = named(self.method, target_l0(self, tree))
+        return {"vanilla": Named("vanilla", standard, "vanilla"), self.method: other}
+
+
+def pair_of(results: dict[str, Any]) -> list[str]:
+    """The names of the two methods in the results of a `MethodConfig`."""
+    return list(results)[:2]
+
+
 def make_study(cfg: TreeConfig, tree: Tree) -> Study:
     """Directions and keys of every seed, the same whatever the number of seeds."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(np.array(cfg.seeds))
@@ -188,9 +213,9 @@ def target_l0(cfg: StudyConfig, tree: Tree) -> float:
     return mean_l0(tree) if cfg.target_l0 is None else cfg.target_l0
 
 
-def aimed_l0(cfg: StudyConfig, tree: Tree) -> float | None:
+def aimed_l0(cfg: StudyConfig, tree: Tree, method: Method = STANDARD) -> float | None:
     """The target L0 of SAEs whose controller is on; None for others."""
-    return target_l0(cfg, tree) if cfg.control_rate else None
+    return target_l0(cfg, tree) if cfg.control_rate and method.controls_l0 else None
 
 
 def make_hypers(cfg: StudyConfig, tree: Tree, prefixes: Weighting, method: Method | None = None) -> Hypers:
