@@ -38,23 +38,23 @@ from toy.training.loop import Progress
 # Each with the learning rate of LEARNING_RATES that did best in `tuning`.
 TUNED = {
     "vanilla": 1e-2,
-    "matryoshka": 1e-2,
+    "matryoshka": 3e-3,
     "matryoshka:weighting=all": 1e-2,
     "matryoshka:weighting=balanced_0.5": 1e-2,
-    "topk:k=l0": 1e-2,
-    "topk:k=l0,weighting=sampled_10": 1e-2,
-    "batchtopk:k=l0": 1e-2,
-    "batchtopk:k=l0,weighting=sampled_10": 1e-2,
-    "jumprelu": 1e-2,
-    "jumprelu:weighting=sampled_10": 1e-2,
+    "topk:k=l0": 3e-3,
+    "topk:k=l0,weighting=sampled_10": 3e-3,
+    "batchtopk:k=l0": 3e-3,
+    "batchtopk:k=l0,weighting=sampled_10": 3e-3,
+    "jumprelu": 2e-2,
+    "jumprelu:weighting=sampled_10": 2e-2,
     "gated": 1e-2,
     "gated:weighting=sampled_10": 1e-2,
-    "tied": 1e-2,
+    "tied": 3e-3,
     "tied:weighting=vanilla": 1e-2,
-    "aligned": 1e-2,
-    "orthogonal": 1e-2,
+    "aligned": 3e-3,
+    "orthogonal": 3e-3,
     "orthogonal:weighting=sampled_10": 1e-2,
-    "detached": 1e-2,
+    "detached": 2e-2,
 }
 METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
 REFERENCE = "reference"
@@ -220,7 +220,7 @@ def plot(record: dict[str, Any]) -> Figure:
         a, b = top.subplots(1, 2, sharey=True)
         counts = [[f"{results[m][s]['recovered']}/{results[m][s]['n']}" for s in scenes] for m in methods]
         shares = [[results[m][s]["recovered"] / results[m][s]["n"] for s in scenes] for m in methods]
-        _table(a, "a  Recovered", shares, counts, methods, scenes, high=1.0)
+        plots.table(a, "a  Recovered", shares, counts, methods, scenes, high=1.0)
         for ax, letter, (metric, title) in zip(
             [b, *middle.subplots(1, 2, sharey=True)],
             "bcd",
@@ -229,31 +229,9 @@ def plot(record: dict[str, Any]) -> Figure:
         ):
             values = [[mean(results[m][s][metric]) for s in scenes] for m in methods]
             text = [[f"{value:.2f}".lstrip("0") if value == value else "–" for value in row] for row in values]
-            _table(ax, f"{letter}  {title}", values, text, methods, scenes, high=1.0 if metric != "fvu" else 0.3)
+            plots.table(ax, f"{letter}  {title}", values, text, methods, scenes, high=1.0 if metric != "fvu" else 0.3)
         _frontier(bottom.subplots(), results)
     return figure
-
-
-def _table(
-    ax: Axes,
-    title: str,
-    values: list[list[float]],
-    text: list[list[str]],
-    methods: list[str],
-    scenes: list[str],
-    *,
-    high: float,
-) -> None:
-    ax.imshow(np.array(values, float), cmap="Greys", vmin=0, vmax=1.6 * high, aspect="auto")
-    for i, row in enumerate(text):
-        for j, one in enumerate(row):
-            ax.text(j, i, one, ha="center", va="center", fontsize=5.5)
-    ax.set_xticks(
-        range(len(scenes)), [scene.replace("_", " ") for scene in scenes], rotation=60, ha="right", fontsize=6
-    )
-    ax.set_yticks(range(len(methods)), [plots.shown_name(method, 36) for method in methods], fontsize=6)
-    ax.set_title(title)
-    ax.tick_params(length=0)
 
 
 def _frontier(ax: Axes, results: dict[str, Any]) -> None:

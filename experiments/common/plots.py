@@ -103,6 +103,29 @@ def heatmap(
     return image
 
 
+def table(
+    ax: Axes,
+    title: str,
+    values: list[list[float]],
+    text: list[list[str]],
+    rows: list[str],
+    columns: list[str],
+    *,
+    high: float,
+) -> None:
+    """Words in cells that are the darker the higher their values are; the darkest at `high` still lets them be read."""
+    shades = np.array(values, float).reshape(len(rows), len(columns))
+    ax.imshow(np.nan_to_num(shades), cmap="Greys", vmin=0, vmax=1.8 * high, aspect="auto", interpolation="none")
+    size = 5.5 if len(columns) <= 12 else 66 / len(columns)
+    for i, row in enumerate(text):
+        for j, words in enumerate(row):
+            ax.text(j, i, words, ha="center", va="center", fontsize=size)
+    ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=size)
+    ax.set_yticks(range(len(rows)), rows, fontsize=6)
+    ax.set_title(title)
+    ax.tick_params(length=0)
+
+
 def label_columns(ax: Axes, names: list[str], size: float = 5.5) -> None:
     """Names under the columns: all of them, or every second, third … where there is no room for more."""
     shown = _apart(len(names), ax.get_window_extent().width / ax.figure.dpi, size)

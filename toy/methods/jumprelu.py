@@ -16,20 +16,21 @@ from toy.sae import SAE, init_sae
 
 @dataclass(frozen=True)
 class JumpReLU(Method):
-    """Squared error + sparsity_coef · Σ_prefixes weight · (L0 of the prefix / target L0 − 1)².
+    """Squared error over weighted prefixes + sparsity_coef · (L0 / target L0 − 1)².
 
     Source: Rajamanoharan et al. (arXiv 2407.14435), eq. 4 and 13, with the quadratic penalty of Conerly et al.
-    ("Update on dictionary learning", January 2025). Gradients pass the step by a rectangle of `bandwidth`, relative
-    to inputs of mean norm √d_in. Differs: of several prefixes only the full one has a target, so the penalty weighs it
-    alone.
+    ("Update on dictionary learning", January 2025). Gradients pass the step by a rectangle of `bandwidth`, for inputs
+    of mean norm √d_in. Differs: the coefficient is moved until the L0 is the target, as that of the standard SAE is;
+    of several prefixes only the full one has a target.
     """
 
     pads: ClassVar[bool] = True
 
-    bandwidth: float = 0.1
-    first_threshold: float = 0.1
+    bandwidth: float = 0.5
+    first_threshold: float = 0.5
 
     aims_at_l0: ClassVar[bool] = True
+    controls_l0: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, bandwidth=POSITIVE, first_threshold=POSITIVE)

@@ -1,0 +1,179 @@
+"""Any SAE against the truth: folders of SAELens, or of this project, on the features that they were trained on.
+
+Claim: none; it measures SAEs of yours.
+Command: python -m experiments.evaluate --sae FOLDER… --tree TREE.json --directions W.npy (seconds). `W.npy` holds a row
+for every feature, in the order of the tree; without --directions it is that of the seed in this project's experiments.
+Expected: the metrics of SAELens' own evaluation, and what that has not: recovery, holes of each edge, and mixing.
+In the post: nothing; it has no ground truth of other SAEs.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment
+from experiments.common.study import TreeConfig, check_features
+from toy.checks import Whole, check_fields, quoted
+from toy.eval.against_tree import evaluate
+from toy.eval.classification import classification
+from toy.features.node import feature_names
+from toy.features.tree import build_tree, edges, held_out_key, sample_features
+from toy.features.tree_json import tree_from_dict
+from toy.io import load_sae
+from toy.sae import SAE, Activation, encode
+from toy.training.loop import Progress
+
+TABLE = {
+    "recovered": "recovered",
+    "hole_rate": "hole rate",
+    "min_cosine": "least cosine",
+    "mcc": "MCC",
+    "uniqueness": "uniqueness",
+    "max_off_diagonal": "mixing",
+    "fvu": "FVU",
+    "l0": "L0",
+    "dead_latents": "dead",
+    "shrinkage": "shrinkage",
+    "f1_score": "F1",
+}
+
+
+@dataclass(frozen=True)
+class Config(TreeConfig):
+    """Options of `evaluate`."""
+
+    n_seeds: int = 1
+    sae: tuple[Path, ...] = ()
+    """Folders with an SAE each."""
+    directions: Path | None = None
+    """NumPy file with the features' directions, [n_features d_in]."""
+    bias: Path | None = None
+    """NumPy file with a constant that is part of every input, [d_in]."""
+    n_eval_rows: int = 20_000
+    """Held-out rows that every SAE is measured on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, n_eval_rows=Whole())
+
+    @cached_property
+    def W_feat(self) -> np.ndarray:  # noqa: N802
+        """[n_features d_in]"""
+        return self.study.W_feat[0] if self.directions is None else _array(self.directions)
+
+    @cached_property
+    def saes(self) -> dict[str, tuple[SAE, Activation]]:
+        """The SAEs by folder, for inputs without the bias."""
+        bias = np.zeros(self.W_feat.shape[1]) if self.bias is None else _array(self.bias)
+        return {str(folder): without_bias(*load_sae(folder), bias) for folder in self.sae}
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{quoted(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(f"{quoted(str(path))}: expected finite numbers, got {array.dtype}")
+    return array.astype(np.float32)
+
+
+def without_bias(sae: SAE, activation: Activation, bias: np.ndarray) -> tuple[SAE, Activation]:
+    """The SAE that does on x what the given one does on x + bias."""
+    return sae._replace(b_enc=sae.b_enc + bias @ sae.W_enc, b_dec=sae.b_dec - bias), activation
+
+
+def check(cfg: Config) -> None:
+    """Raises: ValueError naming the file that does not fit the tree, before any work."""
+    tree = cfg.tree.tree
+    if not cfg.sae:
+        raise ValueError("sae: give at least one folder with an SAE")
+    if cfg.directions is None:
+        check_features(cfg, tree)
+    n, shape = tree.n_features, cfg.W_feat.shape
+    if len(shape) != 2 or shape[0] != n:
+        raise ValueError(f"directions: {cfg.directions}: expected {n} rows, one for each feature, got shape {shape}")
+    if cfg.bias is not None and _array(cfg.bias).shape != shape[1:]:
+        raise ValueError(f"bias: {cfg.bias}: expected {shape[1]} numbers, got shape {_array(cfg.bias).shape}")
+    for name, (sae, _) in cfg.saes.items():
+        if sae.W_dec.shape[1] != shape[1]:
+            raise ValueError(f"sae: {name}: has d_in = {sae.W_dec.shape[1]}, and the directions {shape[1]}")
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.sae)
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    tree, W_feat = cfg.tree.tree, cfg.W_feat
+    features = np.asarray(sample_features(held_out_key(jax.random.key(cfg.seed)), tree, cfg.n_eval_rows))
+    results = {}
+    for name, (sae, activation) in cfg.saes.items():
+        acts = np.asarray(encode(sae, jnp.asarray(features @ W_feat), activation))
+        found = evaluate(sae, W_feat, tree, features, activation, acts=acts)
+        measured = found._asdict() | found.mixing._asdict()
+        theirs = classification(acts, features > 0, np.asarray(sae.W_dec, float), np.asarray(W_feat, float))
+        left_out = {"match", "mixing", "prefix_fvu"}
+        results[name] = {key: value for key, value in measured.items() if key not in left_out} | theirs._asdict()
+        progress(1)
+    return results
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, r in record["results"].items():
+        lines.append(f"{name}: " + ", ".join(f"{title} {_text(r[key])}" for key, title in TABLE.items()))
+        lines.append(
+            f"{name}: SAELens' precision {r['precision']:.3f}, recall {r['recall']:.3f}, F1 {r['f1_score']:.3f}"
+        )
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:.3g}"
+
+
+def caption(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"a: measures on {config['n_eval_rows']:,} held-out rows; mixing: a latent's largest |cosine| with another "
+        "feature's direction; F1: SAELens', a mean over latents; b: P(parent's latent off | child on)."
+    )
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    results, root = record["results"], tree_from_dict(record["config"]["tree"])
+    names = [plots.shown_name(str(Path(name).name), 30) for name in results]
+    feature, pairs = feature_names(root), edges(build_tree(root))
+    height = 1.0 + 0.17 * len(names)
+    with plots.styled(2 * height) as figure:
+        top, bottom = plots.stacked(figure, 1, 1)
+        text = [[_text(r[key]) for key in TABLE] for r in results.values()]
+        shade = [[np.nan] * len(TABLE) for _ in results]
+        plots.table(top.subplots(), "a  Measures", shade, text, names, list(TABLE.values()), high=1)
+        ax = bottom.subplots()
+        if not pairs:
+            plots.nothing(ax, "no feature has a parent feature")
+            return figure
+        holes = [[np.nan if rate is None else rate for rate in r["hole_rates"]] for r in results.values()]
+        shown = [["–" if np.isnan(rate) else f"{rate:.2f}" for rate in row] for row in holes]
+        labels = [f"{plots.shown_name(feature[p], 8)}→{plots.shown_name(feature[c], 8)}" for p, c in pairs]
+        plots.table(ax, "b  Hole rate per edge", holes, shown, names, labels, high=1)
+    return figure
+
+
+EXPERIMENT = Experiment("evaluate", Config, run, summary, plot, check, n_steps, caption)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
