@@ -10,7 +10,7 @@ In the post: nothing; it has no ground truth of other SAEs.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ TABLE = {
 class Config(TreeConfig):
     """Options of `evaluate`."""
 
+    own_out: ClassVar[Path] = Path("runs/evaluate")
+
     n_seeds: int = 1
     sae: tuple[Path, ...] = ()
     """Folders with an SAE each."""
@@ -71,9 +73,8 @@ class Config(TreeConfig):
 
     @cached_property
     def saes(self) -> dict[str, tuple[SAE, Activation]]:
-        """The SAEs by folder, for inputs without the bias."""
-        bias = np.zeros(self.W_feat.shape[1]) if self.bias is None else _array(self.bias)
-        return {str(folder): without_bias(*load_sae(folder), bias) for folder in self.sae}
+        """The SAEs by folder, as they were saved, and the activations with which they are used."""
+        return {str(folder): load_sae(folder) for folder in self.sae}
 
 
 def _array(path: Path) -> np.ndarray:
@@ -87,9 +88,9 @@ def _array(path: Path) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def without_bias(sae: SAE, activation: Activation, bias: np.ndarray) -> tuple[SAE, Activation]:
+def without_bias(sae: SAE, bias: np.ndarray) -> SAE:
     """The SAE that does on x what the given one does on x + bias."""
-    return sae._replace(b_enc=sae.b_enc + bias @ sae.W_enc, b_dec=sae.b_dec - bias), activation
+    return sae._replace(b_enc=sae.b_enc + bias @ sae.W_enc, b_dec=sae.b_dec - bias)
 
 
 def check(cfg: Config) -> None:
@@ -117,7 +118,9 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     tree, W_feat = cfg.tree.tree, cfg.W_feat
     features = np.asarray(sample_features(held_out_key(jax.random.key(cfg.seed)), tree, cfg.n_eval_rows))
     results = {}
-    for name, (sae, activation) in cfg.saes.items():
+    bias = np.zeros(W_feat.shape[1], np.float32) if cfg.bias is None else _array(cfg.bias)
+    for name, (saved, activation) in cfg.saes.items():
+        sae = without_bias(saved, bias)
         acts = np.asarray(encode(sae, jnp.asarray(features @ W_feat), activation))
         found = evaluate(sae, W_feat, tree, features, activation, acts=acts)
         measured = found._asdict() | found.mixing._asdict()

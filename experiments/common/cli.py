@@ -77,6 +77,8 @@ def parse_command(experiment: Experiment) -> Command:
 
 def default_out(config: Any) -> Path:
     """The committed figures are of the experiments' own trees: others have a folder of their own."""
+    if hasattr(config, "own_out"):
+        return config.own_out
     tree = getattr(config, "tree", None)
     return DEFAULT_OUT if tree is None or tree is type(config).tree else OWN_OUT / Path(tree.name).stem
 

@@ -1,0 +1,121 @@
+"""SAEs of users against the truth: a folder of SAELens is measured as SAELens does, and as this project does."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import evaluate
+from experiments.common import cli
+from experiments.common.experiment import Work
+from toy.eval.classification import classification
+from toy.features.directions import make_directions
+from toy.features.named import reference_tree
+from toy.features.tree import build_tree, held_out_key, sample_features
+from toy.io import plain, save_sae
+from toy.sae import SAE
+
+TREE = build_tree(reference_tree())
+W_FEAT = np.asarray(make_directions(jax.random.key(0)[None], 20, 30)[0])
+
+
+def an_sae(noise: float = 0.0, bias: np.ndarray | float = 0.0) -> SAE:
+    """Finds every feature, up to noise; `bias` is taken from its inputs and added to its outputs."""
+    rows = W_FEAT + noise * np.random.default_rng(0).normal(size=W_FEAT.shape)
+    bias = np.broadcast_to(bias, 30)
+    b_enc = np.full(20, -0.01) - bias @ rows.T
+    return SAE(*(np.asarray(leaf, np.float32) for leaf in (rows.T, b_enc, rows, bias)))  # type: ignore[arg-type]
+
+
+def measured(tmp_path: Path, saes: dict[str, SAE], **fields: Any) -> dict[str, Any]:
+    np.save(tmp_path / "W.npy", W_FEAT)
+    for name, sae in saes.items():
+        save_sae(tmp_path / name, sae)
+    folders = tuple(tmp_path / name for name in saes)
+    cfg = evaluate.Config(sae=folders, directions=tmp_path / "W.npy", n_eval_rows=2_000, **fields)
+    evaluate.check(cfg)
+    results = plain(evaluate.run(cfg, Work()))
+    return {"name": "evaluate", "config": cli.describe(cfg), "seeds": cfg.seeds, "results": results}
+
+
+def test_saes_stand_side_by_side_with_holes_for_every_edge(tmp_path: Path) -> None:
+    record = measured(tmp_path, {"good": an_sae(), "bad": an_sae(0.5)})
+    good, bad = record["results"].values()
+    assert good["recovered"]
+    assert not bad["recovered"]
+    assert good["hole_rates"] == [0.0] * 9
+    assert (good["precision"], good["recall"], good["f1_score"]) == pytest.approx((1, 1, 1))
+    assert bad["f1_score"] < 0.9
+    assert cli.as_png(evaluate.plot(record))
+    assert "recovered yes" in evaluate.summary(record)[0]
+    assert "2,000 held-out rows" in evaluate.caption(record)
+
+
+def test_a_bias_of_the_inputs_is_taken_out_of_the_sae(tmp_path: Path) -> None:
+    bias = np.linspace(-1, 1, 30)
+    np.save(tmp_path / "bias.npy", bias)
+    without, given = (
+        measured(tmp_path, {"a": an_sae()}),
+        measured(tmp_path, {"b": an_sae(bias=bias)}, bias=tmp_path / "bias.npy"),
+    )
+    for name in ("fvu", "l0", "hole_rate", "f1_score"):
+        assert given["results"][str(tmp_path / "b")][name] == pytest.approx(
+            without["results"][str(tmp_path / "a")][name]
+        )
+
+
+def test_latents_as_classifiers_by_hand() -> None:
+    """Three latents: one is right, one is on once too often and misses once, one is never on."""
+    W = np.eye(3)
+    present = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
+    acts = np.array([[0.3, 0, 0], [0.2, 2, 0], [0, 0, 0], [0, -1, 0]])
+    found = classification(acts, present, W, W)
+    assert found.precision == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found.recall == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found.f1_score == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found.accuracy == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_sae_lens_own_evaluation_says_the_same(tmp_path: Path) -> None:
+    """With the extra `peers`: MCC, uniqueness, L0, dead latents, shrinkage, explained variance and classification."""
+    evals = pytest.importorskip("sae_lens.synthetic.evals")
+    torch, sae_lens = pytest.importorskip("torch"), pytest.importorskip("sae_lens")
+    record = measured(tmp_path, {"bad": an_sae(0.3)})
+    (ours,) = record["results"].values()
+    features = torch.tensor(np.asarray(sample_features(held_out_key(jax.random.key(0)), TREE, 2_000)))
+
+    class Rows:
+        def sample(self, n: int) -> Any:
+            return features[:n]
+
+    class Dictionary:
+        feature_vectors = torch.tensor(W_FEAT)
+
+        def __call__(self, rows: Any) -> Any:
+            return rows @ self.feature_vectors
+
+    sae = sae_lens.SAE.load_from_disk(str(tmp_path / "bad"))
+    with torch.no_grad():
+        theirs = evals.eval_sae_on_synthetic_data(sae, Dictionary(), Rows(), num_samples=2_000)
+    same = {"mcc": theirs.mcc, "uniqueness": theirs.uniqueness, "l0": theirs.sae_l0, "shrinkage": theirs.shrinkage}
+    same |= {"dead_latents": theirs.dead_latents, "fvu": 1 - theirs.explained_variance}
+    same |= {name: getattr(theirs.classification, name) for name in ("precision", "recall", "f1_score", "accuracy")}
+    assert {name: ours[name] for name in same} == pytest.approx(same, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"sae": ()}, r"^sae: give at least one folder"),
+        ({"directions": Path("missing.npy")}, r"^'?missing\.npy'?: No such file"),
+        ({"tree_of": 3}, r"^directions: .*W\.npy: expected 20 rows, one for each feature, got shape \(3, 30\)"),
+        ({"d_of": 7}, r"^sae: .*a: has d_in = 30, and the directions 7"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(fields: dict, told: str, tmp_path: Path) -> None:
+    save_sae(tmp_path / "a", an_sae())
+    np.save(tmp_path / "W.npy", W_FEAT[: fields.pop("tree_of", 20), : fields.pop("d_of", 30)])
+    with pytest.raises(ValueError, match=told):
+        evaluate.check(evaluate.Config(**({"sae": (tmp_path / "a",), "directions": tmp_path / "W.npy"} | fields)))
