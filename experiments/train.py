@@ -1,0 +1,176 @@
+"""Train SAEs by any method, on a tree or on activations of yours, and keep them as SAELens loads them.
+
+Claim: none; it makes SAEs.
+Command: python -m experiments.train --method tied --n-seeds 2 (seconds). In --folder each seed has `sae_SEED`, which
+SAELens loads, and `history_SEED.jsonl`; with a tree also `tree.json` and `directions_SEED.npy`, which
+`experiments.evaluate` takes. A run that was killed goes on where it was last saved.
+Expected: loss, L0 and sparsity coefficient over the steps, and with a tree what the SAE has learnt of it.
+In the post: its training.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
+from experiments.common.measured import evaluate_seeds, mean_text, outcome_text, summarise
+from experiments.common.study import (
+    MethodConfig,
+    Study,
+    check_study,
+    held_out_features,
+    make_hypers,
+    target_l0,
+    train_config,
+)
+from toy import prefixes
+from toy.checks import Whole, check_fields
+from toy.data.activations import Activations, open_matrix
+from toy.data.source import Source, Stream, TreeSource
+from toy.data.stream import ShardSource
+from toy.io import save_sae, save_tree, writing
+from toy.methods import Named, method_facts, named
+from toy.sae import SAE
+from toy.training.checkpoint import FileCheckpoint
+from toy.training.config import check_hypers, check_memory
+from toy.training.run import train
+from toy.training.state import Metrics, trained_sae
+
+CURVES = {"loss": "Loss", "mse": "Squared error", "l0": "L0", "sparsity_coef": "Sparsity coefficient"}
+ROWS_PER_CURVE = 100
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Options of `train`."""
+
+    n_seeds: int = 1
+    data: Path | None = None
+    """Activations to train on in place of a tree: .npy, .npz, .safetensors or .pt, a row per sample."""
+    folder: Path = Path("runs/train")
+    """Where the SAEs are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None:
+            check_fields(self, n_latents=Whole())
+            if self.n_latents is None or self.target_l0 is None:
+                raise ValueError(
+                    "n_latents and target_l0: with --data, say how many latents and which L0 there are to be"
+                )
+
+    @property
+    def own_out(self) -> Path:
+        """The record and the figure lie beside the SAEs."""
+        return self.folder
+
+    @property
+    def named(self) -> Named:
+        return named(self.method, self.target_l0 if self.data is not None else target_l0(self, self.tree.tree))  # type: ignore[arg-type]
+
+
+def check(cfg: Config) -> None:
+    """Raises: ValueError saying what is wrong with the options, before any work."""
+    tree, (_, method, weighting) = cfg.tree.tree, cfg.named
+    if cfg.data is None:
+        check_study(cfg)
+    train_cfg = train_config(cfg, tree, method)
+    check_hypers(make_hypers(cfg, tree, prefixes.named(weighting, train_cfg.n_latents), method), train_cfg)
+    if cfg.data is not None:
+        check_memory(_activations(cfg).d_in, train_cfg)
+
+
+def _activations(cfg: Config) -> Activations:
+    assert cfg.data is not None
+    return open_matrix(cfg.data)
+
+
+def n_steps(cfg: Config) -> int:
+    return cfg.n_seeds * cfg.n_steps
+
+
+def run(cfg: Config, work: Work) -> dict[str, Any]:
+    """Trains one seed after the other and keeps each; the results are curves, and measures where there is a tree."""
+    study = cfg.study if cfg.data is None else None
+    if study is not None:
+        save_tree(cfg.folder / "tree.json", cfg.tree.root)
+    saes, curves = [], []
+    for i, seed in enumerate(cfg.seeds):
+        sae, history = _one(cfg, study, i, seed, work)
+        saes.append(sae)
+        curves.append({name: np.asarray(values) for name, values in history._asdict().items()})
+    results: dict[str, Any] = {"curves": curves}
+    if study is not None:
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *saes)
+        features = held_out_features(cfg, study.tree)
+        evaluations = evaluate_seeds(stacked, study.W_feat, study.tree, features, cfg.named.method.inference)
+        results["measured"] = summarise(evaluations)
+    return results
+
+
+def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tuple[SAE, Metrics]:
+    _, method, weighting = cfg.named
+    source: Source | Stream
+    if study is None:
+        key, source = jax.random.key(seed), ShardSource(_activations(cfg), seed=seed)
+    else:
+        key, source = study.keys[i], TreeSource(study.tree, study.W_feat[i])  # type: ignore[arg-type]
+        with writing(cfg.folder / f"directions_{seed}.npy") as file:
+            np.save(file, study.W_feat[i])
+    train_cfg = train_config(cfg, cfg.tree.tree, method)
+    hypers = make_hypers(cfg, cfg.tree.tree, prefixes.named(weighting, train_cfg.n_latents), method)
+    checkpoint = FileCheckpoint(cfg.folder / f"checkpoint_{seed}.npz")
+    chunk = max(1, cfg.n_steps // ROWS_PER_CURVE)
+    work.compiling()
+    state, history = train(key, source, hypers, cfg=train_cfg, chunk=chunk, progress=work, checkpoint=checkpoint)
+    sae = jax.device_get(trained_sae(state))
+    if not np.isfinite(sae.W_dec).all():
+        raise ValueError(f"training diverged with seed {seed}; lower learning_rate = {cfg.learning_rate:g}")
+    told = method_facts(method) | {"weighting": weighting, "n_steps": cfg.n_steps, "seed": seed}
+    save_sae(cfg.folder / f"sae_{seed}", sae, method.activation, metadata={"training": told})
+    with writing(cfg.folder / f"history_{seed}.jsonl") as file:
+        for row, values in enumerate(zip(*history, strict=True)):
+            step = min((row + 1) * chunk, cfg.n_steps)
+            line = {"step": step} | dict(zip(history._fields, map(float, values), strict=True))
+            file.write((json.dumps(line) + "\n").encode())
+    return sae, history
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    config, results = record["config"], record["results"]
+    last = [curve["l0"][-1] for curve in results["curves"]]
+    lines = [
+        f"{config['method']}: {len(last)} SAEs, L0 {mean_text(last, '.3f')} at the end of training: {config['folder']}"
+    ]
+    return lines + ([outcome_text(results["measured"])] if "measured" in results else [])
+
+
+def caption(record: dict[str, Any]) -> str:
+    method, seeds = record["config"]["method"], record["seeds"]
+    return f"{method}: means of {ROWS_PER_CURVE} parts of the training; seeds {seeds[0]} to {seeds[-1]}."
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    config, curves = record["config"], record["results"]["curves"]
+    with plots.styled(1.9) as figure:
+        for ax, letter, (name, title) in zip(figure.subplots(1, 4), "abcd", CURVES.items(), strict=True):
+            for curve in curves:
+                steps = np.linspace(0, config["n_steps"], len(curve[name]) + 1)[1:]
+                ax.plot(steps, curve[name], color=plots.colour(config["method"]), linewidth=0.8)
+            ax.set(title=f"{letter}  {title}", xlabel="step")
+            if name in ("loss", "mse") and min(min(curve[name]) for curve in curves) > 0:
+                plots.log_scale(ax, "y")
+    return figure
+
+
+EXPERIMENT = Experiment("train", Config, run, summary, plot, check, n_steps, caption)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

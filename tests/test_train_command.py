@@ -1,0 +1,66 @@
+"""SAEs from the command line: any method, a tree or activations of one's own, kept as SAELens loads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.common import cli
+from experiments.common.experiment import Work
+from toy.io import load_sae, load_tree, plain
+from toy.sae import TopK
+
+MINE = f"{Path(__file__).parent}/methods/tied.py:tied"
+
+
+def ran(folder: Path, progress: Any = lambda n: None, **fields: Any) -> dict[str, Any]:
+    cfg = train.Config(**({"n_steps": 60, "n_eval_rows": 300, "folder": folder} | fields))
+    train.check(cfg)
+    results = plain(train.run(cfg, Work(progress=progress)))
+    return {"name": "train", "config": plain(cli.describe(cfg)), "seeds": cfg.seeds, "results": results}
+
+
+def test_a_run_of_a_users_method_is_a_folder_that_evaluate_takes(tmp_path: Path) -> None:
+    record = ran(tmp_path, method=MINE, n_seeds=2)
+    saes = [load_sae(tmp_path / f"sae_{seed}")[0] for seed in (0, 1)]
+    np.testing.assert_allclose(saes[0].W_enc, saes[0].W_dec.T, rtol=1e-6)
+    assert not np.allclose(saes[0].W_dec, saes[1].W_dec)
+    assert np.load(tmp_path / "directions_1.npy").shape == (20, 30)
+    assert load_tree(tmp_path / "tree.json").children
+    history = [json.loads(line) for line in (tmp_path / "history_0.jsonl").read_text().splitlines()]
+    assert history[-1]["step"] == 60
+    assert history[-1]["l0"] == pytest.approx(record["results"]["curves"][0]["l0"][-1])
+    metadata = json.loads((tmp_path / "sae_0" / "cfg.json").read_text())["metadata"]
+    assert metadata["training"]["weighting"] == "sampled_10"
+    assert any(name.startswith("source of") for name in metadata["training"])
+    assert cli.as_png(train.plot(record))
+    assert "2 SAEs" in train.summary(record)[0]
+    assert len(record["results"]["measured"]["fvu"]) == 2
+
+
+def test_activations_of_ones_own_need_no_tree(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32))
+    given = {"data": tmp_path / "x.npy", "n_latents": 24, "target_l0": 3.0, "batch_size": 32}
+    record = ran(tmp_path / "out", method="topk:k=l0", **given)
+    sae, activation = load_sae(tmp_path / "out" / "sae_0")
+    assert activation == TopK(3)
+    assert sae.W_dec.shape == (24, 12)
+    assert "measured" not in record["results"]
+    assert not (tmp_path / "out" / "tree.json").exists()
+
+
+def test_a_run_that_is_done_is_not_run_again_and_another_is_refused(tmp_path: Path) -> None:
+    steps: list[int] = []
+    first = ran(tmp_path)["results"]
+    assert ran(tmp_path, progress=steps.append)["results"] == first
+    assert steps == [60]
+    with pytest.raises(ValueError, match=r"cfg\.method"):
+        ran(tmp_path, method="tied")
+
+
+def test_activations_need_a_number_of_latents_and_an_l0(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^n_latents and target_l0: with --data"):
+        ran(tmp_path, data=tmp_path / "x.npy", n_latents=24)
