@@ -219,7 +219,7 @@ def spoil(folder: Path, fault: str) -> None:
     elif fault == "config a list":
         cfg.write_text("[]")
     elif fault == "another architecture":
-        save_json(cfg, load_json(cfg) | {"architecture": "gated"})
+        save_json(cfg, load_json(cfg) | {"architecture": "transcoder"})
 
 
 @pytest.mark.parametrize(

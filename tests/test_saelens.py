@@ -83,6 +83,19 @@ def test_activations_and_reconstructions_are_those_of_saelens(more: dict, applie
     assert_theirs(write(tmp_path, cfg, weights), *theirs(cfg, weights, X), X)
 
 
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_gated_sae_gives_saelens_numbers(applied: bool, tmp_path: Path) -> None:
+    """SAELens' formulas in float64: gated_sae.py."""
+    rng, weights = np.random.default_rng(2), tensors()
+    del weights["b_enc"]
+    weights |= {name: rng.normal(size=D_SAE).astype(np.float32) for name in ("b_gate", "b_mag", "r_mag")}
+    w = {name: values.astype(np.float64) for name, values in weights.items()}
+    products = (X - w["b_dec"] * applied) @ w["W_enc"]
+    acts = (products + w["b_gate"] > 0) * np.maximum(products * np.exp(w["r_mag"]) + w["b_mag"], 0)
+    folder = write(tmp_path, CFG | {"architecture": "gated", "apply_b_dec_to_input": applied}, weights)
+    assert_theirs(folder, acts, acts @ w["W_dec"] + w["b_dec"], X)
+
+
 def test_b_dec_is_applied_to_the_input_unless_the_file_says_otherwise(tmp_path: Path) -> None:
     cfg = {key: value for key, value in CFG.items() if key != "apply_b_dec_to_input"}
     assert_theirs(write(tmp_path, cfg), *theirs(CFG, tensors(), X), X)
@@ -126,7 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor is True, expected False"),
     ({"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1, expected False or True"),
     ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input is None"),
-    ({"architecture": "gated"}, "architecture is gated, expected 'standard' or 'jumprelu' or 'topk'"),
+    ({"architecture": "transcoder"}, "architecture is transcoder, expected 'standard' or 'jumprelu' or 'topk'"),
     ({"architecture": ["topk"]}, r"architecture is \['topk'\]"),
     ({"architecture": ...}, "architecture is missing"),
     ({"dtype": "int8"}, "dtype is int8, expected"),

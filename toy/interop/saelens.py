@@ -49,7 +49,9 @@ _OLD = "load it with SAELens 6 and save it again"
 _FOLD = "fold it into the weights with SAELens, and save it again"
 _TRUTHS = (False, True)
 _SETTINGS = {
-    "architecture": _Setting(("standard", "jumprelu", "topk"), "other architectures are not read, nor old folders"),
+    "architecture": _Setting(
+        ("standard", "jumprelu", "topk", "gated"), "other architectures are not read, nor old folders"
+    ),
     "dtype": _Setting((*_DTYPES,), "save it in one of these types"),
     "apply_b_dec_to_input": _Setting(_TRUTHS, "it says whether b_dec is subtracted from the input", True),
     "normalize_activations": _Setting(("none",), f"no normalisation is done here; where it is linear, {_FOLD}", "none"),
@@ -59,6 +61,7 @@ _SETTINGS = {
     "activation_fn_kwargs": _Setting(({},), _OLD, {}),
     "finetuning_scaling_factor": _Setting((False,), _FOLD, False),
 }
+_TENSORS = {"jumprelu": SAE._fields, "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag")}
 _RESCALES = "rescale_acts_by_decoder_norm"
 _OF_TOPK = {_RESCALES: _Setting(_TRUTHS, "it says by what activations are compared", False)}
 
@@ -102,13 +105,14 @@ def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata:
 def load_sae(folder: Path) -> tuple[SAE, Activation]:
     """Returns the SAE of a folder of SAELens in float32, and the activation with which it computes the same.
 
-    `apply_b_dec_to_input` is folded into b_enc, and `rescale_acts_by_decoder_norm` into the encoder and decoder.
+    `apply_b_dec_to_input` is folded into b_enc, and `rescale_acts_by_decoder_norm` into the encoder and decoder. A gated
+    SAE is read as the JumpReLU SAE that it equals (Rajamanoharan et al., arXiv 2404.16014).
 
     Raises: ValueError naming the file, the key or tensor that cannot be read, and the remedy.
     """
     cfg = _read_cfg(folder)
     found, metadata = load_arrays(folder / WEIGHTS)
-    names = SAE._fields if cfg["architecture"] == "jumprelu" else SAE._fields[:-1]
+    names = _TENSORS.get(cfg["architecture"], SAE._fields[:-1])
     if set(found) != set(names):
         got = quoted(", ".join(sorted(found)))
         raise ValueError(f"{folder / WEIGHTS}: expected tensors {', '.join(names)}, got {got}")
@@ -118,9 +122,29 @@ def load_sae(folder: Path) -> tuple[SAE, Activation]:
     _check_weights(folder / WEIGHTS, tensors, cfg["d_in"], cfg["d_sae"])
     if cfg["apply_b_dec_to_input"]:
         moved = tensors["b_dec"].astype(np.float64) @ tensors["W_enc"].astype(np.float64)
-        tensors["b_enc"] = (tensors["b_enc"] - moved).astype(np.float32)
+        for name, scale in _biases(tensors).items():
+            tensors[name] = (tensors[name] - moved * scale).astype(np.float32)
+    if cfg["architecture"] == "gated":
+        tensors = _from_gated(tensors)
     sae = SAE(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
     return (sae, RELU) if cfg["architecture"] != "topk" else _as_topk(folder, sae, cfg)
+
+
+def _biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray | float]:
+    """The biases of pre-activations by name, and what x W_enc is multiplied by before each is added."""
+    return {"b_enc": 1.0} if "b_enc" in tensors else {"b_gate": 1.0, "b_mag": np.exp(tensors["r_mag"].astype(float))}
+
+
+def _from_gated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(x W_enc + b_gate > 0) · ReLU(exp(r_mag) · x W_enc + b_mag) as ReLU(…) above a threshold."""
+    scale = np.exp(tensors["r_mag"].astype(float))
+    return {
+        "W_enc": (tensors["W_enc"] * scale).astype(np.float32),
+        "b_enc": tensors["b_mag"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+        "threshold": (tensors["b_mag"] - scale * tensors["b_gate"]).astype(np.float32),
+    }
 
 
 def _read_cfg(folder: Path) -> dict[str, Any]:
