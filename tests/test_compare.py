@@ -18,6 +18,7 @@ def config(folder: Path, **fields: Any) -> compare.Config:
     return compare.Config(**(given | fields), store=folder / "store.sqlite")
 
 
+@pytest.mark.slow
 def test_a_method_of_a_users_stands_beside_the_shipped_ones_and_costs_only_its_own_runs(tmp_path: Path) -> None:
     steps: list[int] = []
     compare.run(config(tmp_path, methods=("vanilla",)), Work(progress=steps.append))
@@ -35,6 +36,7 @@ def test_a_method_of_a_users_stands_beside_the_shipped_ones_and_costs_only_its_o
     assert "seeds 0 to 1" in compare.caption(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", compare.TUNED)
 def test_every_shipped_run_can_be(method: str, tmp_path: Path) -> None:
     plan = make_plan(compare.sweep_of(config(tmp_path, methods=(method,), scenes=tuple(compare.SCENES))))

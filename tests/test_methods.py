@@ -47,7 +47,11 @@ def largest_cosine(sae: SAE) -> float:
     return float(np.abs(directions @ directions.T - np.eye(len(directions))).max())
 
 
-@pytest.mark.parametrize("text", SHIPPED + OF_USERS, ids=lambda text: Path(text).name)
+@pytest.mark.parametrize(
+    "text",
+    [*(pytest.param(text, marks=pytest.mark.slow) for text in SHIPPED), *OF_USERS],
+    ids=lambda text: Path(text).name,
+)
 def test_every_method_learns(text: str) -> None:
     method, x = named(text).method, SOURCE.sample(KEY, 500)
     state = trained(text, 300)
@@ -58,6 +62,7 @@ def test_every_method_learns(text: str) -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", SHIPPED + OF_USERS, ids=lambda text: Path(text).name)
 def test_latents_move_with_all_that_they_have(text: str) -> None:
     """The SAE of a run does not depend on the places of its latents."""
@@ -91,12 +96,14 @@ def test_a_penalty_lowers_the_cosine(with_penalty: str, without: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_penalty_of_nothing_changes_nothing() -> None:
     for a, b in zip(jax.tree.leaves(trained("vanilla")), jax.tree.leaves(trained("orthogonal:coef=0")), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_groups_of_latents_cover_all_and_cost_linearly() -> None:
     """With two groups of the whole width the penalty is that of one group, whichever order is drawn."""
     whole, parts = (trained_sae(trained(f"orthogonal:coef=1,group={n}")) for n in (20, 10))

@@ -41,6 +41,7 @@ def test_a_run_of_a_users_method_is_a_folder_that_evaluate_takes(tmp_path: Path)
     assert len(record["results"]["measured"]["fvu"]) == 2
 
 
+@pytest.mark.slow
 def test_activations_of_ones_own_need_no_tree(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32))
     given = {"data": tmp_path / "x.npy", "n_latents": 24, "target_l0": 3.0, "batch_size": 32}
@@ -52,6 +53,7 @@ def test_activations_of_ones_own_need_no_tree(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "tree.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_not_run_again_and_another_is_refused(tmp_path: Path) -> None:
     steps: list[int] = []
     first = ran(tmp_path)["results"]

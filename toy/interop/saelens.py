@@ -105,8 +105,8 @@ def save_sae(folder: Path, sae: SAE, activation: Activation = RELU, *, metadata:
 def load_sae(folder: Path) -> tuple[SAE, Activation]:
     """Returns the SAE of a folder of SAELens in float32, and the activation with which it computes the same.
 
-    `apply_b_dec_to_input` is folded into b_enc, and `rescale_acts_by_decoder_norm` into the encoder and decoder. A gated
-    SAE is read as the JumpReLU SAE that it equals (Rajamanoharan et al., arXiv 2404.16014).
+    `apply_b_dec_to_input` is folded into b_enc, and `rescale_acts_by_decoder_norm` into the encoder and decoder. A
+    gated SAE is read as the JumpReLU SAE that it equals (Rajamanoharan et al., arXiv 2404.16014).
 
     Raises: ValueError naming the file, the key or tensor that cannot be read, and the remedy.
     """
