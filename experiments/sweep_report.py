@@ -20,7 +20,7 @@ from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.sweep import tell_damaged
 from experiments.sweeps import plots as sweep_plots
-from experiments.sweeps.cell import Cell, Training, cell_digest, cell_key
+from experiments.sweeps.cell import Cell, Training, cell_digest, cell_key, method_of
 from experiments.sweeps.columns import Table, default_axes, table_of
 from experiments.sweeps.lanes import code_version
 from experiments.sweeps.page import SHOWN, page, summary
@@ -141,7 +141,13 @@ def misses(cell: Cell, row: Stored) -> bool:
     """Whether the L0 that a controller aims at is far from what it ends at."""
     metrics = row.metrics or {}
     l0, target = metrics.get("l0"), metrics.get("target_l0")
-    return cell.training.control_rate > 0 and l0 is not None and target is not None and off_target(l0, target)
+    return (
+        cell.training.control_rate > 0
+        and method_of(cell).method.controls_l0
+        and l0 is not None
+        and target is not None
+        and off_target(l0, target)
+    )
 
 
 def seeds_of(sweep: Sweep) -> list[int]:
