@@ -95,11 +95,11 @@ class Config:
     """The first seed."""
     n_seeds: int = 16
     """Number of seeds; each has directions, an initialisation and data of its own."""
-    n_random: int = 12
+    n_random: int = 4
     """Number of random trees, of which each has its share of the seeds."""
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
-    l0_ratios: tuple[float, ...] = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+    l0_ratios: tuple[float, ...] = (0.7, 1.0, 1.5)
     """Targets of L0, or k, over the tree's mean L0, for the frontier on the reference tree."""
     learning_rate: float = Hypers._field_defaults["learning_rate"]
     """Adam's, for methods that are not tuned here."""

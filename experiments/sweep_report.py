@@ -141,13 +141,8 @@ def misses(cell: Cell, row: Stored) -> bool:
     """Whether the L0 that a controller aims at is far from what it ends at."""
     metrics = row.metrics or {}
     l0, target = metrics.get("l0"), metrics.get("target_l0")
-    return (
-        cell.training.control_rate > 0
-        and method_of(cell).method.controls_l0
-        and l0 is not None
-        and target is not None
-        and off_target(l0, target)
-    )
+    is_controlled = cell.training.control_rate > 0 and method_of(cell).method.controls_l0
+    return is_controlled and l0 is not None and target is not None and off_target(l0, target)
 
 
 def seeds_of(sweep: Sweep) -> list[int]:
