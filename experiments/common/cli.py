@@ -33,6 +33,7 @@ from toy.sae import SAE
 DEFAULT_OUT = Path("figures")
 OWN_OUT = Path("runs")  # of trees that are not the experiment's
 Format = Literal["pdf", "svg"]
+LOCAL = ("cache", "store")  # options that say where files are kept on this machine, and are in no record
 NO_DATE: dict[str, dict] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
@@ -144,7 +145,7 @@ def record_is_kept(name: str, out: Path, command: str) -> Iterator[None]:
 
 def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
-    data = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "cache"}
+    data = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in LOCAL}
     for name in ("corpus", "model", "tokenizer", "sweep"):
         if data.get(name) is not None and not is_hub_name(str(data[name])):
             data[name] = Path(data[name]).name
