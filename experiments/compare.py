@@ -7,8 +7,8 @@ Command: python -m experiments.compare (about 35 minutes on 2 cores); --methods 
 FILE.py:NAME for a method of yours. What was trained before is taken from the user's cache, so a method more costs only
 its own runs.
 Expected, seeds 0 to 15, recovered on the reference tree: 16/16 by Matryoshka, tied, aligned and orthogonal SAEs on
-prefixes, 13/16 by BatchTopK, 0/16 by vanilla; in all other scenes together most by tied SAEs, with 34 of 128 on prefixes
-and 35 on the full one.
+prefixes, 13/16 by BatchTopK, 0/16 by vanilla; in all other scenes together most by tied SAEs, with 34 of 128 on
+prefixes and 35 on the full one.
 In the post: nothing; it compares two SAEs on one tree.
 """
 
