@@ -16,6 +16,7 @@ from toy.features.directions import make_directions
 from toy.features.named import RandomTree, RegularTree, forest, random_tree, reference_tree, regular_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, sample_features
+from toy.methods import Standard
 from toy.prefixes import Weighting, inclusion
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
@@ -132,15 +133,15 @@ def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vanilla", "expected", "sampled"])
 @pytest.mark.parametrize(("n", "size"), [(9, 12), (5, 40), (12, 13)])
-@pytest.mark.parametrize("sparsity", ["l1", "log"])
-def test_a_padded_run_is_the_run(name: str, n: int, size: int, sparsity: str) -> None:
+@pytest.mark.parametrize("method", [Standard("l1"), Standard("log")], ids=["l1", "log"])
+def test_a_padded_run_is_the_run(name: str, n: int, size: int, method: Standard) -> None:
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
     assert tree.n_features == 9
     weighting = prefixes.sampled(n, 4) if name == "sampled" else WEIGHTINGS[name](n)
     with jax.enable_x64():
-        own, history = run(tree, weighting, n, None, sparsity=sparsity)
+        own, history = run(tree, weighting, n, None, method=method)
         padded, padded_history = run(
-            pad_tree(tree, larger(tree, 6)), pad_weighting(weighting, size, 4), size, n, sparsity=sparsity
+            pad_tree(tree, larger(tree, 6)), pad_weighting(weighting, size, 4), size, n, method=method
         )
     for a, b in zip(history, padded_history, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-7)

@@ -60,7 +60,7 @@ def reference(job: dict[str, Any]) -> dict[str, Case]:
     W_feat = names["make_directions"](keys, tree.n_features, 30)
     sampled = import_module("toy.prefixes").sampled(tree.n_features, 10)
     hypers = names["Hypers"](sampled, target_l0=names["mean_l0"](tree))
-    options = {"cfg": names["TrainConfig"](tree.n_features, n_steps=3 * chunk, aux_k=0)}
+    options = {"cfg": names["TrainConfig"](tree.n_features, n_steps=3 * chunk)}
     one = partial(names["train"], keys[0], source(tree, W_feat[0]), hypers, **options)
     axes = (source(None, 0), None)
     many = partial(names["train_grid"], keys, source(tree, W_feat), hypers, in_axes=axes, **options)
