@@ -36,7 +36,7 @@ from experiments.common.study import (
     Study,
     StudyConfig,
     aimed_l0,
-    check_study,
+    check_pair,
     held_out_features,
     pair_of,
     shown_batch,
@@ -86,7 +86,7 @@ class Config(MethodConfig):
 
 def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
-    tree = check_study(cfg)
+    tree = check_pair(cfg)
     if not cfg.has_topk or cfg.n_eval_rows >= cfg.batch_size:
         return
     if any(method.inference != method.activation for method in topk_methods(cfg, tree).values()):

@@ -33,7 +33,7 @@ from experiments.common.measured import (
 from experiments.common.study import (
     MethodConfig,
     aimed_l0,
-    check_study,
+    check_pair,
     held_out_features,
     pair_of,
     train_seeds,
@@ -140,7 +140,7 @@ def _plot_mixing(ax: Axes, results: dict[str, Any], side: str) -> None:
     ax.set_xticks(range(len(KINDS)), list(KINDS.values()), fontsize=6.5)
 
 
-EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check_study, n_steps, caption)
+EXPERIMENT = Experiment("cosines", Config, run, summary, plot, check_pair, n_steps, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

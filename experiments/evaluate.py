@@ -157,7 +157,7 @@ def caption(record: dict[str, Any]) -> str:
 
 def plot(record: dict[str, Any]) -> Figure:
     results, root = record["results"], tree_from_dict(record["config"]["tree"])
-    names = [plots.shown_name(str(Path(name).name), 30) for name in results]
+    names = [plots.shown_name("/".join(Path(name).parts[-2:]), 30) for name in results]
     feature, pairs = feature_names(root), edges(build_tree(root))
     height = 1.0 + 0.17 * len(names)
     with plots.styled(2 * height) as figure:

@@ -24,14 +24,13 @@ from experiments.common.measured import evaluate_seeds, mean_text, outcome_text,
 from experiments.common.study import (
     MethodConfig,
     Study,
-    check_study,
+    check_pair,
     held_out_features,
     make_hypers,
     target_l0,
     train_config,
 )
 from toy import prefixes
-from toy.checks import Whole, check_fields
 from toy.data.activations import Activations, open_matrix
 from toy.data.source import Source, Stream, TreeSource
 from toy.data.stream import ShardSource
@@ -59,12 +58,8 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data is not None:
-            check_fields(self, n_latents=Whole())
-            if self.n_latents is None or self.target_l0 is None:
-                raise ValueError(
-                    "n_latents and target_l0: with --data, say how many latents and which L0 there are to be"
-                )
+        if self.data is not None and (self.n_latents is None or self.target_l0 is None):
+            raise ValueError("n_latents and target_l0: with --data, say how many latents and which L0 there are to be")
 
     @property
     def own_out(self) -> Path:
@@ -80,7 +75,7 @@ def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
     tree, (_, method, weighting) = cfg.tree.tree, cfg.named
     if cfg.data is None:
-        check_study(cfg)
+        check_pair(cfg)
     train_cfg = train_config(cfg, tree, method)
     check_hypers(make_hypers(cfg, tree, prefixes.named(weighting, train_cfg.n_latents), method), train_cfg)
     if cfg.data is not None:

@@ -150,7 +150,7 @@ def test_a_gated_sae_is_the_jumprelu_sae_that_it_is_exported_as() -> None:
 
 
 def test_straight_through_gradients_are_those_of_the_paper() -> None:
-    """Rajamanoharan et al. (arXiv 2407.14435), eq. 11 and 12, by hand: pre-activations 0.9, 1.02, 1.5; threshold 1."""
+    """Rajamanoharan et al. (arXiv 2407.14435), by hand: pre-activations 0.9, 1.02, 1.5; threshold 1."""
     pre_acts, threshold = jnp.array([[0.9], [1.02], [1.5]]), jnp.array([1.0])
     np.testing.assert_allclose(jump(pre_acts, threshold, 0.1), [[0.0], [1.02], [1.5]])
     of_acts, of_threshold = jax.grad(lambda p, t: jnp.sum(jump(p, t, 0.1)), argnums=(0, 1))(pre_acts, threshold)
@@ -175,6 +175,7 @@ def test_a_name_gives_fields_and_a_weighting() -> None:
         ("topk", r"^topk: give the number of latents that are on, as in topk:k=2"),
         ("vanilla:sparsity=l2", r"sparsity"),
         ("vanilla:coef=1", r"^method vanilla:coef=1: .*unexpected keyword argument 'coef'"),
+        ("tied:weighting=most", r"^weighting: expected vanilla, all"),
         ("missing.py:tied", r"^method missing\.py: No such file"),
         (f"{HERE}/tied.py:tide", r"tied\.py: has no toy\.methods\.Method called 'tide'"),
     ],

@@ -152,6 +152,14 @@ class MethodConfig(PairConfig):
         return {"vanilla": Named("vanilla", standard, "vanilla"), self.method: other}
 
 
+def check_pair(cfg: MethodConfig) -> Tree:
+    """`check_study`, and the same of both methods. Raises: ValueError."""
+    tree = check_study(cfg)
+    for _, method, _ in cfg.pair(tree).values():
+        train_config(cfg, tree, method)
+    return tree
+
+
 def pair_of(results: dict[str, Any]) -> list[str]:
     """The names of the two methods in the results of a `MethodConfig`."""
     return list(results)[:2]

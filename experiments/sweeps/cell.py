@@ -62,7 +62,9 @@ class Training:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
-        prefixes.named(self.weighting if self.method is None else named(self.method).weighting, 2)
+        prefixes.named(self.weighting, 2)
+        if self.method is not None:
+            named(self.method)
         train_config(1, self.n_steps, self.batch_size, Standard(self.sparsity))
 
 

@@ -23,7 +23,7 @@ class Gated(Method):
     """Latents are on where x W_enc + b_gate > 0, and are ReLU(exp(log_scale) · x W_enc + b_enc) there.
 
     The loss is the squared error, sparsity_coef · Σ ReLU(gate) · decoder norm, and the squared error of the gates as
-    activations with a decoder held fixed. Source: Rajamanoharan et al. (arXiv 2404.16014), eq. 8. A gated SAE is a
+    activations with a decoder held fixed. Source: Rajamanoharan et al. (arXiv 2404.16014). A gated SAE is a
     JumpReLU SAE with threshold b_enc − exp(log_scale) · b_gate (their appendix), as which it is exported.
     """
 

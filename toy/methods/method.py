@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from toy.loss import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.prefixes import Prefixes
-from toy.sae import RELU, SAE, Activation, decode, encode, init_sae
+from toy.sae import RELU, SAE, Activation, init_sae
 
 Params = PyTree  # an SAE, or a pytree that holds one; other leaves lead with the axis of latents
 Memory = PyTree  # what a method keeps between steps beside its parameters; None where it keeps nothing
@@ -66,12 +66,6 @@ class Method:
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
         """The SAE that the parameters stand for, which is what is exported. A method of phases looks at `done`."""
         return params
-
-    def encode(self, params: Params, x: Float[Array, "batch d_in"]) -> Float[Array, "batch n_latents"]:
-        return encode(self.sae(params), x, self.activation)
-
-    def decode(self, params: Params, acts: Float[Array, "batch n_latents"]) -> Float[Array, "batch d_in"]:
-        return decode(self.sae(params), acts)
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         """The mean over the batch, and what the step follows of it."""

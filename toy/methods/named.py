@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toy import prefixes
 from toy.checks import quoted
 from toy.methods.constrained import Aligned, Orthogonal, Tied
 from toy.methods.detached import Detached
@@ -22,14 +23,14 @@ from toy.methods.topk import TopKFamily
 from toy.sae import BatchTopK, TopK
 
 
-def _topk(k: float = 0, **fields: Any) -> TopKFamily:
+def _topk(k: float = 0, aux_k: int = 0, **fields: Any) -> TopKFamily:
     _check_k("topk", k)
-    return TopKFamily(TopK(max(1, round(k))), aux_k=0, **fields)
+    return TopKFamily(TopK(max(1, round(k))), aux_k, **fields)
 
 
-def _batchtopk(k: float = 0, **fields: Any) -> TopKFamily:
+def _batchtopk(k: float = 0, aux_k: int = 0, **fields: Any) -> TopKFamily:
     _check_k("batchtopk", k)
-    return TopKFamily(BatchTopK(k), aux_k=0, **fields)
+    return TopKFamily(BatchTopK(k), aux_k, **fields)
 
 
 def _check_k(name: str, k: float) -> None:
@@ -70,7 +71,9 @@ def named(text: str, l0: float = 1.0) -> Named:
         method = of_file(Path(name), rest) if name.endswith(".py") else _of_package(name, rest, l0)
     except TypeError as error:
         raise ValueError(f"method {quoted(text)}: {error}") from None
-    return Named(text, method, weighting or method.weighting)
+    weighting = weighting or method.weighting
+    prefixes.named(weighting, 2)  # its own checks
+    return Named(text, method, weighting)
 
 
 @lru_cache(1_024)
