@@ -20,7 +20,7 @@ from toy.io import plain
 from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
-from toy.sae import SAE, encode, init_sae
+from toy.sae import SAE, MatchingPursuit, encode, init_sae
 from toy.training.config import Hypers, TrainConfig
 from toy.training.feed import run_facts
 from toy.training.maintenance import moved
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent / "methods"
 TREE = build_tree(reference_tree())
 SOURCE = TreeSource(TREE, make_directions(jax.random.key(0)[None], 20, 30)[0])
 KEY = jax.random.key(1)
-SHIPPED = [name + {"topk": ":k=2", "batchtopk": ":k=1.12"}.get(name, "") for name in METHODS]
+SHIPPED = [*(name + {"topk": ":k=2"}.get(name, "") for name in METHODS), "batchtopk:k=1.12"]
 OF_USERS = [f"{HERE}/{name}.py:{name}" for name in ("orthogonality", "tied", "jumprelu")]
 
 
@@ -214,3 +214,53 @@ def test_an_experiment_takes_a_method_by_its_name(text: str) -> None:
     assert cli.as_png(absorption.plot(record))
     assert text in absorption.summary(record)[1]
     assert absorption.n_steps(cfg) == 60
+
+
+@pytest.mark.usefixtures("x64")
+def test_matching_pursuit_takes_one_latent_after_the_other() -> None:
+    """Against the definition: the residual itself is kept, and ends where little of it is left."""
+    sae = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), init_sae(KEY, 30, 20))
+    sae = sae._replace(b_dec=jnp.full(30, 0.01), W_dec=sae.W_dec * jnp.arange(1.0, 21.0)[:, None])
+    x = np.asarray(SOURCE.sample(KEY, 40), np.float64)
+    norms = np.linalg.norm(sae.W_dec, axis=1)
+    directions, expected = np.asarray(sae.W_dec) / norms[:, None], np.zeros((40, 20))
+    for row, acts in zip(x - 0.01, expected, strict=True):
+        left = row.copy()
+        for _ in range(5):
+            best = np.argmax(directions @ left)
+            if left @ left <= 0.3 * (row @ row) or directions[best] @ left <= 0:
+                break
+            acts[best] += directions[best] @ left / norms[best]
+            left -= directions[best] @ left * directions[best]
+    found = encode(sae, jnp.asarray(x), MatchingPursuit(5, 0.3))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert len(set(np.count_nonzero(expected, axis=1))) > 1  # rows end after different numbers of latents
+
+
+def test_batchtopk_with_the_target_as_its_k_is_batchtopk() -> None:
+    def run(text: str, target_l0: float | None) -> SAE:
+        cfg = TrainConfig(20, n_steps=60, method=named(text).method, reinit_every=20)
+        hypers = Hypers(prefixes.named("sampled_10", 20), target_l0=target_l0)
+        return trained_sae(train(KEY, SOURCE, hypers, cfg=cfg)[0])
+
+    for a, b in zip(run("batchtopk", 1.12), run("batchtopk:k=1.12", None), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_latents_are_ordered_by_what_the_method_says() -> None:
+    def ranks(order: str) -> tuple[np.ndarray, np.ndarray]:
+        sae = trained_sae(trained(f"vanilla:order={order}", 400))
+        acts = encode(sae, SOURCE.sample(KEY, 4_000))
+        energy = jnp.mean(acts**2, axis=0) * jnp.sum(sae.W_dec**2, axis=1)
+        places = (jnp.argsort(jnp.argsort(-values)) for values in (energy, jnp.mean(acts > 0, axis=0)))
+        return tuple(abs(np.asarray(of) - np.arange(20)).mean() for of in places)  # type: ignore[return-value]
+
+    by_energy, by_frequency, fixed = map(ranks, ("energy", "frequency", "fixed"))
+    assert 1.2 * by_energy[0] < by_energy[1]
+    assert 1.2 * by_frequency[1] < by_frequency[0]
+    assert min(fixed) > max(by_energy[0], by_frequency[1]) + 1
+
+
+def test_an_order_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="order"):
+        named("tied:order=size")

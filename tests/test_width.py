@@ -17,7 +17,7 @@ from toy.loss import sae_loss
 from toy.methods import STANDARD, Method, TopKFamily
 from toy.methods.topk import THRESHOLD_RATE
 from toy.prefixes import Weighting, all_prefixes, draw, expected, hybrid, sampled
-from toy.sae import RELU, Activation, BatchTopK, ReLU, TopK, decode, decoder_norms, encode, init_sae
+from toy.sae import RELU, Activation, BatchTopK, TopK, decode, decoder_norms, encode, init_sae
 from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid
@@ -51,7 +51,7 @@ def wide(activation: Activation = RELU, **fields: Any) -> TrainConfig:
 
 
 def method_of(activation: Activation, aux_k: int | None = 6) -> Method:
-    if isinstance(activation, ReLU):
+    if not isinstance(activation, TopK | BatchTopK):
         return STANDARD
     return TopKFamily(activation, aux_k=aux_k, dead_after=DEAD_AFTER)
 

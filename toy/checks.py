@@ -5,7 +5,7 @@ Every configuration checks its numbers with these functions when it is made, bef
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -59,6 +59,12 @@ def check_numbers(values: Mapping[str, Any], expected: Mapping[str, Whole | Real
 def check_fields(owner: Any, **expected: Whole | Real) -> None:
     """Check fields of a dataclass or NamedTuple with `check_numbers`. Raises: ValueError."""
     check_numbers({name: getattr(owner, name) for name in expected}, expected)
+
+
+def check_option(name: str, value: Any, options: Sequence[Any]) -> None:
+    """Raises: ValueError if the value is none of the options."""
+    if value not in options:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, options))}, got {quoted(repr(value))}")
 
 
 def _check(name: str, value: Any, kind: Whole | Real) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from toy.checks import POSITIVE, Whole, check_fields
+from toy.checks import POSITIVE, SHARE, Whole, check_fields
 
 MOST_PAIRS = 128  # values up to which comparing all pairs is faster than sorting them
 
@@ -32,7 +32,7 @@ class TopK:
 class BatchTopK:
     """The round(k · batch) largest of the whole batch, k per sample on average (Bussmann et al., arXiv 2412.06410)."""
 
-    k: float
+    k: Any  # a number, or an array of one while a program is traced
     slots: int | None = None
     """The largest number of latents on in one sample at width. Default: 2k, and at least k + 16."""
 
@@ -45,12 +45,29 @@ class BatchTopK:
     def n_slots(self) -> int:
         return round(max(2 * self.k, self.k + 16)) if self.slots is None else self.slots
 
-    def n_on(self, batch_size: int) -> int:
-        """The number of activations that are on in a batch."""
-        return max(1, round(self.k * batch_size))
+    def n_on(self, batch_size: int) -> Any:
+        """The number of activations that are on in a batch; an array where `k` is one."""
+        if isinstance(self.k, int | float):
+            return max(1, round(self.k * batch_size))
+        return jnp.maximum(1, jnp.round(self.k * batch_size).astype(int))
 
 
-Activation = ReLU | TopK | BatchTopK
+@dataclass(frozen=True)
+class MatchingPursuit:
+    """At most `k` latents, one after the other: each is the one whose direction takes most off the residual.
+
+    It ends where the squared residual is at most `tolerance` of the input's. The encoder's weights are not used.
+    Source: Costa et al. (MP-SAE, arXiv 2506.03093).
+    """
+
+    k: int
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_fields(self, k=Whole(), tolerance=SHARE)
+
+
+Activation = ReLU | TopK | BatchTopK | MatchingPursuit
 RELU = ReLU()
 
 
@@ -80,6 +97,8 @@ def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = REL
     A trained BatchTopK SAE uses its `threshold`, sample by sample, unless `activation` asks for BatchTopK as in
     training.
     """
+    if isinstance(activation, MatchingPursuit):
+        return pursue(sae, x, activation)
     acts = jax.nn.relu(x @ sae.W_enc + sae.b_enc)
     if isinstance(activation, ReLU):
         return acts if sae.threshold is None else jnp.where(acts > sae.threshold, acts, 0)
@@ -100,14 +119,14 @@ def keep_largest(
     return jnp.where(largest, acts, 0)
 
 
-def kth_largest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
+def kth_largest(values: Float[Array, "..."], k: Int[Array, ""] | int) -> Float[Array, ""]:
     """The k-th largest of values ≥ 0, or the smallest of them where there are fewer than k.
 
     Floats ≥ 0 are ordered as their bits are as integers, so the result is found bit by bit, in a tenth of the time that
     sorting takes.
     """
     bits = jax.lax.bitcast_convert_type(values, {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
-    k, n_bits = min(k, values.size), 8 * values.dtype.itemsize
+    k, n_bits = jnp.minimum(k, values.size), 8 * values.dtype.itemsize
 
     def settle(i: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
         candidate = found | (jnp.ones_like(found) << (n_bits - 2 - i).astype(found.dtype))
@@ -115,6 +134,30 @@ def kth_largest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
 
     found = jax.lax.fori_loop(0, n_bits - 1, settle, jnp.zeros((), bits.dtype))
     return jax.lax.bitcast_convert_type(found, values.dtype)
+
+
+def pursue(sae: SAE, x: Float[Array, "batch d_in"], how: MatchingPursuit) -> Float[Array, "batch n_latents"]:
+    """The activations of matching pursuit on x − b_dec. Gradients pass through all but the choice of latents.
+
+    Products with the residual follow from those with the input and the cosines of directions, so that a round costs
+    (batch, n_latents) · n_latents.
+    """
+    norms = jnp.maximum(decoder_norms(sae), 1e-12)
+    directions = sae.W_dec / norms[:, None]
+    cosines = directions @ directions.T
+    left = x - sae.b_dec
+    least = how.tolerance * jnp.sum(left**2, axis=1)
+
+    def take(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
+        products, energy, sizes = carry
+        best = jax.nn.one_hot(jnp.argmax(products, axis=1), len(norms), dtype=products.dtype)
+        size = jnp.where(energy > least, jax.nn.relu(jnp.sum(best * products, axis=1)), 0)
+        taken = best * size[:, None]
+        return (products - taken @ cosines, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
+
+    products, energy = left @ directions.T, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
+    (_, _, sizes), _ = jax.lax.scan(take, (products, energy, jnp.zeros_like(products)), length=how.k)
+    return sizes / norms
 
 
 def decode(sae: SAE, acts: Float[Array, "batch n_latents"]) -> Float[Array, "batch d_in"]:

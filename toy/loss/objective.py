@@ -14,7 +14,7 @@ from toy.loss.sparse import sparse_decode, sparse_mse
 from toy.loss.tiled import tiled_mse
 from toy.loss.topk import select
 from toy.prefixes import Prefixes, inclusion
-from toy.sae import RELU, SAE, Activation, ReLU, decode, decoder_norms, encode, keep_largest
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, decoder_norms, encode, keep_largest
 
 Form = Literal["gram", "wide"]
 MOST_GRAM_LATENTS = 128
@@ -27,6 +27,7 @@ class LossParts(NamedTuple):
     l0: Float[Array, ""]  # latents on a sample
     contribution: Float[Array, " n_latents"]  # mean squared activation · squared decoder norm
     l0_over_threshold: Float[Array, ""]  # latents whose activation · decoder norm is above the threshold
+    frequency: Float[Array, " n_latents"]  # share of samples on which a latent is on
 
 
 def choose_form(n_latents: int) -> Form:
@@ -36,7 +37,7 @@ def choose_form(n_latents: int) -> Form:
 
 def needs_order(form: Form, activation: Activation) -> bool:
     """Whether latents must stand in the order of their ranks, as tiles need; all other forms take ranks instead."""
-    return form == "wide" and isinstance(activation, ReLU)
+    return form == "wide" and not isinstance(activation, TopK | BatchTopK)
 
 
 def sae_loss(
@@ -63,18 +64,18 @@ def sae_loss(
     error = in_full(x) - in_full(sae.b_dec)
     norms = decoder_norms(jax.tree.map(in_full, sae))
     s = inclusion(prefixes, ranks).astype(norms.dtype)
-    if form == "wide" and not isinstance(activation, ReLU):
+    if form == "wide" and isinstance(activation, TopK | BatchTopK):
         values, latents, sizes = select(x, sae.W_enc, sae.b_enc, norms, activation)
         mse = sparse_mse(values, sae.W_dec, error, latents, s)
-        squares = jnp.zeros_like(norms).at[latents].add(values**2) / x.shape[0]
-        return mse, _parts(mse, values, squares, norms, sizes > threshold)
+        squares, on = (jnp.zeros_like(norms).at[latents].add(of) / x.shape[0] for of in (values**2, values > 0))
+        return mse, _parts(mse, values, squares, on, norms, sizes > threshold)
     acts = candidates = encode(sae, x)
-    if not isinstance(activation, ReLU):
+    if isinstance(activation, TopK | BatchTopK):
         acts = keep_largest(acts, norms, activation)
     mse, parts = acts_mse(
         sae, acts, x, prefixes, ranks, form=form, tile=tile, over_threshold=candidates * norms > threshold
     )
-    if not isinstance(activation, ReLU):
+    if isinstance(activation, TopK | BatchTopK):
         return mse, parts
     return mse + sparsity_coef * jnp.sum(s * sparsity_penalty(acts, norms, sparsity)), parts
 
@@ -98,19 +99,19 @@ def acts_mse(
     else:
         mse = gram_mse(in_full(acts), in_full(sae.W_dec), error, inclusion(prefixes, ranks).astype(norms.dtype))
     over = acts > 0 if over_threshold is None else over_threshold
-    return mse, _parts(mse, acts, jnp.mean(acts**2, axis=0), norms, over)
+    return mse, _parts(mse, acts, jnp.mean(acts**2, axis=0), jnp.mean(acts > 0, axis=0), norms, over)
 
 
-def _parts(mse: Array, acts: Array, squares: Array, norms: Array, over: Array) -> LossParts:
+def _parts(mse: Array, acts: Array, squares: Array, frequency: Array, norms: Array, over: Array) -> LossParts:
     l0, l0_over = (jnp.mean(jnp.sum(on, axis=1)) for on in (acts > 0, over))
-    return LossParts(*lax.stop_gradient((mse, l0, squares * norms**2, l0_over)))
+    return LossParts(*lax.stop_gradient((mse, l0, squares * norms**2, l0_over, frequency)))
 
 
 def reconstruct(
     sae: SAE, x: Float[Array, "batch d_in"], activation: Activation, form: Form
 ) -> Float[Array, "batch d_in"]:
     """The reconstruction from all latents, as in training: by slots for the TopK family at width."""
-    if form == "gram" or isinstance(activation, ReLU):
+    if form == "gram" or not isinstance(activation, TopK | BatchTopK):
         return decode(sae, encode(sae, x, activation))
     values, latents, _ = select(x, sae.W_enc, sae.b_enc, decoder_norms(sae), activation)
     return sparse_decode(values, sae.W_dec, latents) + sae.b_dec

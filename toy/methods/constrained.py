@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from toy.checks import NOT_NEGATIVE, Whole, check_fields
 from toy.loss import LossParts
@@ -26,8 +26,8 @@ class Tied(Standard):
     weighting: ClassVar[str] = "sampled_10"
 
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
-        W_dec = _unit(params.W_dec)
-        return params._replace(W_enc=W_dec.T * _there(params), W_dec=W_dec)
+        sae = unit_rows(params)
+        return sae._replace(W_enc=sae.W_dec.T)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Orthogonal(Standard):
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         loss, parts = super().loss(params, batch)
         sae = self.sae(params, batch.done)
-        directions = _unit(in_full(sae.W_dec)) * _there(sae)[:, None]
+        directions = in_full(unit_rows(sae).W_dec)
         n_latents, group = directions.shape[0], min(self.group, directions.shape[0])
         n_groups = -(-n_latents // group)
         if n_groups > 1:
@@ -76,10 +76,7 @@ class Orthogonal(Standard):
         return loss + self.coef * jnp.sum(jnp.max(cosines**2, axis=2)), parts
 
 
-def _there(sae: SAE) -> Bool[Array, " n_latents"]:
-    """The latents that are no padding, which has no encoder."""
-    return jnp.any(sae.W_enc != 0, axis=0)
-
-
-def _unit(W_dec: Float[Array, "n_latents d_in"]) -> Float[Array, "n_latents d_in"]:
-    return W_dec / jnp.maximum(jnp.linalg.norm(W_dec, axis=1, keepdims=True), LEAST)
+def unit_rows(sae: SAE) -> SAE:
+    """The SAE with decoder rows of norm 1, or of norm 0 for latents without an encoder, which are padding."""
+    norms = jnp.maximum(jnp.linalg.norm(sae.W_dec, axis=1, keepdims=True), LEAST)
+    return sae._replace(W_dec=sae.W_dec / norms * jnp.any(sae.W_enc != 0, axis=0)[:, None])

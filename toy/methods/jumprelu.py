@@ -33,6 +33,7 @@ class JumpReLU(Method):
     controls_l0: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, bandwidth=POSITIVE, first_threshold=POSITIVE)
 
     def init(self, key: Key[Array, ""], d_in: int, n_latents: int) -> Params:

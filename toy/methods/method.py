@@ -1,16 +1,19 @@
 """What a training method is: all that the trainer, sweeps, checkpoints and figures know of one."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from toy.checks import check_option
 from toy.loss import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.prefixes import Prefixes
 from toy.sae import RELU, SAE, Activation, init_sae
 
 Params = PyTree  # an SAE, or a pytree that holds one; other leaves lead with the axis of latents
+Order = Literal["energy", "frequency", "fixed"]
 Memory = PyTree  # what a method keeps between steps beside its parameters; None where it keeps nothing
 
 
@@ -37,9 +40,14 @@ class Method:
     in `Hypers`. The methods of this package and those of users' files have no other interface.
     """
 
+    order: Order = field(default="energy", kw_only=True)  # what puts a latent before others, and so into prefixes
+
     weighting: ClassVar[str] = "vanilla"  # of prefixes, where a command is not given another
     aims_at_l0: ClassVar[bool] = False  # whether it needs a target L0
     controls_l0: ClassVar[bool] = False  # whether the sparsity coefficient is moved to reach the target
+
+    def __post_init__(self) -> None:
+        check_option("order", self.order, get_args(Order))
 
     @property
     def allows_padding(self) -> bool:
@@ -94,13 +102,25 @@ class Method:
         """What is kept after a step; `lr_share` is the schedule's multiplier of the learning rate."""
         return memory
 
+    def importance(self, parts: LossParts) -> Float[Array, " n_latents"]:
+        """What latents are ordered by, the largest running mean first: their energy, or how often they are on."""
+        if self.order == "fixed":
+            return jnp.ones_like(parts.contribution)
+        return parts.frequency if self.order == "frequency" else parts.contribution
+
     def export(self, params: Params, memory: Memory) -> SAE:
         """The trained SAE, on inputs scaled as in training."""
         return self.sae(params)
 
     def reconstruct(
-        self, params: Params, x: Float[Array, "batch d_in"], done: Float[Array, ""], form: Form
+        self,
+        params: Params,
+        x: Float[Array, "batch d_in"],
+        done: Float[Array, ""],
+        form: Form,
+        target_l0: Float[Array, ""] | float | None = None,
     ) -> Float[Array, "batch d_in"]:
+        """The reconstruction from all latents as in training, by whose errors weak latents start anew."""
         return reconstruct(self.sae(params, done), x, self.activation, form)
 
     def form(self, n_latents: int, given: Form | None) -> Form:

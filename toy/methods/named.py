@@ -18,24 +18,24 @@ from toy.methods.from_file import of_file
 from toy.methods.gated import Gated
 from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Method
+from toy.methods.pursuit import Pursuit
 from toy.methods.standard import Matryoshka, Standard
-from toy.methods.topk import TopKFamily
-from toy.sae import BatchTopK, TopK
+from toy.methods.topk import TargetedBatchTopK, TopKFamily
+from toy.sae import BatchTopK, MatchingPursuit, TopK
 
 
 def _topk(k: float = 0, aux_k: int = 0, **fields: Any) -> TopKFamily:
-    _check_k("topk", k)
+    if not k:
+        raise ValueError("topk: give the number of latents that are on, as in topk:k=2")
     return TopKFamily(TopK(max(1, round(k))), aux_k, **fields)
 
 
 def _batchtopk(k: float = 0, aux_k: int = 0, **fields: Any) -> TopKFamily:
-    _check_k("batchtopk", k)
-    return TopKFamily(BatchTopK(k), aux_k, **fields)
+    return TopKFamily(BatchTopK(k), aux_k, **fields) if k else TargetedBatchTopK(aux_k=aux_k, **fields)
 
 
-def _check_k(name: str, k: float) -> None:
-    if not k:
-        raise ValueError(f"{name}: give the number of latents that are on, as in {name}:k=2")
+def _pursuit(k: int = 8, tolerance: float = 1e-3, **fields: Any) -> Pursuit:
+    return Pursuit(MatchingPursuit(k, tolerance), **fields)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "aligned": Aligned,
     "orthogonal": Orthogonal,
     "detached": Detached,
+    "pursuit": _pursuit,
 }
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar, get_args
 
 from jaxtyping import Array, Float
 
+from toy.checks import check_option
 from toy.loss import LossParts, Sparsity
 from toy.methods.method import Batch, Method, Params
 
@@ -24,9 +25,8 @@ class Standard(Method):
     controls_l0: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        options = get_args(Sparsity)
-        if self.sparsity not in options:
-            raise ValueError(f"sparsity: expected {' or '.join(map(repr, options))}, got {self.sparsity!r}")
+        super().__post_init__()
+        check_option("sparsity", self.sparsity, get_args(Sparsity))
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         sae = self.sae(params, batch.done)

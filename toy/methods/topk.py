@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from toy.checks import Whole, check_fields
-from toy.loss import LossParts, auxk_mse
+from toy.loss import Form, LossParts, auxk_mse, choose_form
 from toy.methods.method import Batch, Memory, Method, Params
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms
 
 THRESHOLD_RATE = 0.02
 MAX_AUX_K = 2**24
+ONE = BatchTopK(1)
 
 
 class Kept(NamedTuple):
@@ -37,6 +38,7 @@ class TopKFamily(Method):
     dead_after: int = 1_000  # steps without being on, after which AuxK trains a latent
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, aux_k=Whole(0, MAX_AUX_K), dead_after=Whole(most=2**31 - 1))
 
     @property
@@ -84,6 +86,39 @@ class TopKFamily(Method):
     def check(self, n_latents: int) -> None:
         if self.kept.k > n_latents:
             raise ValueError(f"method: k = {self.kept.k} is more than n_latents = {n_latents}")
+
+
+@dataclass(frozen=True)
+class TargetedBatchTopK(TopKFamily):
+    """BatchTopK whose k is the run's target L0, so that runs with different targets share a compiled program."""
+
+    pads: ClassVar[bool] = True
+
+    kept: TopK | BatchTopK = ONE  # in place of which the target stands
+
+    aims_at_l0: ClassVar[bool] = True
+
+    def at(self, target_l0: Float[Array, ""] | float | None) -> TopKFamily:
+        """The method for one target."""
+        assert target_l0 is not None
+        return TopKFamily(BatchTopK(target_l0), self.aux_k, self.dead_after)
+
+    def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
+        return self.at(batch.target_l0).loss(params, batch)
+
+    def reconstruct(
+        self,
+        params: Params,
+        x: Float[Array, "batch d_in"],
+        done: Float[Array, ""],
+        form: Form,
+        target_l0: Float[Array, ""] | float | None = None,
+    ) -> Float[Array, "batch d_in"]:
+        return self.at(target_l0).reconstruct(params, x, done, form)
+
+    def check(self, n_latents: int) -> None:
+        if choose_form(n_latents) == "wide":
+            raise ValueError(f"method: with n_latents = {n_latents:,}, give k, as in batchtopk:k=32")
 
 
 def control_threshold(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields, check_numbers, quoted
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields, check_numbers, check_option, quoted
 from toy.loss import Form
 from toy.methods.method import Method
 from toy.methods.standard import STANDARD
@@ -62,9 +62,7 @@ class TrainConfig:
             ("form", (None, "gram", "wide")),
             ("dtype", ("float32", "bfloat16")),
         ):
-            if getattr(self, name) not in options:
-                listed = " or ".join(repr(option) for option in options)
-                raise ValueError(f"{name}: expected {listed}, got {getattr(self, name)!r}")
+            check_option(name, getattr(self, name), options)
 
     @property
     def loss_form(self) -> Form:

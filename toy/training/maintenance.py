@@ -54,9 +54,9 @@ def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
 def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
     key_data, key_rows = jax.random.split(step_keys(state.key, state.step)[2])
     x = draw_batch(source, key_data, cfg.batch_size, state.step)
-    return reinit_weak(
-        key_rows, state, x * input_scale(state, x.shape[1]), hypers.reinit_below, cfg=cfg, n_latents=hypers.n_latents
-    )
+    x = x * input_scale(state, x.shape[1])
+    given = {"n_latents": hypers.n_latents, "target_l0": hypers.target_l0}
+    return reinit_weak(key_rows, state, x, hypers.reinit_below, cfg=cfg, **given)
 
 
 def reinit_weak(
@@ -67,6 +67,7 @@ def reinit_weak(
     *,
     cfg: TrainConfig,
     n_latents: Int[Array, ""] | int | None = None,
+    target_l0: Number | None = None,
 ) -> TrainState:
     """Points each latent whose contribution is below `below` · median at the residual of a badly reconstructed sample.
 
@@ -84,7 +85,7 @@ def reinit_weak(
     weak = contribution < below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
         weak &= latent_ranks(state.contribution) >= n - MOST_RESTARTS
-    residual = x - cfg.method.reconstruct(state.params, x, state.step / cfg.n_steps, cfg.loss_form)
+    residual = x - cfg.method.reconstruct(state.params, x, state.step / cfg.n_steps, cfg.loss_form, target_l0)
     log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
     d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]
 

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
     params: Params  # of the method; its SAE acts on scaled inputs (`input_scale`)
     opt_state: PyTree
     sparsity_coef: Float[Array, "*lanes"]
-    contribution: Float[Array, "*lanes n_latents"]  # running mean of squared activation · squared decoder norm
+    contribution: Float[Array, "*lanes n_latents"]  # running mean of `Method.importance`
     input_norm: Float[Array, "*lanes"]  # running mean of ‖x‖ / input_size, still to be divided by 1 − decay^step
     memory: Memory  # what the method keeps beside its parameters
     method: Method  # static: no leaf

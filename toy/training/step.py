@@ -129,6 +129,5 @@ def _follow(state: TrainState, parts: LossParts, hypers: Hypers, step: Int[Array
         warmup = cfg.n_sparsity_warmup_steps
         coef = control(state.sparsity_coef, parts.l0, hypers.target_l0, hypers.control_rate, step, warmup)
         state = state._replace(sparsity_coef=coef)
-    return state._replace(
-        contribution=CONTRIBUTION_DECAY * state.contribution + (1 - CONTRIBUTION_DECAY) * parts.contribution
-    )
+    seen = (1 - CONTRIBUTION_DECAY) * cfg.method.importance(parts)
+    return state._replace(contribution=CONTRIBUTION_DECAY * state.contribution + seen)
