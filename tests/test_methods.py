@@ -80,6 +80,17 @@ def test_a_tied_sae_s_encoder_is_its_decoder(text: str) -> None:
     np.testing.assert_allclose(jnp.linalg.norm(sae.W_dec, axis=1), 1, rtol=1e-5)
 
 
+def test_a_tied_finish_ends_with_a_tied_sae_on_the_features_themselves() -> None:
+    state = trained("tied_finish", 3_000)
+    sae = trained_sae(state)
+    np.testing.assert_allclose(sae.W_enc, sae.W_dec.T, rtol=1e-6)
+    directions = SOURCE.W_feat / jnp.linalg.norm(SOURCE.W_feat, axis=1, keepdims=True)
+    cosines = np.sort(np.abs(sae.W_dec @ directions.T), axis=1)
+    assert cosines[:, -1].min() > 0.999  # the largest of each latent
+    assert cosines[:, -2].max() < 0.02
+    assert not np.allclose(state.params.sae.W_enc, state.params.sae.W_dec.T, atol=0.1)  # of the first phase
+
+
 def test_an_aligned_latent_gives_back_its_own_direction() -> None:
     sae = trained_sae(trained("aligned"))
     np.testing.assert_allclose(jnp.sum(sae.W_enc * sae.W_dec.T, axis=0), 1, rtol=1e-4)
@@ -243,7 +254,9 @@ def test_batchtopk_with_the_target_as_its_k_is_batchtopk() -> None:
         hypers = Hypers(prefixes.named("sampled_10", 20), target_l0=target_l0)
         return trained_sae(train(KEY, SOURCE, hypers, cfg=cfg)[0])
 
-    for a, b in zip(run("batchtopk", 1.12), run("batchtopk:k=1.12", None), strict=True):
+    for a, b in zip(
+        map(np.asarray, run("batchtopk", 1.12)), map(np.asarray, run("batchtopk:k=1.12", None)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

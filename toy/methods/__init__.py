@@ -3,7 +3,8 @@
 method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
 standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
 topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
-detached      levels without gradients between them  pursuit       matching pursuit
+detached      levels without gradients between them      tied_finish   Matryoshka, then tied
+pursuit       matching pursuit
 named         methods by their names on a command line  from_file     those of a user's file
 """
 

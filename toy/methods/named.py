@@ -20,6 +20,7 @@ from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Method
 from toy.methods.pursuit import Pursuit
 from toy.methods.standard import Matryoshka, Standard
+from toy.methods.tied_finish import TiedFinish
 from toy.methods.topk import TargetedBatchTopK, TopKFamily
 from toy.sae import BatchTopK, MatchingPursuit, TopK
 
@@ -46,6 +47,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "jumprelu": JumpReLU,
     "gated": Gated,
     "tied": Tied,
+    "tied_finish": TiedFinish,
     "aligned": Aligned,
     "orthogonal": Orthogonal,
     "detached": Detached,
