@@ -16,7 +16,7 @@ from toy.features.directions import make_directions
 from toy.features.named import RandomTree, RegularTree, forest, random_tree, reference_tree, regular_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, sample_features
-from toy.methods import Standard
+from toy.methods import METHODS, Standard, named
 from toy.prefixes import Weighting, inclusion
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
@@ -124,7 +124,8 @@ def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **
     W_feat = np.zeros((tree.n_features, 16))
     real = make_directions(KEY[None], 9, 16)[0]
     W_feat[:9] = real
-    numbers = {"target_l0": 1.0, "learning_rate": 2e-2, "control_rate": 3e-4, "reinit_below": 0.9}
+    numbers: dict[str, Any] = {"learning_rate": 2e-2, "control_rate": 3e-4, "reinit_below": 0.9}
+    numbers["target_l0"] = 1.0 if cfg.method.aims_at_l0 else None
     hypers = Hypers(jax.tree.map(jnp.asarray, weighting), n_latents=n_real, **numbers)
     state, history = train(KEY, TreeSource(tree, jnp.asarray(W_feat)), hypers, cfg=cfg)
     return trained_sae(state), history
@@ -149,6 +150,21 @@ def test_a_padded_run_is_the_run(name: str, n: int, size: int, method: Standard)
     np.testing.assert_allclose(padded.W_enc[:, :n], own.W_enc, rtol=1e-6, atol=1e-8)
     np.testing.assert_array_equal(padded.W_enc[:, n:], 0)
     np.testing.assert_array_equal(padded.b_enc[n:], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_that_says_so_can_be_padded(name: str) -> None:
+    method, weighting = named(name + {"topk": ":k=2"}.get(name, ""))[1:]
+    assert method.allows_padding
+    tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
+    given = {"method": method, "n_steps": 60}
+    with jax.enable_x64():
+        own, _ = run(tree, prefixes.named(weighting, 9), 9, None, **given)
+        padded, _ = run(tree, pad_weighting(prefixes.named(weighting, 9), 13, 9), 13, 9, **given)
+    for a, b in ((own.W_dec, padded.W_dec[:9]), (own.W_enc, padded.W_enc[:, :9]), (own.b_enc, padded.b_enc[:9])):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(padded.W_enc[:, 9:], 0)
 
 
 @pytest.mark.slow

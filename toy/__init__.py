@@ -6,6 +6,7 @@ methods/    what is trained, and by which loss   loss/        the Matryoshka obj
 training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
 lm/         language models of TinyStories       interop/     SAELens' files
+theory.py   the objective over all states of a tree, exactly
 files/, io.py, checks.py                         what is read and written, and what is refused
 """
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
 
@@ -56,7 +56,8 @@ class BatchTopK:
 class MatchingPursuit:
     """At most `k` latents, one after the other: each is the one whose direction takes most off the residual.
 
-    It ends where the squared residual is at most `tolerance` of the input's. The encoder's weights are not used.
+    It ends where the squared residual is at most `tolerance` of the input's. Of the encoder it only matters which
+    latents have one.
     Source: Costa et al. (MP-SAE, arXiv 2506.03093).
     """
 
@@ -143,7 +144,7 @@ def pursue(sae: SAE, x: Float[Array, "batch d_in"], how: MatchingPursuit) -> Flo
     (batch, n_latents) · n_latents.
     """
     norms = jnp.maximum(decoder_norms(sae), 1e-12)
-    directions = sae.W_dec / norms[:, None]
+    directions, there = sae.W_dec / norms[:, None], has_encoder(sae)
     cosines = directions @ directions.T
     left = x - sae.b_dec
     least = how.tolerance * jnp.sum(left**2, axis=1)
@@ -153,9 +154,9 @@ def pursue(sae: SAE, x: Float[Array, "batch d_in"], how: MatchingPursuit) -> Flo
         best = jax.nn.one_hot(jnp.argmax(products, axis=1), len(norms), dtype=products.dtype)
         size = jnp.where(energy > least, jax.nn.relu(jnp.sum(best * products, axis=1)), 0)
         taken = best * size[:, None]
-        return (products - taken @ cosines, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
+        return (products - taken @ cosines * there, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
 
-    products, energy = left @ directions.T, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
+    products, energy = left @ directions.T * there, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
     (_, _, sizes), _ = jax.lax.scan(take, (products, energy, jnp.zeros_like(products)), length=how.k)
     return sizes / norms
 
@@ -168,6 +169,11 @@ def decode(sae: SAE, acts: Float[Array, "batch n_latents"]) -> Float[Array, "bat
 def decoder_norms(sae: SAE) -> Float[Array, "*lanes n_latents"]:
     """‖d_i‖ of every latent."""
     return jnp.linalg.norm(sae.W_dec, axis=-1)
+
+
+def has_encoder(sae: SAE) -> Bool[Array, " n_latents"]:
+    """The latents that are no padding."""
+    return jnp.any(sae.W_enc != 0, axis=0)
 
 
 def reorder(sae: SAE, order: Int[Array, " n_latents"]) -> SAE:

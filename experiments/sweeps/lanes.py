@@ -120,11 +120,9 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
     defaults = {name: value for name, value in Hypers._field_defaults.items() if isinstance(value, int | float)}
     columns = {name: [getattr(cell.training, name, value) for cell in cells] for name, value in defaults.items()}
     columns |= {"target_l0": [target_l0(cell) for cell in cells], "aux_coef": [0.0] * len(cells)}  # AuxK is of TopK
-    hypers = Hypers(
-        _stacked([_weighting(cell, program) for cell in cells]),
-        n_latents=jnp.asarray([n_latents(cell) for cell in cells], jnp.int32),
-        **{name: jnp.asarray(column, jnp.float32) for name, column in columns.items()},
-    )
+    given: dict[str, Any] = {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
+    given["n_latents"] = jnp.asarray([n_latents(cell) for cell in cells], jnp.int32)
+    hypers = Hypers(_stacked([_weighting(cell, program) for cell in cells]), **given)
     trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
     return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
 

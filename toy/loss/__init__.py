@@ -8,6 +8,7 @@ relu_all_prefixes   every prefix
 """
 
 from toy.loss.auxk import auxk_mse
+from toy.loss.gram import gram_mse
 from toy.loss.objective import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.loss.penalty import Sparsity, sparsity_penalty
 
@@ -18,6 +19,7 @@ __all__ = [
     "acts_mse",
     "auxk_mse",
     "choose_form",
+    "gram_mse",
     "needs_order",
     "reconstruct",
     "sae_loss",

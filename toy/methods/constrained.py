@@ -12,7 +12,7 @@ from toy.loss import LossParts
 from toy.loss.products import in_full
 from toy.methods.method import Batch, Params
 from toy.methods.standard import Standard
-from toy.sae import SAE
+from toy.sae import SAE, has_encoder
 
 LEAST = 1e-12
 
@@ -26,8 +26,7 @@ class Tied(Standard):
     weighting: ClassVar[str] = "sampled_10"
 
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
-        sae = unit_rows(params)
-        return sae._replace(W_enc=sae.W_dec.T)
+        return tied(params, params.b_enc)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Orthogonal(Standard):
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         loss, parts = super().loss(params, batch)
         sae = self.sae(params, batch.done)
-        directions = in_full(unit_rows(sae).W_dec)
+        directions = in_full(unit_rows(sae).W_dec) * has_encoder(sae)[:, None]
         n_latents, group = directions.shape[0], min(self.group, directions.shape[0])
         n_groups = -(-n_latents // group)
         if n_groups > 1:
@@ -77,6 +76,11 @@ class Orthogonal(Standard):
 
 
 def unit_rows(sae: SAE) -> SAE:
-    """The SAE with decoder rows of norm 1, or of norm 0 for latents without an encoder, which are padding."""
-    norms = jnp.maximum(jnp.linalg.norm(sae.W_dec, axis=1, keepdims=True), LEAST)
-    return sae._replace(W_dec=sae.W_dec / norms * jnp.any(sae.W_enc != 0, axis=0)[:, None])
+    """The SAE with decoder rows of norm 1."""
+    return sae._replace(W_dec=sae.W_dec / jnp.maximum(jnp.linalg.norm(sae.W_dec, axis=1, keepdims=True), LEAST))
+
+
+def tied(sae: SAE, b_enc: Float[Array, " n_latents"]) -> SAE:
+    """The SAE with decoder rows of norm 1 as its encoder, but for latents that have none, which are padding."""
+    unit = unit_rows(sae)
+    return unit._replace(W_enc=unit.W_dec.T * has_encoder(sae), b_enc=b_enc)

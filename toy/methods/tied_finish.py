@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from toy import prefixes
 from toy.checks import NOT_NEGATIVE, SHARE, check_fields
 from toy.loss import LossParts
-from toy.methods.constrained import unit_rows
+from toy.methods.constrained import tied
 from toy.methods.method import Batch, Params
 from toy.methods.standard import Standard
 from toy.prefixes import Prefixes
@@ -47,7 +47,7 @@ class TiedFinish(Standard):
 
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
         first = jnp.asarray(done) < self.share
-        return jax.lax.cond(first, lambda p: p.sae, _tied, params)
+        return jax.lax.cond(first, lambda p: p.sae, lambda p: tied(p.sae, p.b_tied), params)
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         def search(params: Params) -> tuple[Float[Array, ""], LossParts]:
@@ -57,14 +57,9 @@ class TiedFinish(Standard):
         return jax.lax.cond(batch.done < self.share, search, lambda params: self._finish(params, batch), params)
 
     def _finish(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
-        sae = _tied(params)
+        sae = tied(params.sae, params.b_tied)
         acts = encode(sae, batch.x)
         full: Prefixes = prefixes.full(acts.shape[1])
         mse, parts = self.acts_loss(sae, acts, batch._replace(prefixes=full))
         penalty = jnp.sum(jnp.mean(acts, axis=0) * decoder_norms(sae))
         return mse + self.coef * batch.x.shape[1] ** 0.5 * penalty, parts
-
-
-def _tied(params: Phases) -> SAE:
-    sae = unit_rows(params.sae)
-    return sae._replace(W_enc=sae.W_dec.T, b_enc=params.b_tied)

@@ -13,6 +13,7 @@ from toy.loss import Form
 from toy.methods.method import Method
 from toy.methods.standard import STANDARD
 from toy.prefixes import Weighting
+from toy.sae import SAE
 
 MAX_STEPS = 2**31 - 1  # a step is an int32
 MAX_LATENTS = 2**24
@@ -93,6 +94,7 @@ class Hypers(NamedTuple):
     aux_coef: Number = 1 / 32  # the weight of the AuxK loss (Gao et al.)
     n_latents: Int[Array, "*lanes"] | int | None = None  # the first of cfg.n_latents; the others are padding, never on
     input_size: Number | None = None  # inputs are scaled to a mean norm of input_size · √d_in; None: 1
+    start: SAE | None = None  # the first latents before the first step, on inputs scaled so; others start as usual
 
 
 HYPERS = {
@@ -119,6 +121,8 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
     if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
         raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
+    if hypers.start is not None and hypers.start.b_enc.shape[-1] > n_latents:
+        raise ValueError(f"hypers.start has {hypers.start.b_enc.shape[-1]} latents, more than n_latents = {n_latents}")
     if cfg.method.aims_at_l0 and hypers.target_l0 is None:
         raise ValueError(f"hypers.target_l0: {cfg.method} needs the L0 that it is to have")
     if not cfg.method.aims_at_l0 and hypers.target_l0 is not None:

@@ -1,5 +1,6 @@
 """The state of a run: how it starts, and what is read from it (ranks, input scale, the trained SAE)."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,8 @@ def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConf
     """The state before the first step."""
     key_sae, key_steps = jax.random.split(key)
     params = cfg.method.init(key_sae, d_in, cfg.n_latents)
+    if hypers.start is not None:
+        params = map_parts(partial(_started, hypers.start), lambda leaf: leaf, params)
     if hypers.n_latents is not None:  # with no encoder a latent is never on, and gets no gradient
         there = jnp.arange(cfg.n_latents) < hypers.n_latents
         params = map_parts(lambda sae: sae._replace(W_enc=jnp.where(there, sae.W_enc, 0)), lambda leaf: leaf, params)
@@ -55,6 +58,13 @@ def init_state(key: Key[Array, ""], hypers: Hypers, *, d_in: int, cfg: TrainConf
         memory=cfg.method.init_memory(d_in, cfg.n_latents),
         method=cfg.method,
     )
+
+
+def _started(start: SAE, own: SAE) -> SAE:
+    """The parameters with the first latents, and the decoder's bias, of another SAE; thresholds stay a method's own."""
+    n = start.b_enc.shape[0]
+    W_enc, b_enc = own.W_enc.at[:, :n].set(start.W_enc), own.b_enc.at[:n].set(start.b_enc)
+    return SAE(W_enc, b_enc, own.W_dec.at[:n].set(start.W_dec), jnp.asarray(start.b_dec, b_enc.dtype), own.threshold)
 
 
 def check_key(key: Any, n_axes: int = 0) -> None:

@@ -1,0 +1,111 @@
+"""The objective over all states of a finite tree, exactly: nothing is sampled."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from toy.compiled import compiled
+from toy.features.tree import Tree
+from toy.loss import Sparsity, gram_mse, sparsity_penalty
+from toy.prefixes import Prefixes, inclusion
+from toy.sae import SAE, decoder_norms, encode
+
+MOST_STATES = 2**16
+
+
+class Population(NamedTuple):
+    """Every combination of features that can be on, and its probability."""
+
+    features: Float[np.ndarray, "n_states n_features"]  # the magnitudes of those that are on
+    prob: Float[np.ndarray, " n_states"]
+
+    def mean_norm(self, W_feat: Float[np.ndarray, "n_features d_in"]) -> float:
+        """E‖x‖, by which the trainer scales inputs."""
+        return float(self.prob @ np.linalg.norm(self.features @ W_feat, axis=1))
+
+
+def enumerate_states(tree: Tree) -> Population:
+    """The states of a tree whose features have magnitudes without noise.
+
+    Raises: ValueError if magnitudes are random, or if there are more than `MOST_STATES` states.
+    """
+    if tree.magnitude_std is not None:
+        raise ValueError("tree: states are finitely many only where no magnitude has a standard deviation")
+    on, prob = np.zeros((1, len(tree.parent)), bool), np.ones(1)
+    for i, parent in enumerate(tree.parent):
+        siblings = [i] if tree.group[i] < 0 else np.flatnonzero(tree.group == tree.group[i]).tolist()
+        if siblings[0] != i:
+            continue
+        possible = np.ones(len(on), bool) if parent < 0 else on[:, parent]
+        rest = max(0.0, 1 - float(tree.prob[siblings].sum()))
+        states, probs = [on], [prob * np.where(possible, rest, 1.0)]
+        for j in siblings:
+            states.append(on[possible] | (np.arange(on.shape[1]) == j))
+            probs.append(prob[possible] * tree.prob[j])
+        on, prob = np.concatenate(states), np.concatenate(probs)
+        on, prob = on[prob > 0], prob[prob > 0]
+        if len(on) > MOST_STATES:
+            raise ValueError(f"tree: it has more than {MOST_STATES:,} states, which are too many to enumerate")
+    features = on * tree.magnitude_mean
+    return Population(features if tree.readout is None else features[:, tree.readout], prob)
+
+
+def population_loss(
+    sae: SAE,
+    acts: Float[Array, "n_states n_latents"],
+    x: Float[Array, "n_states d_in"],
+    prob: Float[Array, " n_states"],
+    prefixes: Prefixes,
+    *,
+    sparsity_coef: Float[Array, ""] | float,
+    sparsity: Sparsity = "l1",
+) -> Float[Array, ""]:
+    """`toy.loss.sae_loss` of any code with latents in their places, as a mean over states in place of a batch's rows.
+
+    The squared error is quadratic in acts and errors, so that scaling a state's by √(p · n_states) weighs it by p.
+    """
+    weights = jnp.sqrt(prob * len(prob))[:, None]
+    s = inclusion(prefixes, jnp.arange(acts.shape[1])).astype(x.dtype)
+    mse = gram_mse(weights * acts, sae.W_dec, weights * (x - sae.b_dec), s)
+    norms = decoder_norms(sae)
+    penalties = jax.vmap(lambda row: sparsity_penalty(row[None], norms, sparsity))(acts)
+    return mse + sparsity_coef * jnp.sum(s * (prob @ penalties))
+
+
+@compiled(static_argnames=("sparsity", "n_steps", "learning_rate"))
+def minimised(
+    starts: SAE,
+    x: Float[Array, "n_states d_in"],
+    prob: Float[Array, " n_states"],
+    prefixes: Prefixes,
+    *,
+    sparsity_coef: Float[Array, ""] | float,
+    sparsity: Sparsity = "l1",
+    n_steps: int = 20_000,
+    learning_rate: float = 1e-2,
+) -> tuple[SAE, Float[Array, " starts"]]:
+    """The ReLU SAEs at local minima of `population_loss`, by Adam from starts along a leading axis, and the losses.
+
+    The learning rate falls to 0 along a cosine, so that a kink of a ReLU does not keep the parameters moving.
+    """
+
+    def loss(sae: SAE) -> Float[Array, ""]:
+        acts = encode(sae, x)
+        return population_loss(sae, acts, x, prob, prefixes, sparsity_coef=sparsity_coef, sparsity=sparsity)
+
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, n_steps))
+
+    def step(_: Array, carry: tuple[SAE, optax.OptState]) -> tuple[SAE, optax.OptState]:
+        sae, state = carry
+        updates, state = adam.update(jax.grad(loss)(sae), state)
+        return optax.apply_updates(sae, updates), state  # type: ignore[return-value]
+
+    def one(start: SAE) -> tuple[SAE, Float[Array, ""]]:
+        sae, _ = jax.lax.fori_loop(0, n_steps, step, (start, adam.init(start)))  # type: ignore[arg-type]
+        return sae, loss(sae)
+
+    return jax.vmap(one)(starts)
