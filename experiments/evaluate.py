@@ -27,7 +27,7 @@ from toy.eval.classification import classification
 from toy.features.node import feature_names
 from toy.features.tree import build_tree, edges, held_out_key, sample_features
 from toy.features.tree_json import tree_from_dict
-from toy.io import load_sae
+from toy.io import read_sae
 from toy.sae import SAE, Activation, encode
 from toy.training.loop import Progress
 
@@ -74,7 +74,7 @@ class Config(TreeConfig):
     @cached_property
     def saes(self) -> dict[str, tuple[SAE, Activation]]:
         """The SAEs by folder, as they were saved, and the activations with which they are used."""
-        return {str(folder): load_sae(folder) for folder in self.sae}
+        return {str(folder): read_sae(folder) for folder in self.sae}
 
 
 def _array(path: Path) -> np.ndarray:

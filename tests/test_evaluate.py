@@ -14,7 +14,7 @@ from toy.eval.classification import classification
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree, held_out_key, sample_features
-from toy.io import plain, save_sae
+from toy.io import plain, write_sae
 from toy.sae import SAE
 
 TREE = build_tree(reference_tree())
@@ -32,7 +32,7 @@ def an_sae(noise: float = 0.0, bias: np.ndarray | float = 0.0) -> SAE:
 def measured(tmp_path: Path, saes: dict[str, SAE], **fields: Any) -> dict[str, Any]:
     np.save(tmp_path / "W.npy", W_FEAT)
     for name, sae in saes.items():
-        save_sae(tmp_path / name, sae)
+        write_sae(tmp_path / name, sae)
     folders = tuple(tmp_path / name for name in saes)
     cfg = evaluate.Config(sae=folders, directions=tmp_path / "W.npy", n_eval_rows=2_000, **fields)
     evaluate.check(cfg)
@@ -115,7 +115,7 @@ def test_sae_lens_own_evaluation_says_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(fields: dict, told: str, tmp_path: Path) -> None:
-    save_sae(tmp_path / "a", an_sae())
+    write_sae(tmp_path / "a", an_sae())
     np.save(tmp_path / "W.npy", W_FEAT[: fields.pop("tree_of", 20), : fields.pop("d_of", 30)])
     with pytest.raises(ValueError, match=told):
         evaluate.check(evaluate.Config(**({"sae": (tmp_path / "a",), "directions": tmp_path / "W.npy"} | fields)))

@@ -17,7 +17,7 @@ from toy.features.directions import make_directions
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0, sample_features
-from toy.io import load_sae, load_tree, save_sae, save_tree
+from toy.io import load_tree, read_sae, save_tree, write_sae
 from toy.sae import SAE, BatchTopK, TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
