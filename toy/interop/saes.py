@@ -12,7 +12,7 @@ _READERS = {
     sparsify.WEIGHTS: sparsify.read,
     torch_saes.AE: torch_saes.read_dictionary,
 }
-_WRITERS = {"saelens": saelens.write, "sparsify": sparsify.write}
+_WRITERS = {"saelens": saelens.write, "sparsify": sparsify.write, "dictionary_learning": torch_saes.write_dictionary}
 
 
 def read_sae(path: Path) -> tuple[SAE, Activation]:
@@ -50,11 +50,11 @@ def write_sae(
     to: str = "saelens",
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write an SAE as the folder that a library loads, with notes (`metadata`) in its `cfg.json`.
+    """Write an SAE as the folder that a library loads, with notes (`metadata`) in its configuration.
 
-    `to` is "saelens", or "sparsify" for SAEs without a threshold. `sae` must act on unscaled inputs, as those of
-    `trained_sae` do. Decoder norms of a TopK SAE are folded into the encoder, since other libraries compare activations
-    and not their sizes.
+    `to` is "saelens", "dictionary_learning", or "sparsify" for SAEs without a threshold. `sae` must act on unscaled
+    inputs, as those of `trained_sae` do. Decoder norms of a TopK SAE are folded into the encoder, since other libraries
+    compare activations and not their sizes.
 
     Raises: ValueError naming a tensor that is not finite or has a wrong shape, before anything is written; OSError.
     """

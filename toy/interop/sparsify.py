@@ -3,13 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.json_files import save_json
 from toy.interop.saelens import CFG, SAVED_WITH
 from toy.interop.settings import TRUTHS, Setting, check_k, load_cfg, of_function, settled, whole
-from toy.interop.weights import as_float32, as_sae, check_weights, comparing_activations, named, sizes, to_write
+from toy.interop.weights import (
+    as_float32,
+    as_layers,
+    as_sae,
+    check_weights,
+    comparing_activations,
+    named,
+    sizes,
+    to_write,
+)
 from toy.sae import SAE, Activation, ReLU
 
 WEIGHTS = "sae.safetensors"
@@ -53,12 +60,6 @@ def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, An
     k = n_latents if isinstance(activation, ReLU) else check_k("activation", activation.k, n_latents)
     cfg = {key: setting.default for key, setting in _SETTINGS.items()}
     cfg |= {"k": k, "d_in": d_in, "num_latents": n_latents, "normalize_decoder": False, "metadata": metadata}
-    moved = tensors["b_dec"].astype(np.float64) @ tensors["W_enc"].astype(np.float64)
-    theirs = {
-        "encoder.weight": tensors["W_enc"].T,
-        "encoder.bias": (tensors["b_enc"] + moved).astype(np.float32),
-        "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"],
-    }
+    theirs = as_layers(tensors) | {name: tensors[name] for name in ("W_dec", "b_dec")}
     save_arrays(folder / WEIGHTS, theirs, {SAVED_WITH: of_function(cfg, _SETTINGS, _DESCRIBES)})
     save_json(folder / CFG, cfg, digits=None)

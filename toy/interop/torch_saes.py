@@ -4,23 +4,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from toy.checks import quoted
+from toy.files.json_files import save_json
 from toy.files.torch_file import read_torch_file
+from toy.files.torch_save import save_torch_file
 from toy.interop.settings import check_k, load_cfg
 from toy.interop.weights import (
     LINEAR,
     PLAIN,
     Tensors,
     as_float32,
+    as_layers,
     as_sae,
     check_weights,
     comparing_activations,
     named,
     sizes,
+    to_write,
 )
-from toy.sae import RELU, SAE, Activation, fold_decoder_norm, fold_input_scale
+from toy.sae import RELU, SAE, Activation, TopK, fold_decoder_norm, fold_input_scale
 
 AE, CONFIG = "ae.pt", "config.json"
 
@@ -65,8 +70,31 @@ def read_dictionary(folder: Path) -> tuple[SAE, Activation]:
         sae = fold_decoder_norm(sae)
     if name != "AutoEncoderTopK":
         return sae, RELU
-    k: Any = trainer["k"] if "k" in trainer else found["k"].tolist() if "k" in found else None
+    of_file = found["k"].tolist() if "k" in found else None
+    k = trainer.get("k", of_file)
+    if of_file not in (None, k):
+        raise ValueError(f"{folder / CONFIG}: k is {quoted(k)}, and {quoted(of_file)} in {AE}: save the SAE again")
     return sae, comparing_activations(sae, check_k(folder / CONFIG, k, len(sae.b_enc)))
+
+
+def write_dictionary(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, Any]) -> None:
+    """An `AutoEncoderTopK` for TopK, a `JumpReluAutoEncoder` for an SAE with a threshold, else an `AutoEncoderNew`."""
+    sae, tensors = to_write(sae, activation)
+    d_in, n_latents = tensors["W_enc"].shape
+    trainer: dict[str, Any] = {"activation_dim": d_in, "dict_size": n_latents, "metadata": metadata}
+    if isinstance(activation, TopK):
+        trainer |= {"dict_class": "AutoEncoderTopK", "k": check_k("activation", activation.k, n_latents)}
+        never = np.float32(-1)  # the threshold of an SAE whose training has not set one
+        theirs = as_layers(tensors) | {"b_dec": tensors["b_dec"], "k": np.int32(activation.k), "threshold": never}
+        theirs["decoder.weight"] = tensors["W_dec"].T
+    elif sae.threshold is not None:
+        trainer["dict_class"], theirs = "JumpReluAutoEncoder", tensors
+    else:
+        trainer["dict_class"] = "AutoEncoderNew"
+        theirs = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+        theirs |= {"decoder.weight": tensors["W_dec"].T, "decoder.bias": tensors["b_dec"]}
+    save_torch_file(folder / AE, theirs)
+    save_json(folder / CONFIG, {"trainer": trainer}, digits=None)
 
 
 def read_state(path: Path) -> tuple[SAE, Activation]:
@@ -83,7 +111,8 @@ def read_state(path: Path) -> tuple[SAE, Activation]:
     norm = np.ravel(found["normalizer.running_avg"].astype(np.float32))
     if len(norm) != 1 or not 0 < norm[0] < np.inf:
         raise ValueError(f"{path}: normalizer.running_avg is {quoted(norm.tolist())}, expected a mean norm: train it")
-    return fold_decoder_norm(fold_input_scale(sae, np.sqrt(len(sae.b_dec)) / norm[0])), RELU
+    scale = jnp.float32(np.sqrt(len(sae.b_dec)) / norm[0])
+    return fold_decoder_norm(fold_input_scale(sae, scale)), RELU
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

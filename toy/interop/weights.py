@@ -114,3 +114,9 @@ def to_write(sae: SAE, activation: Activation) -> tuple[SAE, dict[str, np.ndarra
         raise ValueError(f"sae: W_enc: expected (d_in, n_latents), got shape {tensors['W_enc'].shape}: save one lane")
     check_weights("sae", tensors, *tensors["W_enc"].shape)
     return sae, tensors
+
+
+def as_layers(tensors: Tensors) -> dict[str, np.ndarray]:
+    """The encoder as a layer of PyTorch that is given x − b_dec."""
+    moved = tensors["b_dec"].astype(np.float64) @ tensors["W_enc"].astype(np.float64)
+    return {"encoder.weight": tensors["W_enc"].T, "encoder.bias": (tensors["b_enc"] + moved).astype(np.float32)}
