@@ -13,7 +13,7 @@ from experiments.common.experiment import Work
 from toy.eval.classification import classification
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
-from toy.features.tree import build_tree, held_out_key, sample_features
+from toy.features.tree import build_tree
 from toy.io import plain, write_sae
 from toy.sae import SAE
 
@@ -76,33 +76,6 @@ def test_latents_as_classifiers_by_hand() -> None:
     assert found.recall == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert found.f1_score == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert found.accuracy == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-
-
-def test_sae_lens_own_evaluation_says_the_same(tmp_path: Path) -> None:
-    """With the extra `peers`: MCC, uniqueness, L0, dead latents, shrinkage, explained variance and classification."""
-    evals = pytest.importorskip("sae_lens.synthetic.evals")
-    torch, sae_lens = pytest.importorskip("torch"), pytest.importorskip("sae_lens")
-    record = measured(tmp_path, {"bad": an_sae(0.3)})
-    (ours,) = record["results"].values()
-    features = torch.tensor(np.asarray(sample_features(held_out_key(jax.random.key(0)), TREE, 2_000)))
-
-    class Rows:
-        def sample(self, n: int) -> Any:
-            return features[:n]
-
-    class Dictionary:
-        feature_vectors = torch.tensor(W_FEAT)
-
-        def __call__(self, rows: Any) -> Any:
-            return rows @ self.feature_vectors
-
-    sae = sae_lens.SAE.load_from_disk(str(tmp_path / "bad"))
-    with torch.no_grad():
-        theirs = evals.eval_sae_on_synthetic_data(sae, Dictionary(), Rows(), num_samples=2_000)
-    same = {"mcc": theirs.mcc, "uniqueness": theirs.uniqueness, "l0": theirs.sae_l0, "shrinkage": theirs.shrinkage}
-    same |= {"dead_latents": theirs.dead_latents, "fvu": 1 - theirs.explained_variance}
-    same |= {name: getattr(theirs.classification, name) for name in ("precision", "recall", "f1_score", "accuracy")}
-    assert {name: ours[name] for name in same} == pytest.approx(same, abs=1e-4)
 
 
 @pytest.mark.parametrize(

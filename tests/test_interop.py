@@ -219,7 +219,7 @@ def test_a_file_is_told_apart_by_its_tensors(tmp_path: Path) -> None:
 
 def test_a_place_without_one_sae_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "no SAE is there, expected a folder with sae_weights.safetensors or sae.safetensors or ae.pt")
-    refused(tmp_path / "gone", "no such file or folder, expected a folder with")
+    refused(tmp_path / "gone", "no SAE is there, expected a folder with")
     write_sae(tmp_path, read_sae(sparsify(tmp_path / "a", random_tensors(SPARSIFY)))[0])
     sparsify(tmp_path, random_tensors(SPARSIFY))
     refused(tmp_path / "cfg.json", "holds sae_weights.safetensors and sae.safetensors, expected", named=str(tmp_path))

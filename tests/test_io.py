@@ -139,25 +139,6 @@ def test_a_batchtopk_sae_without_its_threshold_is_not_saved(tmp_path: Path) -> N
     assert files(tmp_path) == []
 
 
-@pytest.mark.filterwarnings("ignore")  # of what SAELens imports
-@pytest.mark.parametrize("activation", TRAINED_AS, ids=["standard", "topk", "jumprelu"])
-def test_saelens_loads_what_is_saved_and_rebuilds_the_same(activation: Activation, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    sae_lens = pytest.importorskip("sae_lens")
-    sae = random_sae(activation)
-    write_sae(tmp_path, sae, activation)
-    theirs = sae_lens.SAE.load_from_disk(tmp_path)
-    expected = {"ReLU": "standard", "TopK": "topk", "BatchTopK": "jumprelu"}[type(activation).__name__]
-    assert theirs.cfg.architecture() == expected
-    acts = encode(sae, X, inference(activation))
-    with torch.no_grad():
-        their_acts = theirs.encode(torch.tensor(np.asarray(X)))
-        recon = theirs.decode(their_acts).numpy()
-    np.testing.assert_array_equal(their_acts.to_dense().numpy() > 0, acts > 0)
-    assert 0 < (acts > 0).mean() < 1
-    np.testing.assert_allclose(recon, decode(sae, acts), rtol=1e-5, atol=1e-5)
-
-
 def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_path: Path) -> None:
     sae = random_sae()
     odd = SAE(

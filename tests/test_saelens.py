@@ -124,27 +124,22 @@ OF_TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scale", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("architecture", OF_TRAINING)
 def test_a_checkpoint_of_training_is_read_as_saelens_would_export_it(
-    architecture: str, scale: float | None, tmp_path: Path
+    architecture: str, scale: float, tmp_path: Path
 ) -> None:
     """With a scale, SAELens' `fold_activation_norm_scaling_factor` comes first."""
     cfg = CFG | {"architecture": architecture, "decoder_init_norm": 0.1, **OF_TRAINING[architecture]}
     weights, batch = tensors(threshold=architecture == "jumprelu"), "batchtopk" in architecture
-    folder = write(
-        tmp_path,
-        cfg | ({} if scale is None else {"normalize_activations": "expected_average_only_in"}),
-        weights | ({"topk_threshold": np.array(0.7)} if batch else {}),
-    )
-    if scale is not None:
-        (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": scale, "has_whitening": False}))
-        weights |= {"W_enc": weights["W_enc"] * scale} | {name: weights[name] / scale for name in ("W_dec", "b_dec")}
+    normalised = cfg if scale == 1 else cfg | {"normalize_activations": "expected_average_only_in"}
+    folder = write(tmp_path, normalised, weights | ({"topk_threshold": np.array(0.7)} if batch else {}))
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": scale, "has_whitening": False}))
+    weights |= {"W_enc": weights["W_enc"] * scale} | {name: weights[name] / scale for name in ("W_dec", "b_dec")}
     if batch:
-        rescaled = scale is not None and cfg["rescale_acts_by_decoder_norm"]
-        weights["threshold"] = np.full(D_SAE, 0.7 / (scale if rescaled else 1.0))
-    acts, recon = theirs({key: value for key, value in cfg.items() if not batch or key != "k"}, weights, X)
-    assert_theirs(folder, acts, recon, X)
+        weights["threshold"] = np.full(D_SAE, 0.7 / (scale if cfg["rescale_acts_by_decoder_norm"] else 1.0))
+        del cfg["k"]
+    assert_theirs(folder, *theirs(cfg, weights, X), X)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"scaling_factor": null}', '{"scaling_factor": -1.0}'])

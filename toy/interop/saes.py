@@ -31,13 +31,7 @@ def read_sae(path: Path) -> tuple[SAE, Activation]:
     found = [name for name in _READERS if (path / name).exists()]
     if len(found) != 1:
         names = " or ".join(_READERS)
-        got = (
-            f"holds {' and '.join(found)}"
-            if found
-            else "no SAE is there"
-            if path.is_dir()
-            else "no such file or folder"
-        )
+        got = f"holds {' and '.join(found)}" if found else "no SAE is there"
         raise ValueError(f"{quoted(str(path))}: {got}, expected a folder with {names}, or a file of torch.save")
     return _READERS[found[0]](path)
 
