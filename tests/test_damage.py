@@ -37,9 +37,9 @@ def sae_of(activation: Any) -> SAE:
     return SAE(*(arrays if isinstance(activation, BatchTopK) else arrays[:4]))
 
 
-def sae_folder(activation: Any) -> Callable[[Path], Path]:
+def sae_folder(activation: Any, to: str = "saelens") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        write_sae(folder / "sae", sae_of(activation), activation)
+        write_sae(folder / "sae", sae_of(activation), activation, to=to)
         return folder / "sae"
 
     return write
@@ -85,6 +85,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "sae": (sae_folder(RELU), lambda path: read_sae(path)[0]),
     "topk sae": (sae_folder(TopK(2)), read_sae),
     "batchtopk sae": (sae_folder(BatchTopK(2)), read_sae),
+    "sparsify sae": (sae_folder(TopK(2), "sparsify"), read_sae),
+    "dictionary": (sae_folder(TopK(2), "dictionary_learning"), read_sae),
     "arrays": (
         write_folder("a.safetensors", lambda p: save_arrays(p, {"x": X}, {"who": "me"})),
         lambda p: load_arrays(p, signed=True),

@@ -81,7 +81,7 @@ def test_latents_as_classifiers_by_hand() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"sae": ()}, r"^sae: give at least one folder"),
+        ({"sae": ()}, r"^sae: give at least one folder or file"),
         ({"directions": Path("missing.npy")}, r"^'?missing\.npy'?: No such file"),
         ({"tree_of": 3}, r"^directions: .*W\.npy: expected 20 rows, one for each feature, got shape \(3, 30\)"),
         ({"d_of": 7}, r"^sae: .*a: has d_in = 30, and the directions 7"),

@@ -5,7 +5,7 @@ sae.py      the SAE and its activations          prefixes.py  which prefixes are
 methods/    what is trained, and by which loss   loss/        the Matryoshka objective
 training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
-lm/         language models of TinyStories       interop/     SAELens' files
+lm/         language models of TinyStories       interop/     SAEs of other libraries
 files/, io.py, checks.py                         what is read and written, and what is refused
 """
 
