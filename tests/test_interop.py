@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from toy.files.torch_file import read_torch_file
 from toy.files.torch_save import save_torch_file
 from toy.io import read_sae, write_sae
-from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, encode
+from toy.sae import RELU, SAE, Activation, BatchTopK, MatchingPursuit, TopK, decode, encode
 
 D_IN, N = 5, 8
 X = np.random.default_rng(1).normal(size=(60, D_IN)).astype(np.float32)
@@ -231,13 +231,19 @@ def ours(activation: Activation) -> SAE:
 
 
 @pytest.mark.parametrize("to", ["saelens", "sparsify", "dictionary_learning"])
-@pytest.mark.parametrize("activation", [RELU, TopK(2), TopK(2, by_size=False), BatchTopK(2)], ids=str)
+@pytest.mark.parametrize(
+    "activation", [RELU, TopK(2), TopK(2, by_size=False), BatchTopK(2), MatchingPursuit(3, 0.2)], ids=str
+)
 def test_what_is_written_to_a_library_is_read_as_the_same_function(
     activation: Activation, to: str, tmp_path: Path
 ) -> None:
     sae = ours(activation)
-    if to == "sparsify" and sae.threshold is not None:
-        with pytest.raises(ValueError, match="sae: sparsify has no thresholds, and this SAE has one"):
+    pursues = isinstance(activation, MatchingPursuit) and to != "saelens"
+    if pursues or (to == "sparsify" and sae.threshold is not None):
+        told = (
+            f"to: {to} has no matching pursuit" if pursues else "sae: sparsify has no thresholds, and this SAE has one"
+        )
+        with pytest.raises(ValueError, match=told):
             write_sae(tmp_path, sae, activation, to=to)
         assert not [*tmp_path.iterdir()]
         return

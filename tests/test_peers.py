@@ -16,7 +16,8 @@ from toy.features.tree import held_out_key, sample_features
 from toy.files.torch_file import read_torch_file
 from toy.files.torch_save import save_torch_file
 from toy.io import read_sae, write_sae
-from toy.sae import Activation, decode, encode
+from toy.sae import Activation, MatchingPursuit, decode, encode
+from toy.sae import fold_decoder_norm as unit_decoder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -24,6 +25,7 @@ with warnings.catch_warnings():
     evals = pytest.importorskip("sae_lens.synthetic.evals")
     trainer = pytest.importorskip("sae_lens.training.sae_trainer")
     loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
+torch.set_num_threads(1)  # more would wait for each other
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 D_IN, D_SAE = 16, 64
@@ -54,7 +56,7 @@ class Trained(NamedTuple):
 def trained(kind: str, folder: Path, **settings: Any) -> Trained:
     """An SAE that SAELens has trained for 40 steps with its default settings, except for those given."""
     torch.manual_seed(0)
-    cfg = getattr(sae_lens, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **MORE[kind], **settings)
+    cfg = getattr(sae_lens, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **MORE.get(kind, {}), **settings)
     sae = getattr(sae_lens, f"{kind}TrainingSAE")(cfg)
     run = trainer.SAETrainerConfig(
         total_training_samples=40 * 256,
@@ -141,6 +143,22 @@ def test_saelens_loads_what_is_saved_and_rebuilds_the_same(activation: Activatio
     np.testing.assert_array_equal(their_acts.to_dense().numpy() > 0, acts > 0)
     assert 0 < (acts > 0).mean() < 1
     np.testing.assert_allclose(recon, decode(sae, acts), rtol=1e-5, atol=1e-5)
+
+
+def test_saelens_pursues_as_we_do_where_only_the_rounds_end_it(tmp_path: Path) -> None:
+    """SAELens compares the residual with a length, and not with a share of the input: ours is read without it."""
+    sae = unit_decoder(random_sae())
+    write_sae(tmp_path, sae, MatchingPursuit(2, tolerance=0.0))
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    with torch.no_grad():
+        expected = sae_lens.SAE.load_from_disk(tmp_path).encode(torch.tensor(x)).numpy()
+    assert 0 < (expected > 0).mean() < 1
+    ours, how = read_sae(tmp_path)
+    for acts in (encode(sae, jnp.asarray(x), MatchingPursuit(2, 0.0)), encode(ours, jnp.asarray(x), how)):
+        np.testing.assert_allclose(acts, expected, rtol=1e-5, atol=1e-5)
+    made = trained("MatchingPursuit", tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"residual_threshold is 0\.01, expected 0\.0"):
+        read_sae(made.exported)
 
 
 @pytest.mark.parametrize("name", sorted({*DICTIONARIES} - {"AutoEncoderNew"}))

@@ -167,6 +167,10 @@ def test_what_saelens_trained_and_saved_gives_its_own_numbers(name: str) -> None
         assert_theirs(folder, expected["acts"], expected["recon"], expected["x"])
 
 
+PURSUIT: dict[str, Any] = {
+    **{"architecture": "matching_pursuit", "max_iterations": 3},
+    **{"residual_threshold": 0.0, "stop_on_duplicate_support": False},
+}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     *(
         ({"normalize_activations": name}, f"normalize_activations is {name}, expected 'none' or .*fold.*depends on")
@@ -194,8 +198,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 1.0}, "temperature is 1.0, which is not known for 'standard'"),
     *(
         ({"architecture": name}, f"architecture is {name}, expected .*: other architectures are not read")
-        for name in ("matching_pursuit", "temporal", "abstopk", "skip_transcoder", "jumprelu_transcoder")
+        for name in ("temporal", "abstopk", "skip_transcoder", "jumprelu_transcoder")
     ),
+    (PURSUIT | {"residual_threshold": 0.01}, "residual_threshold is 0.01, expected 0.0: rounds end here at a share"),
+    (PURSUIT | {"stop_on_duplicate_support": True}, "stop_on_duplicate_support is True, expected False"),
+    (PURSUIT | {"apply_b_dec_to_input": False}, "apply_b_dec_to_input is False, expected True: the residual starts"),
+    (PURSUIT, "expected tensors W_dec, b_dec, got W_dec, W_enc, b_dec, b_enc"),
     ({"d_in": D_IN + 1}, r"W_enc has shape \(5, 8\), expected \(6, 8\) by d_in = 6 and d_sae = 8"),
     ({"d_sae": 99}, r"W_enc has shape \(5, 8\), expected \(5, 99\)"),
     ({"d_in": 5.0}, "d_in: expected a whole number of at least 1, got 5.0"),
@@ -227,6 +235,21 @@ def refused(folder: Path, message: str) -> None:
     assert str(folder) in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"sae_weights\.safetensors: W_dec: expected rows of norm 1 for matching_pursuit"),
+        ({"max_iterations": None}, "max_iterations: expected a whole number of at least 1, got None"),
+        ({"tolerance": 2.0}, "tolerance: must be at most 1, got 2.0"),
+    ],
+)
+def test_a_pursuit_that_is_none_of_ours_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    weights = {name: tensors()[name] for name in ("W_dec", "b_dec")}
+    if change:
+        weights["W_dec"] /= np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
+    refused(write(tmp_path, CFG | PURSUIT | change, weights), message)
 
 
 def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:

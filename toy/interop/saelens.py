@@ -12,7 +12,7 @@ from toy.files.arrays import load_arrays, save_arrays
 from toy.files.json_files import load_object, save_json
 from toy.interop.settings import TRUTHS, Setting, check_k, load_cfg, of_function, settled, whole
 from toy.interop.weights import GATED, PLAIN, as_float32, as_sae, check_weights, comparing_activations, named, to_write
-from toy.sae import RELU, SAE, Activation, TopK, fold_decoder_norm
+from toy.sae import RELU, SAE, Activation, MatchingPursuit, TopK, fold_decoder_norm
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # stands in the folders of checkpoints
@@ -43,9 +43,11 @@ _FOLD = "fold it into the weights with SAELens, and save it again"
 _SCALED = "expected_average_only_in"
 _BY_ROW = f"{_FOLD}; where it depends on each row, as in layer_norm, give the SAE normalised rows and set it to 'none'"
 _OF_BATCH = ("batchtopk", "matryoshka_batchtopk")  # in training; JumpReLU afterwards
+_PURSUIT, _TOLERANCE = "matching_pursuit", "tolerance"  # a key of ours, without which rounds end at k alone
 _SETTINGS = {
     "architecture": Setting(
-        ("standard", "jumprelu", "topk", "gated", *_OF_BATCH), "other architectures are not read, nor old folders"
+        ("standard", "jumprelu", "topk", "gated", *_OF_BATCH, _PURSUIT),
+        "other architectures are not read, nor old folders",
     ),
     "dtype": Setting((*_DTYPES,), "save it in one of these types"),
     "apply_b_dec_to_input": Setting(TRUTHS, "it says whether b_dec is subtracted from the input", True),
@@ -58,12 +60,25 @@ _SETTINGS = {
 }
 _RESCALES = "rescale_acts_by_decoder_norm"
 _OF_TOPK = {_RESCALES: Setting(TRUTHS, "it says by what activations are compared", False)}
-_TENSORS = {"jumprelu": SAE._fields, "gated": GATED, **dict.fromkeys(_OF_BATCH, (*PLAIN, "topk_threshold"))}
+_ROUNDS = "rounds end here at a share of the input's square, or after max_iterations"
+_OF_PURSUIT = {
+    "apply_b_dec_to_input": Setting((True,), "the residual starts here at x − b_dec", True),
+    "normalize_activations": Setting(("none",), _FOLD, "none"),
+    "residual_threshold": Setting((0.0,), _ROUNDS),
+    "stop_on_duplicate_support": Setting((False,), _ROUNDS),
+}
+_TENSORS = {
+    "jumprelu": SAE._fields,
+    "gated": GATED,
+    _PURSUIT: ("W_dec", "b_dec"),
+    **dict.fromkeys(_OF_BATCH, (*PLAIN, "topk_threshold")),
+}
 
 
 def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, Any]) -> None:
     """The architecture is `topk` for TopK, `jumprelu` for an SAE with a threshold (BatchTopK), else `standard`.
 
+    SAELens runs all k rounds of matching pursuit, where they end here at the tolerance, which only `read` knows.
     The weights' file also holds the configuration, so that a folder whose saving was killed between the two files is
     refused.
     """
@@ -82,6 +97,10 @@ def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, An
     }
     if isinstance(activation, TopK):
         cfg |= {"architecture": "topk", "k": check_k("activation", activation.k, n_latents), _RESCALES: False}
+    if isinstance(activation, MatchingPursuit):
+        tensors = {name: tensors[name] for name in _TENSORS[_PURSUIT]}
+        cfg |= {"architecture": _PURSUIT, "apply_b_dec_to_input": True, "max_iterations": activation.k}
+        cfg |= {"residual_threshold": 0.0, "stop_on_duplicate_support": False, _TOLERANCE: activation.tolerance}
     save_arrays(folder / WEIGHTS, tensors, {SAVED_WITH: of_function(cfg, _SETTINGS, _DESCRIBES)})
     save_json(folder / CFG, cfg, digits=None)
 
@@ -96,6 +115,8 @@ def read(folder: Path) -> tuple[SAE, Activation]:
     tensors = _read_weights(folder, cfg)
     if cfg["normalize_activations"] == _SCALED:
         _unscale(tensors, _scale(folder), rescales)
+    if cfg["architecture"] == _PURSUIT:
+        return _pursuit(folder, tensors, cfg)
     threshold = tensors.pop("topk_threshold", None)
     sae = as_sae(tensors, centred=cfg["apply_b_dec_to_input"])
     sae = fold_decoder_norm(sae) if rescales else sae
@@ -107,12 +128,25 @@ def read(folder: Path) -> tuple[SAE, Activation]:
     return sae, TopK(k) if rescales else comparing_activations(sae, k)
 
 
+def _pursuit(folder: Path, tensors: dict[str, np.ndarray], cfg: dict[str, Any]) -> tuple[SAE, Activation]:
+    rows = tensors["W_dec"]
+    if not np.allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5, atol=0):
+        raise ValueError(f"{folder / WEIGHTS}: W_dec: expected rows of norm 1 for {_PURSUIT}: normalise them")
+    sae = as_sae({"W_enc": rows.T, "b_enc": np.zeros(len(rows), np.float32)} | tensors, centred=True)
+    try:
+        return sae, MatchingPursuit(whole(folder / CFG, cfg, "max_iterations"), cfg.get(_TOLERANCE, 0.0))
+    except ValueError as error:
+        raise ValueError(f"{folder / CFG}: {error}") from None
+
+
 def _read_cfg(folder: Path) -> dict[str, Any]:
     path = folder / CFG
     given = load_cfg(path)
     of_topk = given.get("architecture") in ("topk", *_OF_BATCH)
-    settings = _SETTINGS | (_OF_TOPK if of_topk else {})
-    cfg = settled(path, given, settings, {*_DESCRIBES, "d_in", "d_sae", *(("k",) if of_topk else ())}, _UNKNOWN)
+    of_pursuit = given.get("architecture") == _PURSUIT
+    settings = _SETTINGS | (_OF_TOPK if of_topk else _OF_PURSUIT if of_pursuit else {})
+    counts = ("k",) if of_topk else ("max_iterations", _TOLERANCE) if of_pursuit else ()
+    cfg = settled(path, given, settings, {*_DESCRIBES, "d_in", "d_sae", *counts}, _UNKNOWN)
     if "reshape_activations" not in given and any("hook_z" in str(cfg.get(key, "")) for key in _HOOKS):
         raise ValueError(f"{path}: reshape_activations is absent, which is 'hook_z' for this hook: {_OLD}")
     if not isinstance(cfg.get("metadata", {}), dict):

@@ -5,7 +5,7 @@ from typing import Any
 
 from toy.checks import quoted
 from toy.interop import saelens, sparsify, torch_saes
-from toy.sae import RELU, SAE, Activation, BatchTopK
+from toy.sae import RELU, SAE, Activation, BatchTopK, MatchingPursuit
 
 _READERS = {
     saelens.WEIGHTS: saelens.read,
@@ -56,4 +56,6 @@ def write_sae(
         raise ValueError(f"to: expected {' or '.join(_WRITERS)}, got {quoted(to)}")
     if isinstance(activation, BatchTopK) and sae.threshold is None:
         raise ValueError("sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it")
+    if isinstance(activation, MatchingPursuit) and to != "saelens":
+        raise ValueError(f"to: {to} has no matching pursuit: write it to saelens")
     _WRITERS[to](folder, sae, activation, metadata or {})

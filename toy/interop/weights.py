@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toy.checks import quoted
-from toy.sae import SAE, Activation, TopK, decoder_norms, fold_decoder_norm
+from toy.sae import SAE, Activation, MatchingPursuit, TopK, decoder_norms, fold_decoder_norm
 
 Tensors = Mapping[str, np.ndarray]
 LINEAR = ("encoder.weight", "decoder.weight")  # layers of PyTorch, [out in]
@@ -103,12 +103,13 @@ def comparing_activations(sae: SAE, k: int) -> TopK:
 
 
 def to_write(sae: SAE, activation: Activation) -> tuple[SAE, dict[str, np.ndarray]]:
-    """The SAE whose TopK compares activations, as other libraries do, and its tensors in float32.
+    """The SAE with the activations that other libraries compare, alone or as steps of a pursuit, in float32.
 
     Raises: ValueError naming a tensor that is not finite or has a wrong shape.
     """
-    if isinstance(activation, TopK):
-        sae = (fold_decoder_norm(sae) if activation.by_size else sae)._replace(threshold=None)
+    if isinstance(activation, TopK | MatchingPursuit):
+        by_size = isinstance(activation, MatchingPursuit) or activation.by_size
+        sae = (fold_decoder_norm(sae) if by_size else sae)._replace(threshold=None)
     tensors = {name: np.asarray(leaf, np.float32) for name, leaf in sae._asdict().items() if leaf is not None}
     if tensors["W_enc"].ndim != 2:
         raise ValueError(f"sae: W_enc: expected (d_in, n_latents), got shape {tensors['W_enc'].shape}: save one lane")
