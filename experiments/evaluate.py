@@ -1,4 +1,4 @@
-"""Any SAE against the truth: folders of SAELens, or of this project, on the features that they were trained on.
+"""Any SAE against the truth: of this project, or a library that `read_sae` knows, on the features it was trained on.
 
 Claim: none; it measures SAEs of yours.
 Command: python -m experiments.evaluate --sae FOLDER… --tree TREE.json --directions W.npy (seconds). `W.npy` holds a row
@@ -27,7 +27,7 @@ from toy.eval.classification import classification
 from toy.features.node import feature_names
 from toy.features.tree import build_tree, edges, held_out_key, sample_features
 from toy.features.tree_json import tree_from_dict
-from toy.io import load_sae
+from toy.io import read_sae
 from toy.sae import SAE, Activation, encode
 from toy.training.loop import Progress
 
@@ -54,7 +54,7 @@ class Config(TreeConfig):
 
     n_seeds: int = 1
     sae: tuple[Path, ...] = ()
-    """Folders with an SAE each."""
+    """Folders or files with an SAE each."""
     directions: Path | None = None
     """NumPy file with the features' directions, [n_features d_in]."""
     bias: Path | None = None
@@ -73,8 +73,8 @@ class Config(TreeConfig):
 
     @cached_property
     def saes(self) -> dict[str, tuple[SAE, Activation]]:
-        """The SAEs by folder, as they were saved, and the activations with which they are used."""
-        return {str(folder): load_sae(folder) for folder in self.sae}
+        """The SAEs by path, as they were saved, and the activations with which they are used."""
+        return {str(path): read_sae(path) for path in self.sae}
 
 
 def _array(path: Path) -> np.ndarray:
@@ -97,7 +97,7 @@ def check(cfg: Config) -> None:
     """Raises: ValueError naming the file that does not fit the tree, before any work."""
     tree = cfg.tree.tree
     if not cfg.sae:
-        raise ValueError("sae: give at least one folder with an SAE")
+        raise ValueError("sae: give at least one folder or file with an SAE")
     if cfg.directions is None:
         check_features(cfg, tree)
     n, shape = tree.n_features, cfg.W_feat.shape

@@ -16,8 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from experiments.common.experiment import Work
+from experiments.common import plots
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment, Work
 from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import make_directions
@@ -212,19 +216,19 @@ def summary(record: dict[str, Any]) -> list[str]:
     for name, case in record["results"].items():
         difference, at_best = np.array(case["difference"]), np.array(case["at_best"])
         lines.append(
-            f"{name}: decoder cosines of {difference.size} runs within {difference.max():.3f} of an exact minimum (mean "
-            f"of the largest {difference.mean():.3f}), the best one in {at_best.sum()}"
+            f"{name}: decoder cosines of {difference.size} runs within {difference.max():.3f} of an exact minimum "
+            f"({difference.mean():.3f} on average), which is the best one in {at_best.sum()}"
         )
     pair = record["results"]["pair"]
     lines.append(
-        f"pair: parent's latent without the child at β = {_crossing(pair, 0, 1, 'encoder'):.2f} in its encoder"
+        f"pair: parent's latent without the child at β = {_crossing(pair, 0, 1):.2f} in its encoder"
     )
     return lines
 
 
-def _crossing(case: dict[str, Any], latent: int, feature: int, part: str) -> float:
-    """The β at which an exact cosine changes its sign, by a line between neighbours; NaN if it does not."""
-    cosine, betas = np.array(case["exact"][part])[:, latent, feature], np.array(case["betas"])
+def _crossing(case: dict[str, Any], latent: int, feature: int) -> float:
+    """The β at which an exact encoder cosine rises above 0, by a line between neighbours; NaN if it does not."""
+    cosine, betas = np.array(case["exact"]["encoder"])[:, latent, feature], np.array(case["betas"])
     at = np.flatnonzero((cosine[:-1] < 0) & (cosine[1:] >= 0))
     if not len(at):
         return float("nan")
@@ -235,9 +239,9 @@ def _crossing(case: dict[str, Any], latent: int, feature: int, part: str) -> flo
 def caption(record: dict[str, Any]) -> str:
     config, seeds = record["config"], record["seeds"]
     return (
-        "Lines: the least minimum found of the exact objective; dots: trained SAEs, one per seed; β: weight of the prefix "
-        f"of one latent over that of the full one; P(parent) = {config['prob']:g}; b: P(child | parent) = "
-        f"{config['edge_prob']:g}; c: three children with {', '.join(f'{q:g}' for q in UNBALANCEABLE)}; "
+        "Lines: the least minimum found of the exact objective; dots: trained SAEs, one per seed; β: weight of the "
+        f"prefix of one latent over that of the full one; P(parent) = {config['prob']:g}; b: P(child | parent) = "
+        f"{config['edge_prob']:g}; c: three children with {', '.join(map(str, UNBALANCEABLE))}; "
         f"{config['n_steps']:,} steps from the features; seeds {seeds[0]} to {seeds[-1]}."
     )
 

@@ -34,7 +34,7 @@ from toy import prefixes
 from toy.data.activations import Activations, open_matrix
 from toy.data.source import Source, Stream, TreeSource
 from toy.data.stream import ShardSource
-from toy.io import save_sae, save_tree, writing
+from toy.io import save_tree, write_sae, writing
 from toy.methods import Named, method_facts, named
 from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
@@ -129,7 +129,7 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
     if not np.isfinite(sae.W_dec).all():
         raise ValueError(f"training diverged with seed {seed}; lower learning_rate = {cfg.learning_rate:g}")
     told = method_facts(method) | {"weighting": weighting, "n_steps": cfg.n_steps, "seed": seed}
-    save_sae(cfg.folder / f"sae_{seed}", sae, method.activation, metadata={"training": told})
+    write_sae(cfg.folder / f"sae_{seed}", sae, method.activation, metadata={"training": told})
     with writing(cfg.folder / f"history_{seed}.jsonl") as file:
         for row, values in enumerate(zip(*history, strict=True)):
             step = min((row + 1) * chunk, cfg.n_steps)

@@ -24,10 +24,10 @@ from experiments.sweeps.record import load_sweep_record
 from toy.data.activations import open_matrix
 from toy.data.source import ArraySource
 from toy.features.tree import build_tree, marginals, sample_features
-from toy.io import load_sae, plain, read_tree
+from toy.files.torch_file import read_torch_file
+from toy.io import plain, read_sae, read_tree
 from toy.lm.text import read_stories
 from toy.lm.tokens import load_tokenizer
-from toy.lm.torch_file import read_torch_file
 from toy.prefixes import full
 from toy.sae import decode, encode
 from toy.training.checkpoint import FileCheckpoint
@@ -94,7 +94,7 @@ def test_a_row_that_is_not_a_number_is_named() -> None:
 
 @pytest.mark.parametrize("name", SAELENS)
 def test_a_folder_of_saelens_gives_saelens_own_activations(name: str) -> None:
-    sae, activation = load_sae(CASES / "saelens" / name)
+    sae, activation = read_sae(CASES / "saelens" / name)
     expected = np.load(CASES / "saelens" / name / "expected.npz")
     acts = encode(sae, jnp.asarray(expected["x"]), activation)
     np.testing.assert_allclose(acts, expected["acts"], atol=1e-5)
@@ -113,7 +113,7 @@ def test_a_folder_of_saelens_gives_saelens_own_activations(name: str) -> None:
     ],
 )
 def test_an_sae_that_cannot_be_expressed_is_refused_by_name(name: str, told: str) -> None:
-    refused(load_sae, CASES / name, told=told)
+    refused(read_sae, CASES / name, told=told)
 
 
 # --- trees

@@ -20,8 +20,8 @@ from test_torch_file import GOOD, archive
 from toy.data.activations import open_matrix
 from toy.data.store import open_store, write_store
 from toy.files.digest import signed
-from toy.io import load_arrays, load_json, load_sae, save_arrays, save_json, save_sae
-from toy.lm.torch_file import read_torch_file
+from toy.files.torch_file import read_torch_file
+from toy.io import load_arrays, load_json, read_sae, save_arrays, save_json, write_sae
 from toy.lm.weights import load_model, save_model
 from toy.sae import RELU, SAE, BatchTopK, TopK
 from toy.training.checkpoint import FileCheckpoint
@@ -37,9 +37,9 @@ def sae_of(activation: Any) -> SAE:
     return SAE(*(arrays if isinstance(activation, BatchTopK) else arrays[:4]))
 
 
-def write_sae(activation: Any) -> Callable[[Path], Path]:
+def sae_folder(activation: Any, to: str = "saelens") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        save_sae(folder / "sae", sae_of(activation), activation)
+        write_sae(folder / "sae", sae_of(activation), activation, to=to)
         return folder / "sae"
 
     return write
@@ -82,9 +82,11 @@ def read_model(path: Path) -> Any:
 
 
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
-    "sae": (write_sae(RELU), lambda path: load_sae(path)[0]),
-    "topk sae": (write_sae(TopK(2)), load_sae),
-    "batchtopk sae": (write_sae(BatchTopK(2)), load_sae),
+    "sae": (sae_folder(RELU), lambda path: read_sae(path)[0]),
+    "topk sae": (sae_folder(TopK(2)), read_sae),
+    "batchtopk sae": (sae_folder(BatchTopK(2)), read_sae),
+    "sparsify sae": (sae_folder(TopK(2), "sparsify"), read_sae),
+    "dictionary": (sae_folder(TopK(2), "dictionary_learning"), read_sae),
     "arrays": (
         write_folder("a.safetensors", lambda p: save_arrays(p, {"x": X}, {"who": "me"})),
         lambda p: load_arrays(p, signed=True),

@@ -13,8 +13,8 @@ from experiments.common.experiment import Work
 from toy.eval.classification import classification
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
-from toy.features.tree import build_tree, held_out_key, sample_features
-from toy.io import plain, save_sae
+from toy.features.tree import build_tree
+from toy.io import plain, write_sae
 from toy.sae import SAE
 
 TREE = build_tree(reference_tree())
@@ -32,7 +32,7 @@ def an_sae(noise: float = 0.0, bias: np.ndarray | float = 0.0) -> SAE:
 def measured(tmp_path: Path, saes: dict[str, SAE], **fields: Any) -> dict[str, Any]:
     np.save(tmp_path / "W.npy", W_FEAT)
     for name, sae in saes.items():
-        save_sae(tmp_path / name, sae)
+        write_sae(tmp_path / name, sae)
     folders = tuple(tmp_path / name for name in saes)
     cfg = evaluate.Config(sae=folders, directions=tmp_path / "W.npy", n_eval_rows=2_000, **fields)
     evaluate.check(cfg)
@@ -78,44 +78,17 @@ def test_latents_as_classifiers_by_hand() -> None:
     assert found.accuracy == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
 
 
-def test_sae_lens_own_evaluation_says_the_same(tmp_path: Path) -> None:
-    """With the extra `peers`: MCC, uniqueness, L0, dead latents, shrinkage, explained variance and classification."""
-    evals = pytest.importorskip("sae_lens.synthetic.evals")
-    torch, sae_lens = pytest.importorskip("torch"), pytest.importorskip("sae_lens")
-    record = measured(tmp_path, {"bad": an_sae(0.3)})
-    (ours,) = record["results"].values()
-    features = torch.tensor(np.asarray(sample_features(held_out_key(jax.random.key(0)), TREE, 2_000)))
-
-    class Rows:
-        def sample(self, n: int) -> Any:
-            return features[:n]
-
-    class Dictionary:
-        feature_vectors = torch.tensor(W_FEAT)
-
-        def __call__(self, rows: Any) -> Any:
-            return rows @ self.feature_vectors
-
-    sae = sae_lens.SAE.load_from_disk(str(tmp_path / "bad"))
-    with torch.no_grad():
-        theirs = evals.eval_sae_on_synthetic_data(sae, Dictionary(), Rows(), num_samples=2_000)
-    same = {"mcc": theirs.mcc, "uniqueness": theirs.uniqueness, "l0": theirs.sae_l0, "shrinkage": theirs.shrinkage}
-    same |= {"dead_latents": theirs.dead_latents, "fvu": 1 - theirs.explained_variance}
-    same |= {name: getattr(theirs.classification, name) for name in ("precision", "recall", "f1_score", "accuracy")}
-    assert {name: ours[name] for name in same} == pytest.approx(same, abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"sae": ()}, r"^sae: give at least one folder"),
+        ({"sae": ()}, r"^sae: give at least one folder or file"),
         ({"directions": Path("missing.npy")}, r"^'?missing\.npy'?: No such file"),
         ({"tree_of": 3}, r"^directions: .*W\.npy: expected 20 rows, one for each feature, got shape \(3, 30\)"),
         ({"d_of": 7}, r"^sae: .*a: has d_in = 30, and the directions 7"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(fields: dict, told: str, tmp_path: Path) -> None:
-    save_sae(tmp_path / "a", an_sae())
+    write_sae(tmp_path / "a", an_sae())
     np.save(tmp_path / "W.npy", W_FEAT[: fields.pop("tree_of", 20), : fields.pop("d_of", 30)])
     with pytest.raises(ValueError, match=told):
         evaluate.check(evaluate.Config(**({"sae": (tmp_path / "a",), "directions": tmp_path / "W.npy"} | fields)))

@@ -15,7 +15,7 @@ import pytest
 from processes import HERE
 
 from toy.data.store import open_store, write_store
-from toy.io import load_arrays, load_json, save_arrays, save_json, save_sae, writing
+from toy.io import load_arrays, load_json, save_arrays, save_json, write_sae, writing
 from toy.sae import SAE
 
 LIMIT = 20_000  # bytes of a file, in a process of its own
@@ -33,7 +33,7 @@ def write_all(folder: Path) -> None:
     for write in (
         lambda: save_arrays(folder / "a.safetensors", {"x": np.ones(LIMIT)}, {}),
         lambda: save_json(folder / "a.json", [0.1] * LIMIT),
-        lambda: save_sae(folder / "sae", sae),
+        lambda: write_sae(folder / "sae", sae),
         lambda: write_store(folder / "store", {}, 2, rows),
     ):
         try:

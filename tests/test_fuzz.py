@@ -36,9 +36,9 @@ from toy.features.node import Node
 from toy.features.tree import build_tree, marginals
 from toy.features.tree_json import format_tree, tree_from_dict, tree_to_dict
 from toy.files.digest import signed
-from toy.io import load_arrays, load_sae, load_tree, save_arrays, save_sae
+from toy.files.torch_file import read_torch_file
+from toy.io import load_arrays, load_tree, read_sae, save_arrays, write_sae
 from toy.lm.tokens import load_tokenizer, save_tokenizer, train_tokenizer
-from toy.lm.torch_file import read_torch_file
 from toy.sae import SAE, ReLU, TopK, encode
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.loop import Run
@@ -249,7 +249,7 @@ def test_saes(tmp_path_factory: pytest.TempPathFactory, data: tuple[Any, dict[st
     (cfg, tensors), place = data, folder(tmp_path_factory)
     (place / "cfg.json").write_text(as_text(cfg))
     (place / "sae_weights.safetensors").write_bytes(save(tensors))
-    found = accepted(load_sae, place)
+    found = accepted(read_sae, place)
     if found is None:
         return
     sae, activation = found
@@ -265,11 +265,11 @@ def test_saes(tmp_path_factory: pytest.TempPathFactory, data: tuple[Any, dict[st
 def test_files_of_saes(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     place = folder(tmp_path_factory)
     sae = SAE(**{name: jnp.asarray(a) for name, a in some_tensors().items() if name != "threshold"})
-    save_sae(place, sae, TopK(2) if data.draw(st.booleans()) else ReLU())
-    good, _ = load_sae(place)
+    write_sae(place, sae, TopK(2) if data.draw(st.booleans()) else ReLU())
+    good, _ = read_sae(place)
     file = data.draw(st.sampled_from(sorted(place.iterdir())))
     file.write_bytes(data.draw(damaged(file.read_bytes())))
-    found = accepted(load_sae, place)
+    found = accepted(read_sae, place)
     if found is not None:
         for ours, theirs in zip(found[0], good, strict=True):
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))

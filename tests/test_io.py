@@ -10,7 +10,7 @@ from oracles import PARAMETERS, as_sae, random_arrays
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from toy.io import load_json, load_sae, save_json, save_sae, writing
+from toy.io import load_json, read_sae, save_json, write_sae, writing
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, decoder_norms, encode
 
 X = jnp.asarray(random_arrays(1, 40, 5, 3)["x"], jnp.float32)
@@ -105,8 +105,8 @@ def test_a_list_of_numbers_stands_on_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", [RELU, BatchTopK(1.5)], ids=["relu", "jumprelu"])
 def test_a_saved_sae_is_loaded_equal_and_computes_the_same(activation: Activation, tmp_path: Path) -> None:
     sae = random_sae(activation)
-    save_sae(tmp_path / "sae", sae, activation)
-    loaded, how = load_sae(tmp_path / "sae")
+    write_sae(tmp_path / "sae", sae, activation)
+    loaded, how = read_sae(tmp_path / "sae")
     assert how == RELU
     assert (loaded.threshold is None) == (sae.threshold is None)
     for name, leaf in sae._asdict().items():
@@ -119,43 +119,24 @@ def test_a_saved_sae_is_loaded_equal_and_computes_the_same(activation: Activatio
 
 def test_a_topk_sae_is_saved_with_unit_decoder_rows_and_keeps_the_same_latents_and_output(tmp_path: Path) -> None:
     sae, activation = random_sae(), TopK(2)
-    save_sae(tmp_path, sae, activation)
-    loaded, how = load_sae(tmp_path)
+    write_sae(tmp_path, sae, activation)
+    loaded, how = read_sae(tmp_path)
     assert how == activation
     np.testing.assert_allclose(decoder_norms(loaded), 1, rtol=1e-6)
     assert np.ptp(decoder_norms(sae)) > 0.1  # so that activations alone would choose others
     acts, of_loaded = encode(sae, X, activation), encode(loaded, X, how)
     np.testing.assert_allclose(of_loaded, acts * decoder_norms(sae), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(decode(loaded, of_loaded), decode(sae, acts), rtol=1e-5, atol=1e-5)
-    folded, _ = load_sae(tmp_path)
-    save_sae(tmp_path / "again", folded, how)
-    again, _ = load_sae(tmp_path / "again")
+    folded, _ = read_sae(tmp_path)
+    write_sae(tmp_path / "again", folded, how)
+    again, _ = read_sae(tmp_path / "again")
     np.testing.assert_allclose(again.W_enc, loaded.W_enc, rtol=1e-5)
 
 
 def test_a_batchtopk_sae_without_its_threshold_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it"):
-        save_sae(tmp_path / "sae", random_sae(), BatchTopK(1.5))
+        write_sae(tmp_path / "sae", random_sae(), BatchTopK(1.5))
     assert files(tmp_path) == []
-
-
-@pytest.mark.filterwarnings("ignore")  # of what SAELens imports
-@pytest.mark.parametrize("activation", TRAINED_AS, ids=["standard", "topk", "jumprelu"])
-def test_saelens_loads_what_is_saved_and_rebuilds_the_same(activation: Activation, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    sae_lens = pytest.importorskip("sae_lens")
-    sae = random_sae(activation)
-    save_sae(tmp_path, sae, activation)
-    theirs = sae_lens.SAE.load_from_disk(tmp_path)
-    expected = {"ReLU": "standard", "TopK": "topk", "BatchTopK": "jumprelu"}[type(activation).__name__]
-    assert theirs.cfg.architecture() == expected
-    acts = encode(sae, X, inference(activation))
-    with torch.no_grad():
-        their_acts = theirs.encode(torch.tensor(np.asarray(X)))
-        recon = theirs.decode(their_acts).numpy()
-    np.testing.assert_array_equal(their_acts.to_dense().numpy() > 0, acts > 0)
-    assert 0 < (acts > 0).mean() < 1
-    np.testing.assert_allclose(recon, decode(sae, acts), rtol=1e-5, atol=1e-5)
 
 
 def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_path: Path) -> None:
@@ -167,7 +148,7 @@ def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_pat
         np.asarray(sae.b_dec, np.float64),  # type: ignore[arg-type]
     )
     assert not odd.W_enc.flags.c_contiguous  # type: ignore[union-attr]
-    save_sae(tmp_path, odd)
+    write_sae(tmp_path, odd)
     with safe_open(tmp_path / "sae_weights.safetensors", "numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert tensors.keys() == set(PARAMETERS)
@@ -185,7 +166,7 @@ def test_arrays_that_are_not_contiguous_or_not_float32_are_written_right(tmp_pat
     ],
 )
 def test_the_config_is_that_of_such_an_sae_in_saelens(activation: Activation, fields: dict, tmp_path: Path) -> None:
-    save_sae(tmp_path, random_sae(activation), activation, metadata={"seed": 3})
+    write_sae(tmp_path, random_sae(activation), activation, metadata={"seed": 3})
     assert (
         json.loads((tmp_path / "cfg.json").read_text())
         == {
@@ -236,23 +217,23 @@ def spoil(folder: Path, fault: str) -> None:
 )
 def test_a_folder_that_is_no_sae_is_refused_by_name(fault: str, tmp_path: Path) -> None:
     folder = tmp_path / "my_sae"
-    save_sae(folder, random_sae())
+    write_sae(folder, random_sae())
     spoil(folder, fault)
     with pytest.raises(ValueError, match="my_sae"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
 def test_an_architecture_has_just_the_tensors_it_needs(architecture: str, tmp_path: Path) -> None:
     other: Activation = BatchTopK(1.5) if architecture == "standard" else RELU
-    save_sae(tmp_path, random_sae(other), other)
+    write_sae(tmp_path, random_sae(other), other)
     save_json(tmp_path / "cfg.json", load_json(tmp_path / "cfg.json") | {"architecture": architecture})
     with pytest.raises(ValueError, match=r"sae_weights\.safetensors: expected tensors W_enc, b_enc, W_dec, b_dec"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 def test_weights_with_other_tensors_are_refused_by_their_names(tmp_path: Path) -> None:
-    save_sae(tmp_path, random_sae())
+    write_sae(tmp_path, random_sae())
     save_file({"threshold": np.ones(3, np.float32)}, tmp_path / "sae_weights.safetensors")
     with pytest.raises(ValueError, match=r"sae_weights\.safetensors: expected tensors W_enc.*got .*threshold"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)

@@ -24,8 +24,8 @@ from safetensors.numpy import load_file, save_file
 from test_lm_model import CONFIG, Family, a_model, each_family, gpt_neo_state, some_tokens
 
 import toy.lm.weights
+from toy.files.torch_file import read_torch_file
 from toy.lm.model import LM
-from toy.lm.torch_file import read_torch_file
 from toy.lm.weights import gpt_neo_from, load_model, model_digest, save_model, tiny_model_from
 
 KINDS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from toy.io import load_sae, save_sae
+from toy.io import read_sae, write_sae
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decode, encode
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -59,7 +59,7 @@ def theirs(cfg: dict[str, Any], w: dict[str, np.ndarray], x: np.ndarray) -> tupl
 
 
 def assert_theirs(folder: Path, acts: np.ndarray, recon: np.ndarray, x: np.ndarray) -> None:
-    sae, activation = load_sae(folder)
+    sae, activation = read_sae(folder)
     assert {leaf.dtype for leaf in sae if leaf is not None} == {jnp.dtype("float32")}
     ours = encode(sae, jnp.asarray(x), activation)
     np.testing.assert_allclose(ours, acts, rtol=1e-5, atol=1e-5)
@@ -101,13 +101,52 @@ def test_b_dec_is_applied_to_the_input_unless_the_file_says_otherwise(tmp_path: 
     assert_theirs(write(tmp_path, cfg), *theirs(CFG, tensors(), X), X)
 
 
-def test_a_topk_sae_that_compares_activations_is_read_where_decoder_norms_are_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_topk_sae_may_compare_activations_whatever_the_decoder_norms(equal: bool, tmp_path: Path) -> None:
     cfg = CFG | {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": False}
     weights = tensors()
-    with pytest.raises(ValueError, match=r"cfg\.json: 'topk' is read with equal decoder norms unless"):
-        load_sae(write(tmp_path, cfg, weights))
-    weights["W_dec"] *= 2 / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
-    assert_theirs(write(tmp_path, cfg, weights), *theirs(cfg, weights, X), X)
+    if equal:
+        weights["W_dec"] *= 2 / np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
+    assert_theirs(write(tmp_path / "theirs", cfg, weights), *theirs(cfg, weights, X), X)
+    sae, activation = read_sae(tmp_path / "theirs")
+    assert activation == TopK(2, by_size=equal)
+    if not equal:  # otherwise norms are folded
+        write_sae(tmp_path / "ours", sae, activation)
+        assert_theirs(tmp_path / "ours", *theirs(cfg, weights, X), X)
+
+
+OF_TRAINING: dict[str, dict[str, Any]] = {
+    "standard": {"l1_coefficient": 1.0, "lp_norm": 1.0, "l1_warm_up_steps": 0},
+    "jumprelu": {"jumprelu_bandwidth": 0.05, "l0_coefficient": 1.0, "target_l0": None},
+    "topk": {"k": 2, "aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": True},
+    "batchtopk": {"k": 1.5, "topk_threshold_lr": 0.01, "rescale_acts_by_decoder_norm": True},
+    "matryoshka_batchtopk": {"k": 1.5, "matryoshka_widths": [2, 8], "rescale_acts_by_decoder_norm": False},
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("architecture", OF_TRAINING)
+def test_a_checkpoint_of_training_is_read_as_saelens_would_export_it(
+    architecture: str, scale: float, tmp_path: Path
+) -> None:
+    """With a scale, SAELens' `fold_activation_norm_scaling_factor` comes first."""
+    cfg = CFG | {"architecture": architecture, "decoder_init_norm": 0.1, **OF_TRAINING[architecture]}
+    weights, batch = tensors(threshold=architecture == "jumprelu"), "batchtopk" in architecture
+    normalised = cfg if scale == 1 else cfg | {"normalize_activations": "expected_average_only_in"}
+    folder = write(tmp_path, normalised, weights | ({"topk_threshold": np.array(0.7)} if batch else {}))
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": scale, "has_whitening": False}))
+    weights |= {"W_enc": weights["W_enc"] * scale} | {name: weights[name] / scale for name in ("W_dec", "b_dec")}
+    if batch:
+        weights["threshold"] = np.full(D_SAE, 0.7 / (scale if cfg["rescale_acts_by_decoder_norm"] else 1.0))
+        del cfg["k"]
+    assert_theirs(folder, *theirs(cfg, weights, X), X)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"scaling_factor": null}', '{"scaling_factor": -1.0}'])
+def test_a_scale_that_is_no_number_is_refused(content: str, tmp_path: Path) -> None:
+    write(tmp_path, CFG | {"normalize_activations": "expected_average_only_in"})
+    (tmp_path / "activation_scaler.json").write_text(content)
+    refused(tmp_path, r"activation_scaler\.json: scaling_factor: expected a positive number, got")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "torch.bfloat16"])
@@ -128,9 +167,19 @@ def test_what_saelens_trained_and_saved_gives_its_own_numbers(name: str) -> None
         assert_theirs(folder, expected["acts"], expected["recon"], expected["x"])
 
 
+PURSUIT: dict[str, Any] = {
+    **{"architecture": "matching_pursuit", "max_iterations": 3},
+    **{"residual_threshold": 0.0, "stop_on_duplicate_support": False},
+}
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"normalize_activations": "layer_norm"}, "normalize_activations is layer_norm, expected 'none': .*fold"),
-    ({"normalize_activations": "expected_average_only_in"}, "normalize_activations is expected_average_only_in"),
+    *(
+        ({"normalize_activations": name}, f"normalize_activations is {name}, expected 'none' or .*fold.*depends on")
+        for name in ("layer_norm", "constant_norm_rescale", "covariance_whitening")
+    ),
+    (
+        {"normalize_activations": "expected_average_only_in"},
+        "normalize_activations is expected_average_only_in, and there is no activation_scaler.json .*: fold",
+    ),
     ({"normalize_activations": None}, "normalize_activations is None"),
     ({"reshape_activations": "hook_z"}, "reshape_activations is hook_z, expected 'none'"),
     ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}}, "activation_fn_str is topk, expected 'relu'"),
@@ -146,7 +195,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": ...}, "dtype is missing"),
     ({"k": 2}, "k is 2, which is not known for 'standard'"),
     ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is True, which is not known for 'standard'"),
-    ({"lp_norm": 1.0}, "lp_norm is 1.0, which is not known for 'standard'"),
+    ({"temperature": 1.0}, "temperature is 1.0, which is not known for 'standard'"),
+    *(
+        ({"architecture": name}, f"architecture is {name}, expected .*: other architectures are not read")
+        for name in ("temporal", "abstopk", "skip_transcoder", "jumprelu_transcoder")
+    ),
+    (PURSUIT | {"residual_threshold": 0.01}, "residual_threshold is 0.01, expected 0.0: rounds end here at a share"),
+    (PURSUIT | {"stop_on_duplicate_support": True}, "stop_on_duplicate_support is True, expected False"),
+    (PURSUIT | {"apply_b_dec_to_input": False}, "apply_b_dec_to_input is False, expected True: the residual starts"),
+    (PURSUIT, "expected tensors W_dec, b_dec, got W_dec, W_enc, b_dec, b_enc"),
     ({"d_in": D_IN + 1}, r"W_enc has shape \(5, 8\), expected \(6, 8\) by d_in = 6 and d_sae = 8"),
     ({"d_sae": 99}, r"W_enc has shape \(5, 8\), expected \(5, 99\)"),
     ({"d_in": 5.0}, "d_in: expected a whole number of at least 1, got 5.0"),
@@ -174,10 +231,25 @@ def test_a_setting_that_changes_the_function_is_refused_by_its_name_and_value(
 
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        load_sae(folder)
+        read_sae(folder)
     assert str(folder) in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"sae_weights\.safetensors: W_dec: expected rows of norm 1 for matching_pursuit"),
+        ({"max_iterations": None}, "max_iterations: expected a whole number of at least 1, got None"),
+        ({"tolerance": 2.0}, "tolerance: must be at most 1, got 2.0"),
+    ],
+)
+def test_a_pursuit_that_is_none_of_ours_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    weights = {name: tensors()[name] for name in ("W_dec", "b_dec")}
+    if change:
+        weights["W_dec"] /= np.linalg.norm(weights["W_dec"], axis=1, keepdims=True)
+    refused(write(tmp_path, CFG | PURSUIT | change, weights), message)
 
 
 def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
@@ -244,12 +316,12 @@ def test_an_sae_that_could_not_be_loaded_is_not_saved(
     sae: SAE, activation: Activation, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        save_sae(tmp_path, sae, activation)
+        write_sae(tmp_path, sae, activation)
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_flipped_bit_in_saved_weights_is_told(tmp_path: Path) -> None:
-    save_sae(tmp_path, ours())
+    write_sae(tmp_path, ours())
     path = tmp_path / "sae_weights.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -258,16 +330,16 @@ def test_a_flipped_bit_in_saved_weights_is_told(tmp_path: Path) -> None:
 
 
 def test_a_save_that_was_killed_between_its_two_files_is_not_loaded(tmp_path: Path) -> None:
-    save_sae(tmp_path, ours(), TopK(2))
+    write_sae(tmp_path, ours(), TopK(2))
     old = (tmp_path / "cfg.json").read_bytes()
-    save_sae(tmp_path, ours(), TopK(3))
+    write_sae(tmp_path, ours(), TopK(3))
     (tmp_path / "cfg.json").write_bytes(old)
     refused(tmp_path, r"cfg\.json is not the one that sae_weights\.safetensors was saved with")
 
 
 def test_notes_that_were_added_to_a_saved_sae_do_not_matter(tmp_path: Path) -> None:
-    save_sae(tmp_path, ours(), metadata={"share": 1 / 3})
+    write_sae(tmp_path, ours(), metadata={"share": 1 / 3})
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     assert cfg["metadata"]["share"] == 1 / 3
     (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"hook_name": "blocks.0", "device": "cuda"}))
-    np.testing.assert_array_equal(load_sae(tmp_path)[0].W_enc, tensors()["W_enc"])
+    np.testing.assert_array_equal(read_sae(tmp_path)[0].W_enc, tensors()["W_enc"])

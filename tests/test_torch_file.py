@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 import pytest
 
-from toy.lm.torch_file import read_torch_file
+from toy.files.torch_file import read_torch_file
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "attack"
 VALUES = np.arange(6, dtype=np.float32)

@@ -10,7 +10,7 @@ import pytest
 from experiments import train
 from experiments.common import cli
 from experiments.common.experiment import Work
-from toy.io import load_sae, load_tree, plain
+from toy.io import load_tree, plain, read_sae
 from toy.sae import TopK
 
 MINE = f"{Path(__file__).parent}/methods/tied.py:tied"
@@ -25,7 +25,7 @@ def ran(folder: Path, progress: Any = lambda n: None, **fields: Any) -> dict[str
 
 def test_a_run_of_a_users_method_is_a_folder_that_evaluate_takes(tmp_path: Path) -> None:
     record = ran(tmp_path, method=MINE, n_seeds=2)
-    saes = [load_sae(tmp_path / f"sae_{seed}")[0] for seed in (0, 1)]
+    saes = [read_sae(tmp_path / f"sae_{seed}")[0] for seed in (0, 1)]
     np.testing.assert_allclose(saes[0].W_enc, saes[0].W_dec.T, rtol=1e-6)
     assert not np.allclose(saes[0].W_dec, saes[1].W_dec)
     assert np.load(tmp_path / "directions_1.npy").shape == (20, 30)
@@ -46,7 +46,7 @@ def test_activations_of_ones_own_need_no_tree(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32))
     given = {"data": tmp_path / "x.npy", "n_latents": 24, "target_l0": 3.0, "batch_size": 32}
     record = ran(tmp_path / "out", method="topk:k=l0", **given)
-    sae, activation = load_sae(tmp_path / "out" / "sae_0")
+    sae, activation = read_sae(tmp_path / "out" / "sae_0")
     assert activation == TopK(3)
     assert sae.W_dec.shape == (24, 12)
     assert "measured" not in record["results"]

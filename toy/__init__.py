@@ -5,7 +5,7 @@ sae.py      the SAE and its activations          prefixes.py  which prefixes are
 methods/    what is trained, and by which loss   loss/        the Matryoshka objective
 training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
-lm/         language models of TinyStories       interop/     SAELens' files
+lm/         language models of TinyStories       interop/     SAEs of other libraries
 theory.py   the objective over all states of a tree, exactly
 files/, io.py, checks.py                         what is read and written, and what is refused
 """
@@ -18,7 +18,7 @@ from toy.features.directions import make_directions
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0, sample_features
-from toy.io import load_sae, load_tree, save_sae, save_tree
+from toy.io import load_tree, read_sae, save_tree, write_sae
 from toy.sae import SAE, BatchTopK, TopK
 from toy.training.config import Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes

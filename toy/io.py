@@ -14,8 +14,8 @@ from toy.files.arrays import load_arrays, map_arrays, save_arrays
 from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
 from toy.files.digest import digest_of, is_signed, signed
 from toy.files.json_files import load_json, parse_json, plain, save_json
-from toy.interop.saelens import load_sae, save_sae
 from toy.interop.saelens_model import synthetic_model
+from toy.interop.saes import read_sae, write_sae
 
 _MOST_TREE_BYTES = 32 * 2**20
 
@@ -26,20 +26,20 @@ __all__ = [
     "is_signed",
     "load_arrays",
     "load_json",
-    "load_sae",
     "load_tree",
     "locked",
     "map_arrays",
     "parse_json",
     "plain",
     "prepare",
+    "read_sae",
     "read_tree",
     "remove_parts",
     "save_arrays",
     "save_json",
-    "save_sae",
     "save_tree",
     "signed",
+    "write_sae",
     "writing",
 ]
 

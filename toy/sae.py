@@ -1,7 +1,7 @@
 """The sparse autoencoder: parameters, activations, and the pure functions on them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,8 @@ class TopK:
     """The `k` latents of each sample with the largest activation · decoder norm (Gao et al., arXiv 2406.04093)."""
 
     k: int
+    by_size: bool = field(default=True, repr=False)
+    """If false, activations alone are compared, as in files of other libraries. Training here compares sizes."""
 
     def __post_init__(self) -> None:
         check_fields(self, k=Whole())
@@ -103,7 +105,8 @@ def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = REL
     acts = jax.nn.relu(x @ sae.W_enc + sae.b_enc)
     if isinstance(activation, ReLU):
         return acts if sae.threshold is None else jnp.where(acts > sae.threshold, acts, 0)
-    return keep_largest(acts, decoder_norms(sae), activation)
+    of_activations = isinstance(activation, TopK) and not activation.by_size
+    return keep_largest(acts, jnp.ones_like(sae.b_enc) if of_activations else decoder_norms(sae), activation)
 
 
 def keep_largest(

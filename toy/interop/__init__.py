@@ -1,1 +1,1 @@
-"""Formats of other libraries: the SAE folders and synthetic models of SAELens."""
+"""Formats of other libraries: their SAEs (`saes`), and the synthetic models of SAELens."""

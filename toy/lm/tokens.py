@@ -11,9 +11,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from toy.checks import Whole, check_numbers
 from toy.files.atomic import writing
 from toy.files.digest import digest_of
+from toy.files.torch_file import read_torch_file
 from toy.lm.pieces import check_words, texts_of
 from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
-from toy.lm.torch_file import read_torch_file
 
 SPECIAL = ("[BEGIN]", "[END]", "[PAD]", "[UNK]")
 VOCAB_SIZE = Whole(len(SPECIAL) + 256, MOST_IDS)  # for training a tokenizer: every byte has an id

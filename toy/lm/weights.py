@@ -14,9 +14,9 @@ from toy.checks import quoted
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.digest import digest_of
 from toy.files.json_files import load_object, plain, save_json
+from toy.files.torch_file import read_torch_file
 from toy.lm.hub import fetch, is_hub_name, split_name
 from toy.lm.model import LM, LMConfig
-from toy.lm.torch_file import read_torch_file
 
 _CONFIG, _TENSORS, _TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
 _TINY_MODEL = {"blocks.": "torso.", "embed.embedding": "embed.weight", ".kernel": ".weight"}

@@ -17,7 +17,7 @@ import numpy as np
 from toy.checks import MOST_QUOTED, quoted
 from toy.files.archive import open_archive
 
-_DTYPES = {
+DTYPES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -97,7 +97,7 @@ class _Unpickler(_Python):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        known: dict[str, Any] = {f"torch.{kind}": dtype for kind, dtype in _DTYPES.items()} | {
+        known: dict[str, Any] = {f"torch.{kind}": dtype for kind, dtype in DTYPES.items()} | {
             "collections.OrderedDict": _empty,
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": _tensor_of_parameter,
