@@ -59,9 +59,9 @@ class Config:
     """The first seed."""
     n_seeds: int = 16
     """Number of seeds; each has directions and data of its own, and starts from its features."""
-    n_steps: int = 8_000
+    n_steps: int = 5_000
     """Training steps."""
-    batch_size: int = 1_000
+    batch_size: int = 400
     """Rows per training step."""
     learning_rate: float = 3e-3
     """Adam's, between warm-up and cool-down."""
