@@ -51,9 +51,9 @@ class Config:
     """P(child | parent) where one latent stands for both features."""
     betas: tuple[float, ...] = (0.0, 0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0)
     """Weights of the prefix of one latent over that of the full one."""
-    sparsity_coef: float = 0.3
+    sparsity_coef: float = 0.15
     """L1 coefficient for inputs of mean norm √d_in, which stays as it is."""
-    d_in: int = 30
+    d_in: int = 8
     """Dimension of the activations."""
     seed: int = 0
     """The first seed."""
