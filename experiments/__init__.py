@@ -4,7 +4,7 @@ import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
 STUDIES = ("pareto", "compare", "hedging", "train", "evaluate", "defaults")
-BENCHMARKS = ("speed", "sweep_speed", "store_speed")
+BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
 LANGUAGE_SET = ("tinystories",)  # three figures
 
 if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command

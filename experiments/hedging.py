@@ -220,9 +220,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             f"({difference.mean():.3f} on average), which is the best one in {at_best.sum()}"
         )
     pair = record["results"]["pair"]
-    lines.append(
-        f"pair: parent's latent without the child at β = {_crossing(pair, 0, 1):.2f} in its encoder"
-    )
+    lines.append(f"pair: parent's latent without the child at β = {_crossing(pair, 0, 1):.2f} in its encoder")
     return lines
 
 

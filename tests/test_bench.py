@@ -11,8 +11,8 @@ import pytest
 import yaml
 from commands import change, command
 
-from experiments import speed, store_speed, sweep_speed
-from experiments.bench import report, wide
+from experiments import speed, sweep_speed
+from experiments.bench import report, store_speed, wide
 from experiments.bench.timing import Job, Table
 from experiments.common import cli
 from toy.io import load_json
@@ -82,7 +82,7 @@ def test_store_speed_times_reading_and_training_in_turn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ("--n-rows", "3000", "--d-in", "8", "--n-latents", "150", "--batch-size", "16", "--n-rounds", "2")
-    assert command(monkeypatch, "store_speed", *sizes, "--out", tmp_path) == 0
+    assert command(monkeypatch, "bench.store_speed", *sizes, "--out", tmp_path) == 0
     (table,) = tables_of(tmp_path, "store_speed")
     trainings = ("training, vanilla", "training, Matryoshka", "training, Matryoshka, rows in memory")
     assert n_calls(table) == dict.fromkeys((*trainings, "reading float32", "reading bfloat16"), 2)

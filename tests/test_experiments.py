@@ -178,12 +178,12 @@ def test_a_bad_option_is_named_before_any_work(arguments, message, monkeypatch, 
         ("ground_truth", ("--n-rows", "0"), "n_rows: must be at least 1"),
         ("ground_truth", ("--n-rows", "1000000000000"), "n_rows: need at least"),
         ("ground_truth", ("--d-in", "1000000000"), "d_in: a matrix of"),
-        ("store_speed", ("--n-rows", "1000000000000"), "n_rows and d_in: need at least"),
-        ("store_speed", ("--d-in", "1000000000"), "d_in = 1,000,000,000"),
-        ("store_speed", ("--batch-size", "1000000000"), "batch_size = 1,000,000,000"),
-        ("store_speed", ("--n-latents", "1000000000"), "n_latents: must be at most"),
-        ("store_speed", ("--n-rounds", "1000000000000"), "n_rounds: must be at most 10,000"),
-        ("store_speed", ("--seed", "4294967296"), "seed: must be at most"),
+        ("bench.store_speed", ("--n-rows", "1000000000000"), "n_rows and d_in: need at least"),
+        ("bench.store_speed", ("--d-in", "1000000000"), "d_in = 1,000,000,000"),
+        ("bench.store_speed", ("--batch-size", "1000000000"), "batch_size = 1,000,000,000"),
+        ("bench.store_speed", ("--n-latents", "1000000000"), "n_latents: must be at most"),
+        ("bench.store_speed", ("--n-rounds", "1000000000000"), "n_rounds: must be at most 10,000"),
+        ("bench.store_speed", ("--seed", "4294967296"), "seed: must be at most"),
         ("speed", ("--n-rounds", "1000000000000"), "n_rounds: must be at most 10,000"),
     ],
 )
@@ -251,8 +251,9 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     assert command(monkeypatch, "", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*TOY_SET, *LANGUAGE_SET, *STUDIES, *BENCHMARKS]
-    files = Path(__main__.__file__).parent.glob("*.py")
-    commands = {path.stem for path in files if "    main(EXPERIMENT)" in path.read_text(encoding="utf-8")}
+    home = Path(__main__.__file__).parent
+    files = [file for file in home.rglob("*.py") if "    main(EXPERIMENT)" in file.read_text(encoding="utf-8")]
+    commands = {".".join(file.relative_to(home).with_suffix("").parts) for file in files}
     assert commands == {*TOY_SET, *STUDIES, *BENCHMARKS}
 
 

@@ -67,7 +67,7 @@ def main(experiment: Experiment) -> None:
 def parse_command(experiment: Experiment) -> Command:
     """The command line's options; those that are not given are the preset's."""
     about = {
-        "prog": f"python -m experiments.{experiment.name}",
+        "prog": f"python -m experiments.{experiment.command}",
         "description": inspect.getdoc(inspect.getmodule(experiment.run)),
     }
     kind = Command[experiment.config]

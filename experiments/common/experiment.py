@@ -72,8 +72,10 @@ class Experiment(Generic[Config]):
     """Returns how many steps `run` will tell of."""
     caption: Callable[[Record], str] | None = None
     """Returns the figure's caption, which the record keeps."""
+    folder: str = ""
+    """The folder of its module within `experiments/`, such as `bench.`."""
 
     @property
     def command(self) -> str:
         """The name of the command that makes it."""
-        return self.name
+        return self.folder + self.name

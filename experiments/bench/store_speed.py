@@ -2,7 +2,7 @@
 
 Claim: at (d_in 128, 2,000 latents) on two cores a Matryoshka SAE with 10 sampled prefixes trains on more than 15,000
 tokens per second, reading from the store included, and a shuffled stream of the store's rows is ten times as fast.
-Command: python -m experiments.store_speed; half a minute on two cores.
+Command: python -m experiments.bench.store_speed; half a minute on two cores.
 Needs: 0.8 GB of disk in TMPDIR. The store has just been written, so it is read from the page cache and not from the
 disk. Its numbers are random ones, on which a step takes as long as on any.
 In the post: nothing; the activations of a large model do not fit in memory.
@@ -81,7 +81,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         return {"tables": [table.measure(cfg.n_rounds, progress)], "not_measured": []}
 
 
-EXPERIMENT = Experiment("store_speed", Config, run, summary, plot, check, n_steps, caption)
+EXPERIMENT = Experiment("store_speed", Config, run, summary, plot, check, n_steps, caption, folder="bench.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)
