@@ -79,7 +79,7 @@ def configure(experiment: "Experiment", given: dict[str, Any]) -> Any:
 
 def described(name: str) -> str:
     """Name and claim of an experiment, whose module is not imported for it."""
-    text = Path(__file__).with_name(f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+    text = Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
     claim = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     return f"{name:22s} {claim}"
 
