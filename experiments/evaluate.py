@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -24,8 +25,8 @@ from experiments.common.study import TreeConfig, check_features
 from toy.checks import Whole, check_fields, quoted
 from toy.eval.against_tree import evaluate
 from toy.eval.classification import classification
-from toy.features.node import feature_names
-from toy.features.tree import build_tree, edges, held_out_key, sample_features
+from toy.features.node import Node, feature_names
+from toy.features.tree import Tree, build_tree, edges, held_out_key, sample_features
 from toy.features.tree_json import tree_from_dict
 from toy.io import read_sae
 from toy.sae import SAE, Activation, encode
@@ -55,6 +56,8 @@ class Config(TreeConfig):
     n_seeds: int = 1
     sae: tuple[Path, ...] = ()
     """Folders or files with an SAE each."""
+    acts: tuple[Path, ...] = ()
+    """NumPy files with activations of models that are no SAEs, [n_eval_rows n_latents], on the inputs of `held_out`."""
     directions: Path | None = None
     """NumPy file with the features' directions, [n_features d_in]."""
     bias: Path | None = None
@@ -77,6 +80,22 @@ class Config(TreeConfig):
         return {str(path): read_sae(path) for path in self.sae}
 
 
+def held_out(
+    root: Node,
+    W_feat: Float[np.ndarray, "n_features d_in"],
+    bias: Float[np.ndarray, " d_in"] | float = 0.0,
+    *,
+    seed: int = 0,
+    n_rows: int = Config.n_eval_rows,
+) -> Float[np.ndarray, "n_rows d_in"]:
+    """The inputs that `evaluate` measures on: those to be encoded where it is given activations."""
+    return _features(build_tree(root), seed, n_rows) @ W_feat + bias
+
+
+def _features(tree: Tree, seed: int, n_rows: int) -> np.ndarray:
+    return np.asarray(sample_features(held_out_key(jax.random.key(seed)), tree, n_rows))
+
+
 def _array(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
@@ -96,8 +115,8 @@ def without_bias(sae: SAE, bias: np.ndarray) -> SAE:
 def check(cfg: Config) -> None:
     """Raises: ValueError naming the file that does not fit the tree, before any work."""
     tree = cfg.tree.tree
-    if not cfg.sae:
-        raise ValueError("sae: give at least one folder or file with an SAE")
+    if not cfg.sae and not cfg.acts:
+        raise ValueError("sae: give at least one folder or file with an SAE, or activations by --acts")
     if cfg.directions is None:
         check_features(cfg, tree)
     n, shape = tree.n_features, cfg.W_feat.shape
@@ -108,27 +127,47 @@ def check(cfg: Config) -> None:
     for name, (sae, _) in cfg.saes.items():
         if sae.W_dec.shape[1] != shape[1]:
             raise ValueError(f"sae: {name}: has d_in = {sae.W_dec.shape[1]}, and the directions {shape[1]}")
+    for path in cfg.acts:
+        found = _array(path).shape
+        if len(found) != 2 or found[0] != cfg.n_eval_rows:
+            raise ValueError(f"acts: {path}: expected n_eval_rows = {cfg.n_eval_rows:,} rows, got shape {found}")
 
 
 def n_steps(cfg: Config) -> int:
-    return len(cfg.sae)
+    return len(cfg.sae) + len(cfg.acts)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     tree, W_feat = cfg.tree.tree, cfg.W_feat
-    features = np.asarray(sample_features(held_out_key(jax.random.key(cfg.seed)), tree, cfg.n_eval_rows))
-    results = {}
+    features = _features(tree, cfg.seed, cfg.n_eval_rows)
+    x = features @ W_feat
     bias = np.zeros(W_feat.shape[1], np.float32) if cfg.bias is None else _array(cfg.bias)
+    results = {}
     for name, (saved, activation) in cfg.saes.items():
         sae = without_bias(saved, bias)
-        acts = np.asarray(encode(sae, jnp.asarray(features @ W_feat), activation))
-        found = evaluate(sae, W_feat, tree, features, activation, acts=acts)
-        measured = found._asdict() | found.mixing._asdict()
-        theirs = classification(acts, features > 0, np.asarray(sae.W_dec, float), np.asarray(W_feat, float))
-        left_out = {"match", "mixing", "prefix_fvu"}
-        results[name] = {key: value for key, value in measured.items() if key not in left_out} | theirs._asdict()
+        acts = np.asarray(encode(sae, jnp.asarray(x), activation))
+        results[name] = _measured(sae, acts, features, tree, W_feat)
+        progress(1)
+    for path in cfg.acts:
+        acts = _array(path)
+        results[str(path)] = _measured(decoded_best(acts, x), acts, features, tree, W_feat)
         progress(1)
     return results
+
+
+def decoded_best(acts: Float[np.ndarray, "rows n_latents"], x: Float[np.ndarray, "rows d_in"]) -> SAE:
+    """Activations' own decoder is not known: the one that reconstructs the inputs best, by least squares."""
+    rows = np.column_stack([acts, np.ones(len(acts))]).astype(float)
+    *W_dec, b_dec = np.linalg.lstsq(rows, x.astype(float), rcond=None)[0]
+    n_latents, d_in = acts.shape[1], x.shape[1]
+    return SAE(np.zeros((d_in, n_latents)), np.zeros(n_latents), np.array(W_dec), b_dec)  # type: ignore[arg-type]
+
+
+def _measured(sae: SAE, acts: np.ndarray, features: np.ndarray, tree: Tree, W_feat: np.ndarray) -> dict[str, Any]:
+    found = evaluate(sae, W_feat, tree, features, acts=acts)
+    theirs = classification(acts, features > 0, np.asarray(sae.W_dec, float), np.asarray(W_feat, float))
+    measured = found._asdict() | found.mixing._asdict() | theirs._asdict()
+    return {key: value for key, value in measured.items() if key not in ("match", "mixing", "prefix_fvu")}
 
 
 def summary(record: dict[str, Any]) -> list[str]:

@@ -117,9 +117,9 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 def _run_case(cfg: Config, case: Case, work: Work) -> dict[str, Any]:
     """Cosines of the best minimum, [settings n_latents n_features], and of training, [settings seeds …].
 
-    `difference`, [settings seeds], is the largest of decoder cosines from the minimum that the seed is nearest to, and
-    `at_best` whether that is the best one. Encoders are not compared: a latent that is on with several features at
-    once only fixes the sum of their weights.
+    `from_features` has those of the minimum that is reached from the features. `difference`, [settings seeds], is the
+    largest of decoder cosines from the minimum that the seed is nearest to, and `at_best` whether that is the best one.
+    Encoders are not compared: a latent that is on with several features at once only fixes the sum of their weights.
     """
     minima, loss = _minima(cfg, case)
     trained = _trained(cfg, case, work)
@@ -129,6 +129,7 @@ def _run_case(cfg: Config, case: Case, work: Work) -> dict[str, Any]:
     return {
         "betas": case.betas,
         "exact": {name: values[settings, best] for name, values in minima.items()},
+        "from_features": {name: values[:, 0] for name, values in minima.items()},
         "trained": trained,
         "difference": apart.min(axis=2),
         "at_best": reached <= loss.min(axis=1, keepdims=True) * (1 + SAME_LOSS),
@@ -237,8 +238,9 @@ def _crossing(case: dict[str, Any], latent: int, feature: int) -> float:
 def caption(record: dict[str, Any]) -> str:
     config, seeds = record["config"], record["seeds"]
     return (
-        "Lines: the least minimum found of the exact objective; dots: trained SAEs, one per seed; β: weight of the "
-        f"prefix of one latent over that of the full one; P(parent) = {config['prob']:g}; b: P(child | parent) = "
+        "Lines: the least minimum found of the exact objective, dashed that next to the features; dots: trained SAEs, "
+        "one per seed; β: weight of the prefix of one latent over that of the full one; "
+        f"P(parent) = {config['prob']:g}; b: P(child | parent) = "
         f"{config['edge_prob']:g}; c: three children with {', '.join(map(str, UNBALANCEABLE))}; "
         f"{config['n_steps']:,} steps from the features; seeds {seeds[0]} to {seeds[-1]}."
     )
@@ -263,6 +265,7 @@ def plot(record: dict[str, Any]) -> Figure:
         axes[2].set_title("c  Parent's decoder, 3 children")
         for ax in axes[1:]:
             ax.set_xscale("symlog", linthresh=0.03)
+            ax.set_xlim(-0.005, 13)
             ax.set_xticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
             ax.minorticks_off()
             ax.set_xlabel("β")
@@ -274,9 +277,10 @@ def _lines(ax: Axes, x: list[float], case: dict[str, Any], shown: dict[tuple[int
     ax.axhline(0, color="0.8", linewidth=0.8)
     for i, ((latent, feature, part), label) in enumerate(shown.items()):
         ax.plot(x, np.array(case["exact"][part])[:, latent, feature], color=f"C{i}", linewidth=1, label=label)
+        ax.plot(x, np.array(case["from_features"][part])[:, latent, feature], "--", color=f"C{i}", linewidth=0.7)
         trained = np.array(case["trained"][part])[:, :, latent, feature]
         ax.plot(x, trained, ".", color=f"C{i}", markersize=2.5, alpha=0.6)
-    ax.legend(fontsize=6)
+    ax.legend(fontsize=6, loc="lower right")
 
 
 EXPERIMENT = Experiment("hedging", Config, run, summary, plot, check, n_steps, caption)

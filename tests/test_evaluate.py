@@ -53,6 +53,22 @@ def test_saes_stand_side_by_side_with_holes_for_every_edge(tmp_path: Path) -> No
     assert "2,000 held-out rows" in evaluate.caption(record)
 
 
+def test_activations_alone_are_measured_with_the_decoder_that_fits_them_best(tmp_path: Path) -> None:
+    sae = an_sae(0.5)
+    record = measured(tmp_path, {"sae": sae})
+    W_feat = evaluate.Config(n_eval_rows=2_000).W_feat
+    x = evaluate.held_out(reference_tree(), W_feat, n_rows=2_000)
+    np.save(tmp_path / "acts.npy", 3 * np.asarray(encode(sae, jnp.asarray(x))))
+    cfg = evaluate.Config(acts=(tmp_path / "acts.npy",), n_eval_rows=2_000)
+    evaluate.check(cfg)
+    (alone,), (whole,) = evaluate.run(cfg, lambda n: None).values(), record["results"].values()
+    assert alone["l0"] == whole["l0"]
+    assert alone["hole_rates"] == pytest.approx(whole["hole_rates"], abs=0.02)
+    assert alone["fvu"] <= whole["fvu"] + 1e-6
+    with pytest.raises(ValueError, match="acts.npy: expected n_eval_rows = 500 rows"):
+        evaluate.check(evaluate.Config(acts=(tmp_path / "acts.npy",), n_eval_rows=500))
+
+
 def test_a_bias_of_the_inputs_is_taken_out_of_the_sae(tmp_path: Path) -> None:
     bias = np.linspace(-1, 1, 30)
     np.save(tmp_path / "bias.npy", bias)
