@@ -3,10 +3,16 @@
 Large activations have modules of their own, `toy.data.store` and `toy.data.activations`.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from toy.checks import quoted
+from toy.data.source import SyntheticSource
 from toy.features.json_nodes import parse_nodes
 from toy.features.node import Node, TreeError
 from toy.features.tree_json import name_notes, parse_with_notes, tree_to_dict
@@ -14,8 +20,8 @@ from toy.files.arrays import load_arrays, map_arrays, save_arrays
 from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
 from toy.files.digest import digest_of, is_signed, signed
 from toy.files.json_files import load_json, parse_json, plain, save_json
-from toy.interop.saelens_model import synthetic_model
 from toy.interop.saes import read_sae, write_sae
+from toy.interop.saelens_model import synthetic_model, synthetic_source
 
 _MOST_TREE_BYTES = 32 * 2**20
 
@@ -26,6 +32,7 @@ __all__ = [
     "is_signed",
     "load_arrays",
     "load_json",
+    "load_synthetic",
     "load_tree",
     "locked",
     "map_arrays",
@@ -55,8 +62,15 @@ def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
     `path` is a JSON file or pipe in any dialect of `toy.features.tree_json`, or the folder of a synthetic model of
     SAELens (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
     """
-    try:
+    with _named(path):
         return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raises: TreeError that names the file for whatever is wrong with it."""
+    try:
+        yield
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from None
     except OSError as error:
@@ -78,6 +92,17 @@ def _read_text(path: Path) -> str:
 
 
 def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
+    root, notes = synthetic_model(*_model_files(folder))
+    return root, (*notes, *name_notes(root))
+
+
+def load_synthetic(folder: Path) -> SyntheticSource:
+    """The activations of a saved synthetic model of SAELens, correlated ones too. Raises: `TreeError`."""
+    with _named(folder):
+        return synthetic_source(*_model_files(folder))
+
+
+def _model_files(folder: Path) -> tuple[Any, Any, dict[str, np.ndarray]]:
     files = {name: folder / f"{name}.json" for name in ("synthetic_model_config", "hierarchy")}
     if not files["synthetic_model_config"].exists():
         raise TreeError("Is a directory, but not of a SAELens model, which has a synthetic_model_config.json")
@@ -88,8 +113,7 @@ def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
         except TreeError as error:
             raise TreeError(f"{file.name}: {error}") from None
     arrays, _ = map_arrays(folder / "synthetic_model.safetensors")
-    root, notes = synthetic_model(data["synthetic_model_config"], data["hierarchy"], arrays)
-    return root, (*notes, *name_notes(root))
+    return data["synthetic_model_config"], data["hierarchy"], arrays
 
 
 def save_tree(path: Path, root: Node) -> None:

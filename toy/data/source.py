@@ -12,7 +12,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from toy.data.rows import checked_rows
+from toy.features.hierarchy import synthetic
 from toy.features.synthetic import Synthetic, synthetic_features, synthetic_rows
+from toy.features.synthsaebench import SynthSAEBench, directions, drawn, hierarchy
 from toy.features.tree import Tree, sample_features
 
 
@@ -98,6 +100,11 @@ class SyntheticSource(NamedTuple):
     def sample_features(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch n_features"]:
         """The features of the rows that `sample` returns for this key."""
         return synthetic_features(key, self.features, batch_size)
+
+
+def synthsaebench(cfg: SynthSAEBench) -> SyntheticSource:
+    """The benchmark's activations. At full size making its directions takes a minute on two cores."""
+    return SyntheticSource(synthetic(hierarchy(cfg), drawn(cfg)), *directions(cfg))
 
 
 class ArraySource(NamedTuple):

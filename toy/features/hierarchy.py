@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr, ndtri
@@ -57,7 +58,6 @@ def synthetic(roots: list[Any], drawn: Drawn) -> Synthetic:
         children[node, : len(own)] = own
     top = [node for node, place in enumerate(places) if place.parent < 0]
     top.sort(key=lambda node: not below[node])  # stable: features keep their order
-    exclusive = _levels(top, below, places)
     n_parents = sum(bool(below[node]) for node in top)
     prob = np.append(drawn.prob, np.ones(n_nodes))[top]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -70,14 +70,14 @@ def synthetic(roots: list[Any], drawn: Drawn) -> Synthetic:
             "visible": _padded(np.where(drawn.std > 0, ndtr(drawn.mean / drawn.std), drawn.mean > 0), n_nodes, 1, 1),
         }
     return Synthetic(
-        **arrays,  # type: ignore[arg-type]
-        scaled=np.array([place.scaled for place in places] + [False]),  # type: ignore[arg-type]
-        children=children.astype(np.int32),  # type: ignore[arg-type]
-        group=np.array([place.group for place in places] + [-1], np.int32),  # type: ignore[arg-type]
-        top=np.array(top, np.int32),  # type: ignore[arg-type]
+        **{name: jnp.asarray(values) for name, values in arrays.items()},
+        scaled=jnp.asarray([place.scaled for place in places] + [False]),
+        children=jnp.asarray(children, jnp.int32),
+        group=jnp.asarray([place.group for place in places] + [-1], jnp.int32),
+        top=jnp.asarray(top, jnp.int32),
         layout=Layout(
             n_features=len(drawn.prob),
-            exclusive=exclusive,
+            exclusive=_levels(top, below, places),
             n_groups=1 + max(place.group for place in places),
             n_parents=n_parents,
             n_slots=(_n_slots(prob[:n_parents]), _n_slots(prob[n_parents:])),

@@ -187,7 +187,7 @@ def _grow(key, draw: _Draw, nodes: Slots, scale: Values, add, total):
     return _passes(key, draw, child, scale, add, total)
 
 
-def _drive(draw: _Draw, nodes: Int[Array, "batch *slots"]) -> Float[Array, "batch *slots"]:
+def _drive(draw: _Draw, nodes: Int[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     return jnp.einsum("br,b...r->b...", draw.z, draw.model.loading[nodes])
 
 
