@@ -116,7 +116,7 @@ def _orthogonalised(W: Float[Array, "n d"], n_steps: int, rate: float) -> Float[
     """Adam on Σ_{i≠j} (w_i·w_j)² + n Σ_i (‖w_i‖² − 1)², whose gradient needs no matrix of n × n."""
     adam = optax.adam(rate)
 
-    def step(_: int, carry: tuple) -> tuple:
+    def step(_: Array, carry: tuple) -> tuple:
         W, state = carry
         squares = jnp.sum(W**2, axis=1, keepdims=True)
         gradient = 4 * (W @ (W.T @ W) - squares * W) + 4 * len(W) * (squares - 1) * W

@@ -44,8 +44,6 @@ def synthetic_model(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray])
             "model as a source, toy.io.load_synthetic"
         )
     probs, roots = _checked(config, hierarchy, tensors)
-    if _is_random(config):
-        raise TreeError("std_firing_magnitudes: a random generator's numbers are read by toy.io.load_synthetic alone")
     mean, std = (_magnitudes(f"{name}_firing_magnitudes", config, len(probs)).tolist() for name in ("mean", "std"))
     root, notes = tree_of_roots(roots, Firing(probs.astype(float).tolist(), mean, std))
     return root, [*notes, "the model's directions and bias are not read; directions are drawn anew"]
@@ -57,7 +55,7 @@ def synthetic_source(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]
     n, d_in = len(probs), config.get("hidden_dim")
     shapes = {"feature_vectors": (n, d_in), "bias": (d_in,)}
     if set(tensors) & _CORRELATION:
-        rank = np.shape(tensors.get("correlation_factor"))[-1:]
+        rank = tensors["correlation_factor"].shape[1:2] if "correlation_factor" in tensors else ()
         shapes |= {"correlation_factor": (n, *rank), "correlation_diag": (n,)}
     for name, shape in shapes.items():
         if name not in tensors or tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
@@ -117,15 +115,12 @@ def _magnitudes(name: str, config: dict[str, Any], n: int) -> np.ndarray:
     return np.linspace(start, end, n) if kind == "linear" else np.geomspace(start, end, n)
 
 
-def _is_random(config: dict[str, Any]) -> bool:
-    given = (config.get(name) for name in _SEED_OF)
-    return any(isinstance(value, dict) and value.get("generator_name") == "folded_normal" for value in given)
-
-
 def _folded(name: str, seed: Any, n: int, mean: float, std: float, **limits: float) -> np.ndarray:
     """|N(mean, std²)| within limits, which the file does not hold: SAELens draws them anew, from the seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or n < LEAST_NORMALS:
-        raise TreeError(f"{name}: the generator is random: its numbers are known with a seed and 16 features or more")
+        raise TreeError(
+            f"{name}: the generator folded_normal is random: its numbers are known with a seed and 16 features or more"
+        )
     numbers = np.abs(mean + TorchNormal(seed + _SEED_OF[name])(n) * np.float32(std))
     return np.clip(numbers, limits.get("min_value"), limits.get("max_value"))
 
