@@ -16,34 +16,9 @@ from toy.sae import SAE
 torch: Any = pytest.importorskip("torch")
 sae_lens: Any = pytest.importorskip("sae_lens")
 theirs: Any = pytest.importorskip("sae_lens.synthetic")
-models: Any = pytest.importorskip("sae_lens.synthetic.synthetic_model")
+peers: Any = pytest.importorskip("experiments.bench.peers")
 
 CFG = SynthSAEBench(n_features=300, d_in=48, n_roots=6, n_branches=3, rank=5, correlation=0.2, min_prob=5e-3)
-
-
-def their_model(cfg: SynthSAEBench) -> Any:
-    start, end = cfg.magnitudes
-    return models.SyntheticModel(
-        models.SyntheticModelConfig(
-            num_features=cfg.n_features,
-            hidden_dim=cfg.d_in,
-            firing_probability=theirs.ZipfianFiringProbabilityConfig(cfg.exponent, cfg.max_prob, cfg.min_prob),
-            hierarchy=theirs.HierarchyConfig(
-                total_root_nodes=cfg.n_roots,
-                branching_factor=cfg.n_branches,
-                max_depth=cfg.depth,
-                mutually_exclusive_portion=1.0,
-                compensate_probabilities=True,
-                scale_children_by_parent=cfg.scale_children,
-            ),
-            mean_firing_magnitudes=theirs.LinearMagnitudeConfig(start, end),
-            std_firing_magnitudes=theirs.FoldedNormalMagnitudeConfig(*cfg.spread),
-            correlation=models.LowRankCorrelationConfig(cfg.rank, cfg.correlation),
-            orthogonalization=models.OrthogonalizationConfig(cfg.n_orthogonal_steps, cfg.orthogonal_rate),
-            bias=cfg.bias,
-            seed=cfg.seed,
-        )
-    )
 
 
 def within_4_errors(ours: np.ndarray, other: np.ndarray) -> None:
@@ -61,7 +36,7 @@ def within_4_errors(ours: np.ndarray, other: np.ndarray) -> None:
 @pytest.mark.parametrize("scale_children", [False, True])
 def test_the_benchmark_is_what_saelens_makes_and_saves(tmp_path: Path, scale_children: bool) -> None:
     cfg = SynthSAEBench(**{**vars(CFG), "scale_children": scale_children})
-    model = their_model(cfg)
+    model = peers.synthetic_model(cfg)
     model.save(tmp_path / "model")
     for ours in (synthsaebench(cfg), load_synthetic(tmp_path / "model")):
         generator, n = model.activation_generator, cfg.n_features
@@ -79,7 +54,7 @@ def test_the_benchmark_is_what_saelens_makes_and_saves(tmp_path: Path, scale_chi
 def test_features_are_drawn_as_saelens_draws_them(scale_children: bool) -> None:
     cfg = SynthSAEBench(**{**vars(CFG), "scale_children": scale_children, "n_orthogonal_steps": 0})
     torch.manual_seed(0)
-    other = their_model(cfg).activation_generator.sample(100_000).numpy()
+    other = peers.synthetic_model(cfg).activation_generator.sample(100_000).numpy()
     ours = np.asarray(
         jax.jit(SyntheticSource.sample_features, static_argnums=2)(synthsaebench(cfg), jax.random.key(0), 100_000)
     )
@@ -92,7 +67,7 @@ def test_features_are_drawn_as_saelens_draws_them(scale_children: bool) -> None:
 
 def test_an_sae_is_evaluated_as_saelens_evaluates_it() -> None:
     cfg, rng = SynthSAEBench(**{**vars(CFG), "n_orthogonal_steps": 0}), np.random.default_rng(0)
-    model, n_latents = their_model(cfg), 80
+    model, n_latents = peers.synthetic_model(cfg), 80
     W_dec = model.feature_dict.feature_vectors.detach().numpy()[:n_latents] + 0.05 * rng.normal(
         size=(n_latents, cfg.d_in)
     )

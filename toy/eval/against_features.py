@@ -14,6 +14,7 @@ from toy.eval.metrics import mcc
 from toy.sae import RELU, SAE, Activation, decode, encode
 
 _LEAST_NORM = 1e-6  # of a row whose shrinkage counts
+_Part = Array | np.ndarray
 
 
 class Evaluation(NamedTuple):
@@ -32,15 +33,15 @@ class Evaluation(NamedTuple):
 class _Sums(NamedTuple):
     """Of a chunk; in float64 of all."""
 
-    latent: Array
-    feature: Array
-    both: Array
-    features_on: Array
-    x: Array
-    squared: Array
-    error: Array
-    shrinkage: Array
-    n_shrunk: Array
+    latent: _Part
+    feature: _Part
+    both: _Part
+    features_on: _Part
+    x: _Part
+    squared: _Part
+    error: _Part
+    shrinkage: _Part
+    n_shrunk: _Part
 
 
 def evaluate_features(
