@@ -10,12 +10,14 @@ import pytest
 from toy.data.source import SyntheticSource, synthsaebench
 from toy.eval.against_features import evaluate_features
 from toy.features.synthsaebench import SynthSAEBench
-from toy.io import load_synthetic
+from toy.features.tree import build_tree, coactivation
+from toy.io import load_synthetic, read_tree, save_synthetic
 from toy.sae import SAE
 
 torch: Any = pytest.importorskip("torch")
 sae_lens: Any = pytest.importorskip("sae_lens")
 theirs: Any = pytest.importorskip("sae_lens.synthetic")
+models: Any = pytest.importorskip("sae_lens.synthetic.synthetic_model")
 peers: Any = pytest.importorskip("experiments.bench.peers")
 
 CFG = SynthSAEBench(n_features=300, d_in=48, n_roots=6, n_branches=3, rank=5, correlation=0.2, min_prob=5e-3)
@@ -88,3 +90,55 @@ def test_an_sae_is_evaluated_as_saelens_evaluates_it() -> None:
     assert 0.2 < classes["f1_score"] < 0.999
     assert ours.classification._asdict() == pytest.approx(classes, abs=1e-4)
     assert ours._replace(classification=None)._asdict() == pytest.approx(expected | {"classification": None}, abs=1e-4)  # type: ignore[arg-type]
+
+
+def nodes_of(n_features: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Exclusive siblings of .1, .3 and .7 among parents, children, a node that is no feature, and more."""
+    three = np.array([0.1, 0.3, 0.7])
+    prob = np.resize(np.concatenate([[0.4], three, [0.2, 0.5, 0.3, 0.6, 0.5, 0.15, 0.25]]), n_features)
+    block = [
+        {
+            "feature_index": 0,
+            "mutually_exclusive_children": True,
+            "children": [
+                {"feature_index": 1},
+                {"feature_index": 2, "children": [{"feature_index": 4}]},
+                {"feature_index": 3},
+            ],
+        },
+        {
+            "feature_index": 5,
+            "children": [{"children": [{"feature_index": 6}, {"feature_index": 7}]}, {"feature_index": 8}],
+        },
+    ]  # 9 and 10 stand alone
+    return [shifted(node, 11 * i) for i in range(n_features // 11) for node in block], prob
+
+
+def shifted(node: dict[str, Any], by: int) -> dict[str, Any]:
+    moved = {"feature_index": node["feature_index"] + by} if "feature_index" in node else {}
+    return {**node, **moved, "children": [shifted(child, by) for child in node.get("children", [])]}
+
+
+@pytest.mark.parametrize(("n_features", "n_pairs"), [(11, 55), (41, 820)])
+def test_a_model_becomes_a_tree_and_again_a_model(tmp_path: Path, n_features: int, n_pairs: int) -> None:
+    roots, prob = nodes_of(n_features)
+    cfg = models.SyntheticModelConfig(num_features=n_features, hidden_dim=64, bias=0.5, seed=1)
+    model = models.SyntheticModel(cfg, hierarchy=theirs.Hierarchy.from_dict({"roots": roots}))
+    model.activation_generator.firing_probabilities = torch.tensor(prob, dtype=torch.float32)
+    model.save(tmp_path / "first")
+    root, notes = read_tree(tmp_path / "first", dialect="saelens")
+    assert any("0.1, 0.3, 0.7 become 0.057, 0.187, 0.567" in note for note in notes)
+    directions, bias = (part.detach().numpy() for part in (model.feature_dict.feature_vectors, model.feature_dict.bias))
+    notes = save_synthetic(tmp_path / "second", root, directions, bias)
+    assert any("0.057, 0.187, 0.567 become 0.1, 0.3, 0.7" in note for note in notes)
+    again = models.SyntheticModel.load_from_disk(tmp_path / "second")
+    np.testing.assert_allclose(again.activation_generator.firing_probabilities, prob, atol=1e-6)
+    np.testing.assert_array_equal(again.feature_dict.feature_vectors.detach(), directions)
+    np.testing.assert_array_equal(again.feature_dict.bias.detach(), bias)
+    exact, n = coactivation(build_tree(root)), 100_000
+    assert len(exact) * (len(exact) - 1) // 2 == n_pairs
+    torch.manual_seed(0)
+    for drawn in (model, again):
+        on = (drawn.activation_generator.sample(n) > 0).numpy().astype(np.float32)
+        error = np.sqrt(exact * (1 - exact) / n)
+        assert np.all(np.abs(on.T @ on / n - exact) <= 4 * error + 1e-9)

@@ -12,6 +12,7 @@ from toy.data.source import SyntheticSource
 from toy.features.hierarchy import Drawn, synthetic
 from toy.features.json_nodes import type_name
 from toy.features.node import Node, TreeError, check_size
+from toy.features.saelens_forest import forest_of_tree
 from toy.features.saelens_tree import Firing, tree_of_roots
 from toy.features.synthsaebench import LEAST_NORMALS, TorchNormal
 
@@ -65,6 +66,44 @@ def synthetic_source(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]
     drawn = Drawn(probs, mean, std, loading, tensors.get("correlation_diag", np.ones(n, np.float32)))
     W_feat, bias = (jnp.asarray(tensors[name], jnp.float32) for name in ("feature_vectors", "bias"))
     return SyntheticSource(synthetic(roots, drawn), W_feat, bias)
+
+
+def model_of_tree(
+    root: Node, W_feat: np.ndarray, bias: np.ndarray | None = None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray], tuple[str, ...]]:
+    """Configuration, hierarchy and tensors of the `SyntheticModel` of a tree, and notes on numbers that changed.
+
+    SAELens keeps no magnitudes feature by feature: where they differ, directions are multiplied by them. Raises:
+    `TreeError` naming the node, or the array, that cannot be.
+    """
+    roots, firing, notes = forest_of_tree(root)
+    n, mean, std = len(firing.prob), np.asarray(firing.mean, float), np.asarray(firing.std, float)
+    if W_feat.ndim != 2 or len(W_feat) != n:
+        raise TreeError(f"directions: expected {n} rows, one for each feature, got shape {W_feat.shape}")
+    d_in = W_feat.shape[1]
+    bias = np.zeros(d_in) if bias is None else np.asarray(bias)
+    if bias.shape != (d_in,) or not np.isfinite(bias).all() or not np.isfinite(W_feat).all():
+        raise TreeError(f"directions and bias: expected finite numbers in {d_in} dimensions, got shape {bias.shape}")
+    if len({*mean.tolist()}) > 1:
+        spread = std / np.where(mean > 0, mean, np.nan)
+        if not np.allclose(spread, spread[0], rtol=1e-9, atol=0):
+            raise TreeError(
+                "magnitude_std: SAELens keeps no magnitudes feature by feature; make it one share of the mean"
+            )
+        notes = [*notes, "the magnitudes of features differ: directions are multiplied by them, and magnitudes are 1"]
+        W_feat, mean, std = W_feat * mean[:, None], np.ones(n), spread
+    tensors = {"feature_vectors": W_feat, "bias": bias, "firing_probabilities": np.asarray(firing.prob)}
+    config = dict.fromkeys(sorted(_CONFIG_KEYS)) | {
+        "num_features": n,
+        "hidden_dim": d_in,
+        "firing_probability": {"generator_name": "constant", "probability": 0.5},  # the tensor's take their place
+        "mean_firing_magnitudes": float(mean[0]),
+        "std_firing_magnitudes": float(std[0]),
+        "bias": float(np.linalg.norm(bias)),
+        "dtype": "float32",
+    }
+    arrays = {name: np.asarray(values, np.float32) for name, values in tensors.items()}
+    return config, {"roots": roots}, arrays, tuple(notes)
 
 
 def _checked(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, list[Any]]:
