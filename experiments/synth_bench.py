@@ -40,9 +40,9 @@ from toy.training.state import trained_sae
 LEVELS = "weighting=levels:128=1,512=1,2048=1,full=1"
 METHODS = (
     "vanilla",
-    "batchtopk:k=l0",
-    f"batchtopk:k=l0,{LEVELS}",
-    "batchtopk:k=l0,weighting=all",
+    "batchtopk:k=l0,aux_k=0",
+    f"batchtopk:k=l0,aux_k=0,{LEVELS}",
+    "batchtopk:k=l0,aux_k=0,weighting=all",
     f"detached:{LEVELS}",
 )
 TABLE = {
@@ -101,9 +101,9 @@ class Config:
         _, method, weighting = named(name, self.target_l0)
         train_cfg = TrainConfig(self.n_latents, self.n_steps, self.batch_size, method)
         target = self.target_l0 if method.aims_at_l0 else None
-        # A few thousand steps reach the target only if the controller is fast.
-        hypers = Hypers(prefixes.named(weighting, self.n_latents), target, self.learning_rate, control_rate=1e-2)
-        return train_cfg, hypers
+        weights = prefixes.named(weighting, self.n_latents)
+        # The averages of language-model SAEs, and a controller that is fast enough for so few steps.
+        return train_cfg, Hypers(weights, target, self.learning_rate, b1=0.9, b2=0.999, control_rate=1e-2)
 
 
 def check(cfg: Config) -> None:

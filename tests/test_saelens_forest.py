@@ -1,5 +1,6 @@
 """Trees written as SAELens hierarchies are the same trees when they are read again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_a_tree_is_read_back_with_the_same_statistics(root: Node) -> None:
     ours, again = build_tree(root), build_tree(tree_of_roots(roots, firing)[0])
     np.testing.assert_allclose(coactivation(again), coactivation(ours), atol=1e-9)
     np.testing.assert_allclose(mean_magnitudes(again), mean_magnitudes(ours))
+
+
+def test_a_node_that_is_no_feature_hands_on_the_scale_that_reaches_it() -> None:
+    [above] = forest_of_tree(NESTED).roots
+    assert [above, *above["children"]] == [
+        data | {"scale_children_by_parent": scales}
+        for data, scales in zip([above, *above["children"]], (True, True, False), strict=True)
+    ]
+    through = forest_of_tree(replace(NESTED, scale_children_by_parent=False)).roots[0]["children"][0]
+    assert not through["scale_children_by_parent"]
 
 
 def test_a_folder_has_the_tree_its_directions_and_bias(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_synthetic import saved
@@ -10,8 +11,9 @@ from experiments import synth_bench
 from experiments.common import cli
 from experiments.common.experiment import Work
 from toy.eval.against_features import evaluate_features
+from toy.eval.metrics import fvu, shrinkage
 from toy.io import plain
-from toy.sae import SAE
+from toy.sae import SAE, decode, encode
 
 
 def config(folder: Path, **fields: object) -> synth_bench.Config:
@@ -65,5 +67,8 @@ def test_a_chunk_after_another_measures_what_one_chunk_does() -> None:
     assert one[:-1] == pytest.approx(many[:-1], rel=1e-5)
     assert one.classification == pytest.approx(many.classification)
     assert 0 < one.classification.f1_score < 1
+    recon = np.asarray(decode(sae, encode(sae, jnp.asarray(x))))
+    assert one.explained_variance == pytest.approx(1 - fvu(x, recon), rel=1e-5)
+    assert one.shrinkage == pytest.approx(shrinkage(x, recon), rel=1e-5)
     with pytest.raises(ValueError, match="no rows"):
         evaluate_features(sae, W_feat, [])
