@@ -2,7 +2,7 @@
 
 Claim: none yet.
 Command: python -m experiments.synth_bench (about an hour on 2 cores, most of it the training of detached levels, whose
-steps take three times as long); --folder takes a synthetic model that SAELens saved in its place.
+steps take three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
 Needs: 4 GB of memory; SAELens' samples per second need the extra `peers`.
 Expected: a few million samples, where the published SAEs had 200 million: with those, at an L0 of 25, the best that
 SAELens has (Matryoshka BatchTopK) has an F1 of .88, and the best that is known .97 to .99.
@@ -64,8 +64,8 @@ class Config:
 
     methods: tuple[str, ...] = METHODS
     """Methods by name (`toy.methods.named`); l0 is the target L0."""
-    folder: Path | None = None
-    """Synthetic model that SAELens saved, in place of the benchmark."""
+    model: Path | None = None
+    """Folder of a synthetic model that SAELens saved, in place of the benchmark."""
     n_latents: int = 4_096
     """Number of latents."""
     target_l0: float = 25.0
@@ -95,7 +95,7 @@ class Config:
 
     @cached_property
     def source(self) -> SyntheticSource:
-        return synthsaebench(SynthSAEBench()) if self.folder is None else load_synthetic(self.folder)
+        return synthsaebench(SynthSAEBench()) if self.model is None else load_synthetic(self.model)
 
     def settings(self, name: str) -> tuple[TrainConfig, Hypers]:
         _, method, weighting = named(name, self.target_l0)
@@ -111,7 +111,7 @@ def check(cfg: Config) -> None:
     for name in cfg.methods:
         train_cfg, hypers = cfg.settings(name)
         check_hypers(hypers, train_cfg)
-        check_memory(SynthSAEBench.d_in if cfg.folder is None else cfg.source.d_in, train_cfg)
+        check_memory(SynthSAEBench.d_in if cfg.model is None else cfg.source.d_in, train_cfg)
 
 
 def n_steps(cfg: Config) -> int:
@@ -175,7 +175,7 @@ def rates(table: dict[str, Any], name: str) -> np.ndarray:
 
 
 def _text(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 100 or isinstance(value, int) else f"{value:.3f}"
 
 
 def caption(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from toy.sae import SAE, decode, encode
 
 def config(folder: Path, **fields: object) -> synth_bench.Config:
     small = {"n_latents": 12, "target_l0": 3.0, "n_steps": 20, "batch_size": 32, "n_eval_rows": 1_500, "n_rounds": 0}
-    return synth_bench.Config(**{"folder": saved(folder), "methods": METHODS, **small, **fields})  # type: ignore[arg-type]
+    return synth_bench.Config(**{"model": saved(folder), "methods": METHODS, **small, **fields})  # type: ignore[arg-type]
 
 
 METHODS = ("vanilla", "batchtopk:k=l0,weighting=all", "detached:weighting=levels:4=1,full=1")
