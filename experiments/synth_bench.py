@@ -1,11 +1,11 @@
 """SynthSAEBench-16k on a CPU: which of 16,384 features SAEs of 4,096 latents find in some minutes of training.
 
 Claim: none yet.
-Command: python -m experiments.synth_bench (about an hour on 2 cores, most of it the training of detached levels, whose
-steps take three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
+Command: python -m experiments.synth_bench (about 50 minutes on 2 cores, 20 of them for detached levels, whose steps take
+three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
 Needs: 4 GB of memory; SAELens' samples per second need the extra `peers`.
-Expected: a few million samples, where the published SAEs had 200 million: with those, at an L0 of 25, the best that
-SAELens has (Matryoshka BatchTopK) has an F1 of .88, and the best that is known .97 to .99.
+Expected: 1.6 million samples, where the published SAEs had 200 million: with those, at an L0 of 25, the best of the
+benchmark's paper, a Matryoshka SAE, has an F1 of .88, and the best that its author tells of .97.
 In the post: nothing; its trees have 20 features.
 """
 
@@ -70,7 +70,7 @@ class Config:
     """Number of latents."""
     target_l0: float = 25.0
     """L0 of the SAEs."""
-    n_steps: int = 1_800
+    n_steps: int = 1_600
     """Training steps of every method."""
     batch_size: int = 1_024
     """Samples per step."""

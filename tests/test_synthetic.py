@@ -112,6 +112,12 @@ def test_rows_are_the_features_times_their_directions_and_a_bias() -> None:
     np.testing.assert_allclose(source.sample(key, 500), rows, atol=1e-5)
 
 
+def test_lanes_draw_what_they_draw_alone() -> None:
+    source, keys = synthsaebench(SMALL), jax.random.split(jax.random.key(5), 3)
+    together = jax.vmap(lambda key: source.sample(key, 7))(keys)
+    np.testing.assert_allclose(together, [source.sample(key, 7) for key in keys], atol=1e-5)
+
+
 def test_numbers_are_those_of_pytorch() -> None:
     """Of PyTorch 2.x: `torch.randn(18, generator=torch.Generator().manual_seed(43))`; the last 16 are drawn twice."""
     numbers = TorchNormal(43)(18)
