@@ -1,8 +1,8 @@
 """SynthSAEBench-16k on a CPU: which of 16,384 features SAEs of 4,096 latents find in some minutes of training.
 
 Claim: none yet.
-Command: python -m experiments.synth_bench (about 50 minutes on 2 cores, 20 of them for detached levels, whose steps take
-three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
+Command: python -m experiments.synth_bench (about 50 minutes on 2 cores, 20 of them for detached levels, whose steps
+take three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
 Needs: 4 GB of memory; SAELens' samples per second need the extra `peers`.
 Expected: 1.6 million samples, where the published SAEs had 200 million: with those, at an L0 of 25, the best of the
 benchmark's paper, a Matryoshka SAE, has an F1 of .88, and the best that its author tells of .97.

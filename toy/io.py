@@ -21,8 +21,8 @@ from toy.files.arrays import load_arrays, map_arrays, save_arrays
 from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
 from toy.files.digest import digest_of, is_signed, signed
 from toy.files.json_files import load_json, parse_json, plain, save_json
-from toy.interop.saes import read_sae, write_sae
 from toy.interop.saelens_model import model_of_tree, synthetic_model, synthetic_source
+from toy.interop.saes import read_sae, write_sae
 
 _MOST_TREE_BYTES = 32 * 2**20
 
