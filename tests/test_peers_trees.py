@@ -20,7 +20,9 @@ theirs: Any = pytest.importorskip("sae_lens.synthetic")
 models: Any = pytest.importorskip("sae_lens.synthetic.synthetic_model")
 peers: Any = pytest.importorskip("experiments.bench.peers")
 
-CFG = SynthSAEBench(n_features=300, d_in=48, n_roots=6, n_branches=3, rank=5, correlation=0.2, min_prob=5e-3)
+CFG = SynthSAEBench(
+    n_features=300, d_in=48, n_roots=6, n_branches=3, rank=5, correlation=0.2, min_prob=5e-3, n_orthogonal_steps=9
+)
 
 
 def within_4_errors(ours: np.ndarray, other: np.ndarray) -> None:
