@@ -105,6 +105,17 @@ def replaced(model: Synthetic, n_slots: int) -> Any:
     return type(model.layout)(**{**vars(model.layout), "n_slots": (n_slots, n_slots)})
 
 
+def test_a_hierarchy_that_cannot_be_drawn_is_refused_by_name() -> None:
+    given = draws(16)
+    for roots, fault in (
+        ([nest(3), nest(3)], r"root\.roots\[1\]\.feature_index: 3 is repeated, or not below 16"),
+        ([nest(16)], "feature_index: 16 is repeated, or not below 16"),
+        ([nest(0, nest(1), scale=True)], "feature 0: children are scaled by its mean magnitude"),
+    ):
+        with pytest.raises(TreeError, match=fault):
+            synthetic(roots, given._replace(mean=0 * given.mean))
+
+
 def test_rows_are_the_features_times_their_directions_and_a_bias() -> None:
     source, key = synthsaebench(SMALL), jax.random.key(3)
     features = np.asarray(jax.jit(SyntheticSource.sample_features, static_argnums=2)(source, key, 500))

@@ -50,6 +50,9 @@ def synthetic(roots: list[Any], drawn: Drawn) -> Synthetic:
     for node, place in enumerate(places):
         if place.parent >= 0:
             below[place.parent].append(node)
+    for place in places:
+        if place.scaled and not drawn.mean[place.parent] > 0:
+            raise TreeError(f"feature {place.parent}: children are scaled by its mean magnitude, which must be above 0")
     n_branches = max(map(len, below))
     if n_nodes * n_branches > _MOST_BRANCHES:
         raise TreeError(f"the hierarchy: {n_branches:,} children of one node are more than fit; spread them over nodes")

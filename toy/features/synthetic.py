@@ -112,7 +112,9 @@ class _Draw(NamedTuple):
     first: bool = False  # whether the nodes may fire, and are not known to
 
 
-def _passes(key, draw: _Draw, nodes: Slots, scale: Values, add, total):
+def _passes(
+    key: Key[Array, ""], draw: _Draw, nodes: Slots, scale: Values, add: Callable[[T, Slots, Values], T], total: T
+) -> T:
     """Takes nodes whose scale is not 0, `n_slots` a row at a time, with everything below them."""
     if not nodes.shape[1]:
         return total
@@ -154,7 +156,7 @@ def _first_on(
     return words, places.T, found.T
 
 
-def _confirm(key, draw: _Draw, nodes: Slots) -> Bool[Array, "batch slots"]:
+def _confirm(key: Key[Array, ""], draw: _Draw, nodes: Slots) -> Bool[Array, "batch slots"]:
     """Whether nodes of which the first bits say that they may fire do fire, with a magnitude above 0."""
     model = draw.model
     prob = ndtr((_drive(draw, nodes) - model.threshold[nodes]) / model.noise[nodes])
@@ -162,7 +164,9 @@ def _confirm(key, draw: _Draw, nodes: Slots) -> Bool[Array, "batch slots"]:
     return jax.random.uniform(key, nodes.shape) * may < prob * 2**_N_BITS * model.visible[nodes]
 
 
-def _grow(key, draw: _Draw, nodes: Slots, scale: Values, add, total):
+def _grow(
+    key: Key[Array, ""], draw: _Draw, nodes: Slots, scale: Values, add: Callable[[T, Slots, Values], T], total: T
+) -> T:
     """Adds nodes that are on where their scale is not 0, draws their children and goes on with those."""
     model, level = draw.model, draw.level
     key_size, key_fire, key_lot, key = jax.random.split(key, 4)
