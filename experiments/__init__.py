@@ -3,7 +3,7 @@
 import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-STUDIES = ("pareto", "compare", "hedging", "train", "evaluate", "defaults")
+STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults")
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
 LANGUAGE_SET = ("tinystories",)  # three figures
 

@@ -31,10 +31,11 @@ from experiments.common.study import (
     train_config,
 )
 from toy import prefixes
-from toy.data.activations import Activations, open_matrix
-from toy.data.source import Source, Stream, TreeSource
+from toy.data.activations import open_matrix
+from toy.data.source import Source, Stream, TreeSource, synthsaebench
 from toy.data.stream import ShardSource
-from toy.io import save_tree, write_sae, writing
+from toy.features.synthsaebench import SynthSAEBench
+from toy.io import load_synthetic, save_tree, write_sae, writing
 from toy.methods import Named, method_facts, named
 from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
@@ -44,6 +45,7 @@ from toy.training.state import Metrics, trained_sae
 
 CURVES = {"loss": "Loss", "mse": "Squared error", "l0": "L0", "sparsity_coef": "Sparsity coefficient"}
 ROWS_PER_CURVE = 100
+BENCHMARK = "synthsaebench-16k"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Config(MethodConfig):
 
     n_seeds: int = 1
     data: Path | None = None
-    """Activations to train on in place of a tree: .npy, .npz, .safetensors or .pt, a row per sample."""
+    """Activations to train on in place of a tree: .npy, .npz, .safetensors or .pt, a row per sample; the folder of a
+    synthetic model of SAELens; or synthsaebench-16k."""
     folder: Path = Path("runs/train")
     """Where the SAEs are kept."""
 
@@ -79,12 +82,18 @@ def check(cfg: Config) -> None:
     train_cfg = train_config(cfg, tree, method)
     check_hypers(make_hypers(cfg, tree, prefixes.named(weighting, train_cfg.n_latents), method), train_cfg)
     if cfg.data is not None:
-        check_memory(_activations(cfg).d_in, train_cfg)
+        d_in = SynthSAEBench.d_in if str(cfg.data) == BENCHMARK else _source(cfg, cfg.seed).d_in
+        check_memory(d_in, train_cfg)
 
 
-def _activations(cfg: Config) -> Activations:
+def _source(cfg: Config, seed: int) -> Source | Stream:
+    """What --data names."""
     assert cfg.data is not None
-    return open_matrix(cfg.data)
+    if str(cfg.data) == BENCHMARK:
+        return synthsaebench(SynthSAEBench())
+    if (cfg.data / "synthetic_model_config.json").exists():
+        return load_synthetic(cfg.data)
+    return ShardSource(open_matrix(cfg.data), seed=seed)
 
 
 def n_steps(cfg: Config) -> int:
@@ -114,7 +123,7 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
     _, method, weighting = cfg.named
     source: Source | Stream
     if study is None:
-        key, source = jax.random.key(seed), ShardSource(_activations(cfg), seed=seed)
+        key, source = jax.random.key(seed), _source(cfg, seed)
     else:
         key, source = study.keys[i], TreeSource(study.tree, study.W_feat[i])  # type: ignore[arg-type]
         with writing(cfg.folder / f"directions_{seed}.npy") as file:

@@ -21,7 +21,7 @@ LAYERS = (  # of `toy`, from the bottom: a module imports from its own entry and
     ("data", "loss", "eval"),
     ("methods",),
     ("training",),
-    ("interop", "lm"),
+    ("interop", "lm", "theory"),
     ("io",),
     ("__init__",),
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree
 from toy.io import plain, write_sae
-from toy.sae import SAE
+from toy.sae import SAE, encode
 
 TREE = build_tree(reference_tree())
 W_FEAT = np.asarray(make_directions(jax.random.key(0)[None], 20, 30)[0])
@@ -56,17 +57,17 @@ def test_saes_stand_side_by_side_with_holes_for_every_edge(tmp_path: Path) -> No
 def test_activations_alone_are_measured_with_the_decoder_that_fits_them_best(tmp_path: Path) -> None:
     sae = an_sae(0.5)
     record = measured(tmp_path, {"sae": sae})
-    W_feat = evaluate.Config(n_eval_rows=2_000).W_feat
-    x = evaluate.held_out(reference_tree(), W_feat, n_rows=2_000)
+    x = evaluate.held_out(reference_tree(), W_FEAT, n_rows=2_000)
     np.save(tmp_path / "acts.npy", 3 * np.asarray(encode(sae, jnp.asarray(x))))
-    cfg = evaluate.Config(acts=(tmp_path / "acts.npy",), n_eval_rows=2_000)
+    given: dict[str, Any] = {"acts": (tmp_path / "acts.npy",), "directions": tmp_path / "W.npy"}
+    cfg = evaluate.Config(**given, n_eval_rows=2_000)
     evaluate.check(cfg)
     (alone,), (whole,) = evaluate.run(cfg, lambda n: None).values(), record["results"].values()
     assert alone["l0"] == whole["l0"]
     assert alone["hole_rates"] == pytest.approx(whole["hole_rates"], abs=0.02)
     assert alone["fvu"] <= whole["fvu"] + 1e-6
     with pytest.raises(ValueError, match="acts.npy: expected n_eval_rows = 500 rows"):
-        evaluate.check(evaluate.Config(acts=(tmp_path / "acts.npy",), n_eval_rows=500))
+        evaluate.check(evaluate.Config(**given, n_eval_rows=500))
 
 
 def test_a_bias_of_the_inputs_is_taken_out_of_the_sae(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from oracles import nodes
 from toy.features.named import reference_tree
 from toy.features.node import MAX_DEPTH, Node, TreeError, feature_names
 from toy.features.tree import build_tree, coactivation, marginals
-from toy.features.tree_json import format_tree, parse_tree, tree_from_dict, tree_to_dict
+from toy.features.tree_json import (
+    check_dialect,
+    format_tree,
+    parse_tree,
+    parse_with_notes,
+    tree_from_dict,
+    tree_to_dict,
+)
 from toy.io import load_tree, save_tree
 
 REFERENCE = {
@@ -198,3 +205,49 @@ def test_the_deepest_allowed_file_is_read(tmp_path: Path) -> None:
 def test_a_saved_tree_is_loaded_equal(tmp_path: Path) -> None:
     save_tree(tmp_path / "tree.json", reference_tree())
     assert load_tree(tmp_path / "tree.json") == reference_tree()
+
+
+# --- named dialects -----------------------------------------------------------------------------------------
+
+PAIR = {
+    "active_prob": 0.5,
+    "mutually_exclusive_children": True,
+    "children": [{"active_prob": 0.1}, {"active_prob": 0.3}],
+}
+
+
+def test_exclusive_probabilities_mean_what_the_named_dialects_program_makes_of_them() -> None:
+    text = json.dumps(PAIR)
+    for dialect, expected in (("reference", [0.1, 0.3]), ("hedging", [0.25, 0.75]), (None, [0.1, 0.3])):
+        root, _ = parse_with_notes(text, dialect)  # type: ignore[arg-type]
+        assert [child.active_prob for child in root.children] == pytest.approx(expected)
+    sized = json.dumps(PAIR | {"magnitude_mean": 2.0})  # without a name, either program may have written this
+    assert parse_with_notes(sized, "hedging")[0].children[1].active_prob == pytest.approx(0.75)
+
+
+def test_is_binary_means_nothing_in_the_hedging_dialect() -> None:
+    noisy = json.dumps({"active_prob": 0.5, "is_binary": True, "magnitude_std": 0.5})
+    assert parse_with_notes(noisy, "hedging")[0].magnitude_std == 0.5
+    assert parse_with_notes(json.dumps({"active_prob": 0.5, "is_binary": False}), "hedging")[0].magnitude_std == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "dialect", "fault"),
+    [
+        (PAIR, "saelens", "root: has no 'roots': this is not the dialect saelens"),
+        ({"roots": [], "firing_probabilities": [0.5]}, "hedging", "root: has 'roots': this is not the dialect hedging"),
+        ({"active_prob": 1, "magnitude_mean": 2}, "reference", "unknown key 'magnitude_mean'"),
+        ({"active_prob": 1, "feature_index": 0}, "hedging", "unknown key 'feature_index'"),
+        ({"active_prob": 1, "is_binary": False}, "reference", "false is a magnitude uniform on"),
+        (PAIR | {"exclusive_rest": "none"}, "hedging", "'none' is not what the dialect hedging means"),
+    ],
+)
+def test_a_file_of_another_dialect_is_refused(data: dict, dialect: Any, fault: str) -> None:
+    with pytest.raises(TreeError, match=fault):
+        parse_with_notes(json.dumps(data), dialect)
+
+
+def test_a_name_of_no_dialect_is_refused() -> None:
+    check_dialect(None)
+    with pytest.raises(TreeError, match="dialect: expected reference, hedging, saelens or None, got other"):
+        check_dialect("other")

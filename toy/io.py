@@ -3,18 +3,25 @@
 Large activations have modules of their own, `toy.data.store` and `toy.data.activations`.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
 
 from toy.checks import quoted
+from toy.data.source import SyntheticSource
 from toy.features.json_nodes import parse_nodes
 from toy.features.node import Node, TreeError
-from toy.features.tree_json import name_notes, parse_with_notes, tree_to_dict
+from toy.features.tree_json import Dialect, check_dialect, name_notes, parse_with_notes, tree_to_dict
 from toy.files.arrays import load_arrays, map_arrays, save_arrays
 from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
 from toy.files.digest import digest_of, is_signed, signed
 from toy.files.json_files import load_json, parse_json, plain, save_json
-from toy.interop.saelens_model import synthetic_model
+from toy.interop.saelens_model import model_of_tree, synthetic_model, synthetic_source
 from toy.interop.saes import read_sae, write_sae
 
 _MOST_TREE_BYTES = 32 * 2**20
@@ -26,6 +33,7 @@ __all__ = [
     "is_signed",
     "load_arrays",
     "load_json",
+    "load_synthetic",
     "load_tree",
     "locked",
     "map_arrays",
@@ -37,6 +45,7 @@ __all__ = [
     "remove_parts",
     "save_arrays",
     "save_json",
+    "save_synthetic",
     "save_tree",
     "signed",
     "write_sae",
@@ -44,19 +53,31 @@ __all__ = [
 ]
 
 
-def load_tree(path: Path) -> Node:
+def load_tree(path: Path, dialect: Dialect | None = None) -> Node:
     """Reads a tree as `read_tree` does, without the notes. Raises: `TreeError` naming the file."""
-    return read_tree(path)[0]
+    return read_tree(path, dialect)[0]
 
 
-def read_tree(path: Path) -> tuple[Node, tuple[str, ...]]:
+def read_tree(path: Path, dialect: Dialect | None = None) -> tuple[Node, tuple[str, ...]]:
     """Reads a tree, and one-line notes for the user on how it was read.
 
-    `path` is a JSON file or pipe in any dialect of `toy.features.tree_json`, or the folder of a synthetic model of
-    SAELens (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
+    `path` is a JSON file or pipe in any dialect of `toy.features.tree_json`, or in the one that is named; or the folder
+    of a synthetic model of SAELens (`toy.interop.saelens_model`). Raises: `TreeError` naming the file.
     """
+    with _named(path):
+        check_dialect(dialect)
+        if not path.is_dir():
+            return parse_with_notes(_read_text(path), dialect)
+        if dialect not in (None, "saelens"):
+            raise TreeError(f"Is a directory, as SAELens saves models, and the dialect is to be {dialect}")
+        return _read_model(path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raises: TreeError that names the file for whatever is wrong with it."""
     try:
-        return _read_model(path) if path.is_dir() else parse_with_notes(_read_text(path))
+        yield
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from None
     except OSError as error:
@@ -78,6 +99,32 @@ def _read_text(path: Path) -> str:
 
 
 def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
+    root, notes = synthetic_model(*_model_files(folder))
+    return root, (*notes, *name_notes(root))
+
+
+def load_synthetic(folder: Path) -> SyntheticSource:
+    """The activations of a saved synthetic model of SAELens, correlated ones too. Raises: `TreeError`."""
+    with _named(folder):
+        return synthetic_source(*_model_files(folder))
+
+
+def save_synthetic(
+    folder: Path, root: Node, W_feat: Float[Array | np.ndarray, "n_features d_in"], bias: np.ndarray | None = None
+) -> tuple[str, ...]:
+    """Writes a tree and its directions as `SyntheticModel.load_from_disk` of SAELens reads them.
+
+    Returns one-line notes on numbers that had to change. Raises: `TreeError` naming what SAELens cannot express.
+    """
+    config, hierarchy, tensors, notes = model_of_tree(root, np.asarray(W_feat), bias)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_arrays(folder / "synthetic_model.safetensors", tensors, {})
+    for name, data in (("hierarchy", hierarchy), ("synthetic_model_config", config)):
+        save_json(folder / f"{name}.json", data, digits=None)
+    return notes
+
+
+def _model_files(folder: Path) -> tuple[Any, Any, dict[str, np.ndarray]]:
     files = {name: folder / f"{name}.json" for name in ("synthetic_model_config", "hierarchy")}
     if not files["synthetic_model_config"].exists():
         raise TreeError("Is a directory, but not of a SAELens model, which has a synthetic_model_config.json")
@@ -88,8 +135,7 @@ def _read_model(folder: Path) -> tuple[Node, tuple[str, ...]]:
         except TreeError as error:
             raise TreeError(f"{file.name}: {error}") from None
     arrays, _ = map_arrays(folder / "synthetic_model.safetensors")
-    root, notes = synthetic_model(data["synthetic_model_config"], data["hierarchy"], arrays)
-    return root, (*notes, *name_notes(root))
+    return data["synthetic_model_config"], data["hierarchy"], arrays
 
 
 def save_tree(path: Path, root: Node) -> None:

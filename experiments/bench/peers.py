@@ -16,10 +16,28 @@ import numpy as np
 import torch
 from sae_lens import SAETrainer, TrainingSAE
 from sae_lens.config import SAETrainerConfig
-from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, HierarchyNode, hierarchy_modifier, train_toy_sae
+from sae_lens.synthetic import (
+    ActivationGenerator,
+    FeatureDictionary,
+    FoldedNormalMagnitudeConfig,
+    HierarchyConfig,
+    HierarchyNode,
+    LinearMagnitudeConfig,
+    ZipfianFiringProbabilityConfig,
+    hierarchy_modifier,
+    train_toy_sae,
+)
+from sae_lens.synthetic.synthetic_model import (
+    LowRankCorrelationConfig,
+    OrthogonalizationConfig,
+    SyntheticModel,
+    SyntheticModelConfig,
+)
 from sae_lens.training import sae_trainer
 
+from experiments.bench.worker import Case, timed
 from toy.features.node import Node, features
+from toy.features.synthsaebench import SynthSAEBench
 from toy.features.tree import build_tree, mean_l0
 
 ARCHITECTURES = ("standard", "topk", "batchtopk", "matryoshka_batchtopk")
@@ -134,6 +152,38 @@ def make_generator(tree: Node) -> ActivationGenerator:
         std_firing_magnitudes=torch.tensor([float(node.magnitude_std) for node in nodes]),
         mean_firing_magnitudes=torch.tensor([float(node.magnitude_mean) for node in nodes]),
         modify_activations=modifier,
+    )
+
+
+def generator(job: dict[str, Any]) -> dict[str, Case]:
+    """A case of SAELens' generator of SynthSAEBench, `SyntheticModel.sample` at its defaults, whose unit is a row."""
+    model, n = synthetic_model(SynthSAEBench(**job["benchmark"] | {"n_orthogonal_steps": 0})), job["n_rows"]
+    return {"SAELens": Case(timed(lambda: model.sample(n), n))}
+
+
+def synthetic_model(cfg: SynthSAEBench) -> SyntheticModel:
+    """SAELens' model of the same settings."""
+    steps = OrthogonalizationConfig(cfg.n_orthogonal_steps, cfg.orthogonal_rate) if cfg.n_orthogonal_steps else None
+    return SyntheticModel(
+        SyntheticModelConfig(
+            num_features=cfg.n_features,
+            hidden_dim=cfg.d_in,
+            firing_probability=ZipfianFiringProbabilityConfig(cfg.exponent, cfg.max_prob, cfg.min_prob),
+            hierarchy=HierarchyConfig(
+                total_root_nodes=cfg.n_roots,
+                branching_factor=cfg.n_branches,
+                max_depth=cfg.depth,
+                mutually_exclusive_portion=1.0,
+                compensate_probabilities=True,
+                scale_children_by_parent=cfg.scale_children,
+            ),
+            mean_firing_magnitudes=LinearMagnitudeConfig(*cfg.magnitudes),
+            std_firing_magnitudes=FoldedNormalMagnitudeConfig(*cfg.spread),
+            correlation=LowRankCorrelationConfig(cfg.rank, cfg.correlation),
+            orthogonalization=steps,
+            bias=cfg.bias,
+            seed=cfg.seed,
+        )
     )
 
 

@@ -12,6 +12,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from toy.data.rows import checked_rows
+from toy.features.hierarchy import synthetic
+from toy.features.synthetic import Synthetic, synthetic_features, synthetic_rows
+from toy.features.synthsaebench import SynthSAEBench, directions, drawn, hierarchy
 from toy.features.tree import Tree, sample_features
 
 
@@ -78,6 +81,30 @@ class TreeSource(NamedTuple):
 
     def sample(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch d_in"]:
         return sample_features(key, self.tree, batch_size) @ self.W_feat
+
+
+class SyntheticSource(NamedTuple):
+    """Activations of a `SyntheticModel` of SAELens, features @ W_feat + bias, drawn anew for every key."""
+
+    features: Synthetic
+    W_feat: Float[Array, "n_features d_in"]
+    bias: Float[Array, " d_in"]
+
+    @property
+    def d_in(self) -> int:
+        return self.W_feat.shape[-1]
+
+    def sample(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch d_in"]:
+        return synthetic_rows(key, self.features, self.W_feat, batch_size) + self.bias
+
+    def sample_features(self, key: Key[Array, ""], batch_size: int) -> Float[Array, "batch n_features"]:
+        """The features of the rows that `sample` returns for this key."""
+        return synthetic_features(key, self.features, batch_size)
+
+
+def synthsaebench(cfg: SynthSAEBench) -> SyntheticSource:
+    """The benchmark's activations. At full size making its directions takes a minute on two cores."""
+    return SyntheticSource(synthetic(hierarchy(cfg), drawn(cfg)), *directions(cfg))
 
 
 class ArraySource(NamedTuple):

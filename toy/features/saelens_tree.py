@@ -9,7 +9,7 @@ in our tree that is not a feature. Indices that no node has become lone features
 std²)) equal our |N(mean, std²)| unless clipped; features that are clipped more often than `MAX_CLIPPED` are refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, NamedTuple
@@ -41,21 +41,31 @@ class Firing(NamedTuple):
     std: Sequence[float]
 
 
-def kept_one(probs: Sequence[float]) -> np.ndarray:
+def kept_one(probs: Sequence[float] | np.ndarray) -> np.ndarray:
     """P(i is kept) if each is on independently with its probability, and one of those that are on is kept at random.
 
     For the number N of the others that are on, E[1 / (1 + N)] = ∫₀¹ E[(1 − s)^N] ds with E[(1 − s)^N] = Π_{j ≠ i}
     (1 − p_j s). No term is negative, so nothing cancels. Gauss–Legendre on intervals that halve towards 0.
     """
-    p = np.asarray(probs, float)
+    p, total = np.asarray(probs, float), np.zeros(len(probs))
+    for s, weights in _panels():
+        logs = np.log1p(-np.outer(s, p))  # s < 1, so 1 − p s > 0
+        total += weights @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
+    return p * total
+
+
+def gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """All points and weights of that integral."""
+    points, weights = zip(*_panels(), strict=True)
+    return np.concatenate(points), np.concatenate(weights)
+
+
+def _panels() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Points and weights interval by interval, so that many siblings need little memory."""
     bounds = np.append(0.0, 0.5 ** np.arange(_N_PANELS - 1, -1, -1))
     x, weights = np.polynomial.legendre.leggauss(_N_POINTS)
-    total = np.zeros(len(p))
     for low, high in pairwise(bounds):
-        s = low + (high - low) * (x + 1) / 2
-        logs = np.log1p(-np.outer(s, p))  # s < 1, so 1 − p s > 0
-        total += (high - low) / 2 * weights @ np.exp(logs.sum(axis=1, keepdims=True) - logs)
-    return p * total
+        yield low + (high - low) * (x + 1) / 2, (high - low) / 2 * weights
 
 
 def tree_of_forest(data: dict[str, Any]) -> tuple[Node, list[str]]:
@@ -158,14 +168,15 @@ def _kept_probs(
         after = kept_one(before).tolist()
         for child, p in zip(rivals, after, strict=True):
             prob[child] = p
-        groups.append(f"{shown(entry.path)}: {_few(before)} become {_few(after)}")
+        groups.append(f"{shown(entry.path)}: {few(before)} become {few(after)}")
     if not groups:
         return prob, []
     more = f" (and {len(groups) - 1} more groups)" if len(groups) > 1 else ""
     return prob, [f"SAELens keeps one of the mutually exclusive children that are on, at random; of {groups[0]}{more}"]
 
 
-def _few(probs: list[float]) -> str:
+def few(probs: Sequence[float] | np.ndarray) -> str:
+    """The first probabilities as text."""
     return ", ".join(f"{p:.4g}" for p in probs[:4]) + (", …" if len(probs) > 4 else "")
 
 

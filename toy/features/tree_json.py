@@ -7,6 +7,9 @@
   `feature_index` where needed.
 - SAELens: `roots` and `firing_probabilities`, converted by `toy.features.saelens_tree`.
 
+A reader may name the dialect: then a file of another is refused, keys of other dialects are unknown, and exclusive
+probabilities mean what the dialect's program makes of them. In hedging's, `is_binary` means nothing.
+
 **Mutually exclusive children whose probabilities sum to less than 1.** In our trees, none of them is on with the
 remaining probability. The program of the hedging paper (and the latest reference code) divides by the sum instead, so
 that one is always on. The two agree if the sum is 1 (within 1e-5, as files hold rounded numbers). Otherwise the key
@@ -16,13 +19,14 @@ that one is always on. The two agree if the sum is 1 (within 1e-5, as files hold
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 from toy.checks import quoted
 from toy.features.json_nodes import Entry, children_of, entries, parse_nodes, type_name
 from toy.features.node import MAX_EXCESS, Node, TreeError, assembled, features, shown, walk
 from toy.features.saelens_tree import tree_of_forest
 
+Dialect = Literal["reference", "hedging", "saelens"]
 _NODE_KEYS = {
     "active_prob": "active_prob",
     "id": "name",
@@ -35,7 +39,11 @@ _NODE_KEYS = {
     "feature_index": "feature_index",
     "children": None,
 }
+_LATER = ("magnitude_mean", "magnitude_std", "scale_children_by_parent", "feature_index")  # not in the first dialect
 _DEFAULTS = {key: getattr(Node(1.0), field) for key, field in _NODE_KEYS.items() if field and key != "active_prob"}
+_KEYS_OF = {"reference": tuple(key for key in _NODE_KEYS if key not in _LATER)}
+_KEYS_OF["hedging"] = (*_KEYS_OF["reference"], "magnitude_mean", "magnitude_std")
+_REST = {"reference": "none", "hedging": "scaled"}  # the meaning of exclusive probabilities of a sum below 1
 _ROUNDED = 1e-5  # the error of a sum of probabilities rounded to 6 digits
 _NAME_SHOWN = 60  # characters
 
@@ -45,9 +53,9 @@ def parse_tree(text: str) -> Node:
     return parse_with_notes(text)[0]
 
 
-def parse_with_notes(text: str) -> tuple[Node, tuple[str, ...]]:
+def parse_with_notes(text: str, dialect: Dialect | None = None) -> tuple[Node, tuple[str, ...]]:
     """The tree of a text, as `parse_tree` reads it, and one-line notes on how it was read. Raises: `TreeError`."""
-    return _from_dict(parse_nodes(text))
+    return _from_dict(parse_nodes(text), dialect)
 
 
 def tree_from_dict(data: Any) -> Node:
@@ -55,10 +63,21 @@ def tree_from_dict(data: Any) -> Node:
     return _from_dict(data)[0]
 
 
-def _from_dict(data: Any) -> tuple[Node, tuple[str, ...]]:
+def check_dialect(dialect: Any) -> None:
+    """Raises: TreeError for a name that is no dialect's."""
+    if dialect is not None and dialect not in get_args(Dialect):
+        raise TreeError(f"dialect: expected {', '.join(get_args(Dialect))} or None, got {quoted(dialect, 60)}")
+
+
+def _from_dict(data: Any, dialect: Dialect | None = None) -> tuple[Node, tuple[str, ...]]:
+    check_dialect(dialect)
     if not isinstance(data, dict):
         raise TreeError(f"root: expected an object, got {type_name(data)}")
-    root, notes = tree_of_forest(data) if "roots" in data else _nested(data)
+    if dialect is not None and (dialect == "saelens") != ("roots" in data):
+        raise TreeError(
+            f"root: {'has no' if dialect == 'saelens' else 'has'} 'roots': this is not the dialect {dialect}"
+        )
+    root, notes = tree_of_forest(data) if "roots" in data else _nested(data, dialect)
     return root, (*notes, *name_notes(root))
 
 
@@ -70,13 +89,18 @@ def name_notes(root: Node) -> list[str]:
     return [f"{len(strange)} names have control or invisible characters, such as {quoted(strange[0], _NAME_SHOWN)}"]
 
 
-def _nested(data: dict[str, Any]) -> tuple[Node, list[str]]:
+def _nested(data: dict[str, Any], dialect: Dialect | None) -> tuple[Node, list[str]]:
     rest = data.get("exclusive_rest")
     if rest not in (None, "none", "scaled"):
         raise TreeError(f"root.exclusive_rest: expected 'none' or 'scaled', got {quoted(rest, 60)}")
-    found = entries([("root", {key: value for key, value in data.items() if key != "exclusive_rest"})], 0, _NODE_KEYS)
+    meant = None if dialect is None else _REST[dialect]
+    if meant is not None and rest not in (None, meant):
+        raise TreeError(f"root.exclusive_rest: {rest!r} is not what the dialect {dialect} means, which is {meant!r}")
+    known = _NODE_KEYS if dialect is None else _KEYS_OF[dialect]
+    found = entries([("root", {key: value for key, value in data.items() if key != "exclusive_rest"})], 0, known)
     for entry in found:
-        _check_keys(entry)
+        _check_keys(entry, dialect)
+    rest = rest or meant
     probs, notes = _exclusive_probs(found, rest)
     fields = (
         {field: entry.data[key] for key, field in _NODE_KEYS.items() if field and key in entry.data}
@@ -87,10 +111,12 @@ def _nested(data: dict[str, Any]) -> tuple[Node, list[str]]:
     return root, notes
 
 
-def _check_keys(entry: Entry) -> None:
+def _check_keys(entry: Entry, dialect: Dialect | None) -> None:
     path, data = entry.path, entry.data
     if "active_prob" not in data:
         raise TreeError(f"{shown(path)}: the key 'active_prob' is missing")
+    if dialect == "hedging":
+        return
     if data.get("is_binary") is False and "magnitude_std" not in data and data.get("is_read_out", True):
         raise TreeError(
             f"{shown(path)}.is_binary: false is a magnitude uniform on (0, 1) in the reference code, which no tree "
