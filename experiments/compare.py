@@ -43,23 +43,31 @@ from toy.training.loop import Progress
 # and of equal ones that with the greater mean of least cosines.
 TUNED = {
     "vanilla": 1e-2,
+    "vanilla:sparsity=log": 1e-2,
     "matryoshka": 3e-3,
+    "matryoshka:order=frequency": 3e-3,
+    "matryoshka:weighting=expected_10": 1e-2,
     "matryoshka:weighting=all": 1e-2,
     "matryoshka:weighting=balanced_0.5": 1e-2,
+    "matryoshka:weighting=levels:25%=1,50%=1,full=1": 2e-2,
     "topk:k=l0": 3e-3,
     "topk:k=l0,weighting=sampled_10": 3e-3,
-    "batchtopk:k=l0": 3e-3,
-    "batchtopk:k=l0,weighting=sampled_10": 3e-3,
+    "batchtopk": 3e-3,
+    "batchtopk:weighting=sampled_10": 3e-3,
     "jumprelu": 2e-2,
     "jumprelu:weighting=sampled_10": 2e-2,
     "gated": 1e-2,
     "gated:weighting=sampled_10": 1e-2,
     "tied": 3e-3,
     "tied:weighting=vanilla": 1e-2,
+    "tied_finish": 2e-2,
     "aligned": 3e-3,
     "orthogonal": 3e-3,
     "orthogonal:weighting=sampled_10": 1e-2,
     "detached": 2e-2,
+    "detached:order=frequency": 2e-2,
+    "pursuit:k=4,tolerance=0.02": 3e-3,
+    "pursuit:k=4,tolerance=0.02,weighting=sampled_10": 1e-2,
 }
 METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
 REFERENCE = "reference"
@@ -99,7 +107,7 @@ class Config:
     """The first seed."""
     n_seeds: int = 16
     """Number of seeds; each has directions, an initialisation and data of its own."""
-    n_random: int = 4
+    n_random: int = 12
     """Number of random trees, of which each has its share of the seeds."""
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
