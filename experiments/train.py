@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -30,22 +32,24 @@ from experiments.common.study import (
     target_l0,
     train_config,
 )
+from experiments.common.track import Tracker, package, track
 from toy import prefixes
 from toy.data.activations import open_matrix
 from toy.data.source import Source, Stream, TreeSource, synthsaebench
 from toy.data.stream import ShardSource
 from toy.features.synthsaebench import SynthSAEBench
-from toy.io import load_synthetic, save_tree, write_sae, writing
+from toy.io import load_synthetic, read_sae, save_tree, write_sae, writing
 from toy.methods import Named, method_facts, named
-from toy.sae import SAE
+from toy.sae import SAE, fold_input_scale
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import check_hypers, check_memory
 from toy.training.run import train
-from toy.training.state import Metrics, trained_sae
+from toy.training.state import Metrics, input_scale, trained_sae
 
 CURVES = {"loss": "Loss", "mse": "Squared error", "l0": "L0", "sparsity_coef": "Sparsity coefficient"}
 ROWS_PER_CURVE = 100
 BENCHMARK = "synthsaebench-16k"
+RANDOM, FEATURES = "random", "features"
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,17 @@ class Config(MethodConfig):
     data: Path | None = None
     """Activations to train on in place of a tree: .npy, .npz, .safetensors or .pt, a row per sample; the folder of a
     synthetic model of SAELens; or synthsaebench-16k."""
+    start: str = "random"
+    """What training starts from: random, features (the tree's, one per latent), or the folder or file of an SAE."""
+    track: Tracker | None = None
+    """Show the history of each seed in this program, too, once the seed is trained."""
     folder: Path = Path("runs/train")
     """Where the SAEs are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start == FEATURES and self.data is not None:
+            raise ValueError("start: the features of --data are not known: give an SAE, or random")
         if self.data is not None and (self.n_latents is None or self.target_l0 is None):
             raise ValueError("n_latents and target_l0: with --data, say how many latents and which L0 there are to be")
 
@@ -79,6 +89,10 @@ def check(cfg: Config) -> None:
     tree, (_, method, weighting) = cfg.tree.tree, cfg.named
     if cfg.data is None:
         check_pair(cfg)
+    if cfg.track is not None:
+        package(cfg.track)
+    if cfg.start not in (RANDOM, FEATURES):
+        read_sae(Path(cfg.start))
     train_cfg = train_config(cfg, tree, method)
     check_hypers(make_hypers(cfg, tree, prefixes.named(weighting, train_cfg.n_latents), method), train_cfg)
     if cfg.data is not None:
@@ -130,6 +144,9 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
             np.save(file, study.W_feat[i])
     train_cfg = train_config(cfg, cfg.tree.tree, method)
     hypers = make_hypers(cfg, cfg.tree.tree, prefixes.named(weighting, train_cfg.n_latents), method)
+    if cfg.start != RANDOM:
+        start = _of_features(study.W_feat[i], train_cfg.n_latents) if study and cfg.start == FEATURES else None
+        hypers = hypers._replace(start=start or _scaled(Path(cfg.start), source, cfg.batch_size))
     checkpoint = FileCheckpoint(cfg.folder / f"checkpoint_{seed}.npz")
     chunk = max(1, cfg.n_steps // ROWS_PER_CURVE)
     work.compiling()
@@ -138,13 +155,37 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
     if not np.isfinite(sae.W_dec).all():
         raise ValueError(f"training diverged with seed {seed}; lower learning_rate = {cfg.learning_rate:g}")
     told = method_facts(method) | {"weighting": weighting, "n_steps": cfg.n_steps, "seed": seed}
+    if isinstance(hypers.prefixes, prefixes.FixedPrefixes):
+        told["prefix_lengths"] = np.asarray(hypers.prefixes.lengths).tolist()
+    if method.controls_l0:  # in units of the data, whose squared error is smaller by the square of the scale
+        told["sparsity_coef"] = float(state.sparsity_coef / input_scale(state, sae.b_dec.shape[0]))
     write_sae(cfg.folder / f"sae_{seed}", sae, method.activation, metadata={"training": told})
+    rows = [
+        {"step": min((row + 1) * chunk, cfg.n_steps)} | dict(zip(history._fields, map(float, values), strict=True))
+        for row, values in enumerate(zip(*history, strict=True))
+    ]
     with writing(cfg.folder / f"history_{seed}.jsonl") as file:
-        for row, values in enumerate(zip(*history, strict=True)):
-            step = min((row + 1) * chunk, cfg.n_steps)
-            line = {"step": step} | dict(zip(history._fields, map(float, values), strict=True))
-            file.write((json.dumps(line) + "\n").encode())
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    if cfg.track is not None:
+        track(cfg.track, cfg.folder, f"seed_{seed}", told, rows)
     return sae, history
+
+
+def _of_features(W_feat: Float[np.ndarray, "n_features d_in"], n_latents: int) -> SAE:
+    """A latent for each of the first features: its direction encodes and decodes."""
+    W_dec = W_feat[:n_latents] / np.linalg.norm(W_feat[:n_latents], axis=1, keepdims=True)
+    n, d_in = W_dec.shape
+    return SAE(W_dec.T, np.zeros(n), W_dec, np.zeros(d_in))  # type: ignore[arg-type]
+
+
+def _scaled(path: Path, source: Source | Stream, batch_size: int) -> SAE:
+    """The saved SAE on inputs scaled as in training, by their mean norm in a batch."""
+    if isinstance(source, Stream):
+        x = source.batches(0, 1, batch_size).x[0]
+    else:
+        x = source.sample(jax.random.key(0), batch_size)
+    scale = np.sqrt(source.d_in) / np.linalg.norm(x, axis=1).mean()
+    return fold_input_scale(read_sae(path)[0], jnp.asarray(1 / scale))
 
 
 def summary(record: dict[str, Any]) -> list[str]:

@@ -1,7 +1,9 @@
 """SAEs from the command line: any method, a tree or activations of one's own, kept as SAELens loads them."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -66,3 +68,59 @@ def test_a_run_that_is_done_is_not_run_again_and_another_is_refused(tmp_path: Pa
 def test_activations_need_a_number_of_latents_and_an_l0(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^n_latents and target_l0: with --data"):
         ran(tmp_path, data=tmp_path / "x.npy", n_latents=24)
+
+
+def test_training_starts_from_the_features_or_from_a_saved_sae(tmp_path: Path) -> None:
+    still = {"learning_rate": 0.0, "reinit_below": 0.0, "n_steps": 3}
+    ran(tmp_path / "first", start="features", **still)
+    W_feat, (sae, _) = np.load(tmp_path / "first" / "directions_0.npy"), read_sae(tmp_path / "first" / "sae_0")
+    cosines = np.asarray(sae.W_dec) @ (W_feat / np.linalg.norm(W_feat, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(np.sort(cosines, axis=1)[:, -1], 1, rtol=1e-5)
+    ran(tmp_path / "kept")
+    ran(tmp_path / "again", start=str(tmp_path / "kept" / "sae_0"), **still)
+    kept, again = (read_sae(tmp_path / name / "sae_0")[0] for name in ("kept", "again"))
+    order = np.argmax(np.asarray(again.W_dec) @ np.asarray(kept.W_dec).T, axis=1)
+    np.testing.assert_allclose(again.W_enc, np.asarray(kept.W_enc)[:, order], rtol=1e-5)
+    scale = np.asarray(again.b_enc)[kept.b_enc[order] != 0] / kept.b_enc[order][kept.b_enc[order] != 0]
+    np.testing.assert_allclose(scale, scale.mean(), rtol=1e-4)  # inputs' mean norm in another batch
+    assert scale.mean() == pytest.approx(1, abs=0.2)
+
+
+def test_a_start_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        ran(tmp_path, start=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="start: the features of --data are not known"):
+        ran(tmp_path, start="features", data=tmp_path / "x.npy", n_latents=24, target_l0=3.0)
+
+
+def test_a_tracker_is_given_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard" / "seed_0")
+
+        def __enter__(self) -> "Writer":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            told.append(("closed", 0.0, 0))
+
+        def add_scalar(self, *row: Any) -> None:
+            told.append(row)
+
+    package = ModuleType("tensorboardX")
+    package.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorboardX", package)
+    record = ran(tmp_path, track="tensorboard")
+    losses = [value for name, value, _ in told if name == "loss"]
+    assert losses == pytest.approx(record["results"]["curves"][0]["loss"])
+    assert told[-1][0] == "closed"
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"--track wandb: needs the package wandb; install the extra"):
+        ran(tmp_path, track="wandb")
