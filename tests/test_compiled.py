@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import toy.methods.method
+from toy.compiled import compiled
 from toy.data.source import ArraySource
 from toy.prefixes import full
 from toy.training.advance import advance
@@ -64,3 +65,17 @@ def test_a_method_of_the_librarys_own_source_is_seen_too(monkeypatch: pytest.Mon
     assert loss(ArraySource(ROWS)) != ours
     monkeypatch.undo()
     assert loss(ArraySource(ROWS)) == ours
+
+
+def test_programs_that_are_forgotten_are_compiled_again_and_counted() -> None:
+    double = compiled()(_twice)
+    assert (float(double(jnp.ones(()))), float(double(jnp.ones(2)).sum())) == (2, 4)
+    assert (double.n_held, double.n_compiled) == (2, 2)
+    double.forget()
+    assert (double.n_held, double.n_compiled) == (0, 2)
+    assert float(double(jnp.ones(()))) == 2
+    assert (double.n_held, double.n_compiled) == (1, 3)
+
+
+def _twice(x: jax.Array) -> jax.Array:
+    return 2 * x

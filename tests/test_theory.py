@@ -58,7 +58,8 @@ def test_the_objective_is_the_loss_of_a_batch_with_every_state_as_often_as_it_is
     states = enumerate_states(build_tree(forest(Node(0.5, (Node(0.25),)))))
     W_feat = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0][:2]
     sae = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), init_sae(KEY, 6, 3))
-    x, given = jnp.asarray(states.features @ W_feat), prefixes.named(weighting, 3)
+    x = jnp.asarray(states.features @ W_feat)
+    given: Any = prefixes.named(weighting, 3)
     rows = jnp.repeat(x, np.round(8 * states.prob).astype(int), axis=0)
     assert len(rows) == 8
     options: dict[str, Any] = {"sparsity": sparsity, "sparsity_coef": 0.3}

@@ -36,6 +36,7 @@ OF_EVALUATION = (
 )
 FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
 METRICS = (*OF_EVALUATION, *Mixing._fields)  # which it has unless it failed
+MOST_PROGRAMS = 24  # that are kept, since cells come program by program
 LIBRARIES = ("jax", "jaxlib", "optax", "numpy", "scipy")
 
 
@@ -107,6 +108,8 @@ def run_cells(cells: Sequence[Cell]) -> list[Row]:
     for cell in cells:
         if program_of(cell) != program:
             raise ValueError(f"cells: of different programs: {program_of(cell)} and {program}")
+    if _run.n_held >= MOST_PROGRAMS:
+        _run.forget()
     filled = [*cells, *[cells[-1]] * (program.n_lanes - len(cells))]
     lanes = make_lanes(filled, program)
     outcome = jax.device_get(_run(lanes, program=program, flags=_flags()))
