@@ -1,6 +1,6 @@
 """SynthSAEBench-16k on a CPU: which of 16,384 features SAEs of 4,096 latents find in some minutes of training.
 
-Claim: none yet.
+Claim: none; it measures what a CPU can train in an hour.
 Command: python -m experiments.synth_bench (about 50 minutes on 2 cores, 20 of them for detached levels, whose steps
 take three times as long); --model takes the folder of a synthetic model that SAELens saved in its place.
 Needs: 4 GB of memory; SAELens' samples per second need the extra `peers`.
