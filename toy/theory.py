@@ -109,3 +109,29 @@ def minimised(
         return sae, loss(sae)
 
     return jax.vmap(one)(starts)
+
+
+def edge_limit(ratio: float) -> float:
+    """The P(child | parent) from which on the L1 penalty no longer prefers the truth in a tied code of a pair.
+
+    For two orthonormal latents that reconstruct a parent of magnitude 1 and a child of magnitude `ratio` exactly. With
+    the two turned by φ the mean of activations where the parent is on is
+
+        cos φ + sin φ + q r (cos φ − sin φ),   0 ≤ φ ≤ arctan(1 / r),
+
+    since no activation may be negative. It is concave, so that its least value is at one of the ends: at the truth, or
+    at the code in which p + c has a latent to itself and p has two. L0 prefers the truth below 1/2 at any ratio.
+    """
+    norm = np.sqrt(1 + ratio**2)
+    return float(((1 + ratio) / norm - 1) / (ratio - ratio * (ratio - 1) / norm))
+
+
+def first_latent_angle(edge_prob: float, ratio: float = 1.0, n_children: int = 1) -> float:
+    """The angle in radians from the parent towards its independent children of the direction that a lone latent takes.
+
+    Without a penalty the best direction of a prefix of one latent is the principal axis of E[x xᵀ | parent on]; within
+    the plane of the parent and the mean of its children, with q = edge_prob, r = ratio and k children,
+    tan 2θ = 2 q r √k / (1 − r² q (1 − q) − k q² r²). Beyond 45° the latent is the children's.
+    """
+    q, r, k = edge_prob, ratio, n_children
+    return float(np.arctan2(2 * q * r * np.sqrt(k), 1 - r**2 * q * (1 - q) - k * (q * r) ** 2) / 2)
