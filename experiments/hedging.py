@@ -220,8 +220,8 @@ def summary(record: dict[str, Any]) -> list[str]:
             f"{name}: decoder cosines of {difference.size} runs within {difference.max():.3f} of an exact minimum "
             f"({difference.mean():.3f} on average), which is the best one in {at_best.sum()}"
         )
-    pair = record["results"]["pair"]
-    lines.append(f"pair: parent's latent without the child at β = {_crossing(pair, 0, 1):.2f} in its encoder")
+    free = _crossing(record["results"]["pair"], 0, 1)
+    lines.append(f"pair: the encoder of the parent's latent is free of the child at β = {free:.2f}")
     return lines
 
 

@@ -94,9 +94,9 @@ def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(store_speed.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
-    change(monkeypatch, "store_speed", run=lambda *_: pytest.fail("ran in spite of a disk that is too small"))
+    change(monkeypatch, "bench.store_speed", run=lambda *_: pytest.fail("ran in spite of a disk that is too small"))
     assert store_speed.check(store_speed.Config(n_rows=1_000_000)) is None  # 792 bytes per row
-    assert command(monkeypatch, "store_speed", "--n-rows", "2e6", "--out", tmp_path / "out") == 2
+    assert command(monkeypatch, "bench.store_speed", "--n-rows", "2e6", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "n_rows and d_in: the stores take 1 GiB in" in error
     assert error.count("\n") == 1
@@ -106,7 +106,7 @@ def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(
 def test_store_speed_needs_a_row_per_shard(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, "store_speed", "--n-rows", "1", "--out", tmp_path) == 2
+    assert command(monkeypatch, "bench.store_speed", "--n-rows", "1", "--out", tmp_path) == 2
     assert "n_rows" in capsys.readouterr().err
 
 

@@ -207,6 +207,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"d_in": D_IN + 1}, r"W_enc has shape \(5, 8\), expected \(6, 8\) by d_in = 6 and d_sae = 8"),
     ({"d_sae": 99}, r"W_enc has shape \(5, 8\), expected \(5, 99\)"),
     ({"d_in": 5.0}, "d_in: expected a whole number of at least 1, got 5.0"),
+    ({"d_sae": 10**700}, "d_sae: must be at most 2,147,483,648, got a number of 2,326 bits"),
     ({"d_sae": True}, "d_sae: expected a whole number"),
     ({"d_sae": ...}, "d_sae: expected a whole number"),
     ({"metadata": []}, r"metadata: expected an object, got \[\]"),

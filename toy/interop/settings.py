@@ -12,6 +12,7 @@ from toy.checks import quoted
 from toy.files.json_files import load_object
 
 _MOST_CFG = 2**20  # bytes
+MOST = 2**31  # latents, or dimensions
 
 
 class Setting(NamedTuple):
@@ -61,6 +62,8 @@ def whole(path: Path, cfg: dict[str, Any], key: str) -> int:
     """Returns a number of the configuration. Raises: ValueError if it is no whole number of at least 1."""
     if type(cfg.get(key)) is not int or cfg[key] < 1:
         raise ValueError(f"{path}: {key}: expected a whole number of at least 1, got {quoted(cfg.get(key))}")
+    if cfg[key] > MOST:
+        raise ValueError(f"{path}: {key}: must be at most {MOST:,}, got {quoted(cfg[key], 40)}")
     return cfg[key]
 
 
