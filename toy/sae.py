@@ -154,13 +154,16 @@ def pursue(sae: SAE, x: Float[Array, "batch d_in"], how: MatchingPursuit) -> Flo
 
     def take(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
         products, energy, sizes = carry
-        best = jax.nn.one_hot(jnp.argmax(products, axis=1), len(norms), dtype=products.dtype)
+        largest = jax.lax.stop_gradient(products == jnp.max(products, axis=1, keepdims=True))
+        best = largest / jnp.sum(largest, axis=1, keepdims=True)  # not `argmax`, which is slow in lanes on a CPU
         size = jnp.where(energy > least, jax.nn.relu(jnp.sum(best * products, axis=1)), 0)
         taken = best * size[:, None]
         return (products - taken @ cosines * there, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
 
     products, energy = left @ directions.T * there, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
-    (_, _, sizes), _ = jax.lax.scan(take, (products, energy, jnp.zeros_like(products)), length=how.k)
+    (_, _, sizes), _ = jax.lax.scan(
+        take, (products, energy, jnp.zeros_like(products)), length=how.k, unroll=min(how.k, 8)
+    )
     return sizes / norms
 
 
