@@ -29,7 +29,7 @@ from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree
 from toy.prefixes import FixedPrefixes
-from toy.sae import SAE
+from toy.sae import SAE, sae_of_directions
 from toy.theory import enumerate_states, minimised
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
@@ -140,14 +140,12 @@ def _run_case(cfg: Config, case: Case, work: Work) -> dict[str, Any]:
 def _start(W_feat: np.ndarray, n_latents: int, noise: float = 0.0, seed: int = 0) -> SAE:
     """The first features as latents, [… n_features d_in], each number with Gaussian noise."""
     rng = np.random.default_rng(seed)
-    W_dec = np.asarray(W_feat)[..., :n_latents, :]
-    zeros = np.zeros(W_dec.shape[:-1])
-    sae = SAE(np.swapaxes(W_dec, -1, -2), zeros, W_dec, np.zeros((*W_dec.shape[:-2], W_dec.shape[-1])))  # type: ignore[arg-type]
+    sae = sae_of_directions(W_feat[..., :n_latents, :])
     return jax.tree.map(lambda a: np.asarray(a + noise * rng.normal(size=a.shape), np.float32), sae)
 
 
 def _cosines(sae: SAE, W_feat: np.ndarray) -> dict[str, np.ndarray]:
-    """Of every latent's decoder and encoder with every feature, [… n_latents n_features], within the features' span.
+    """Returns cosines of latents' decoders and encoders with features, [… n_latents n_features], in the features' span.
 
     Adam moves an encoder also in directions that no input has.
     """

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -40,7 +39,7 @@ from toy.data.stream import ShardSource
 from toy.features.synthsaebench import SynthSAEBench
 from toy.io import load_synthetic, read_sae, save_tree, write_sae, writing
 from toy.methods import Named, method_facts, named
-from toy.sae import SAE, fold_input_scale
+from toy.sae import SAE, fold_input_scale, sae_of_directions
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import check_hypers, check_memory
 from toy.training.run import train
@@ -144,9 +143,10 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
             np.save(file, study.W_feat[i])
     train_cfg = train_config(cfg, cfg.tree.tree, method)
     hypers = make_hypers(cfg, cfg.tree.tree, prefixes.named(weighting, train_cfg.n_latents), method)
-    if cfg.start != RANDOM:
-        start = _of_features(study.W_feat[i], train_cfg.n_latents) if study and cfg.start == FEATURES else None
-        hypers = hypers._replace(start=start or _scaled(Path(cfg.start), source, cfg.batch_size))
+    if study is not None and cfg.start == FEATURES:
+        hypers = hypers._replace(start=sae_of_directions(study.W_feat[i, : train_cfg.n_latents]))
+    elif cfg.start != RANDOM:
+        hypers = hypers._replace(start=_scaled(Path(cfg.start), source, cfg.batch_size))
     checkpoint = FileCheckpoint(cfg.folder / f"checkpoint_{seed}.npz")
     chunk = max(1, cfg.n_steps // ROWS_PER_CURVE)
     work.compiling()
@@ -169,13 +169,6 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
     if cfg.track is not None:
         track(cfg.track, cfg.folder, f"seed_{seed}", told, rows)
     return sae, history
-
-
-def _of_features(W_feat: Float[np.ndarray, "n_features d_in"], n_latents: int) -> SAE:
-    """A latent for each of the first features: its direction encodes and decodes."""
-    W_dec = W_feat[:n_latents] / np.linalg.norm(W_feat[:n_latents], axis=1, keepdims=True)
-    n, d_in = W_dec.shape
-    return SAE(W_dec.T, np.zeros(n), W_dec, np.zeros(d_in))  # type: ignore[arg-type]
 
 
 def _scaled(path: Path, source: Source | Stream, batch_size: int) -> SAE:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from toy.checks import POSITIVE, SHARE, Whole, check_fields
@@ -92,6 +93,14 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
     rows = jax.random.normal(key, (n_latents, d_in)) / jnp.sqrt(d_in)
     W_dec = 0.1 * rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
     return SAE(rows.T, jnp.zeros(n_latents), W_dec, jnp.zeros(d_in))
+
+
+def sae_of_directions(W_dec: Float[np.ndarray, "*lanes n_latents d_in"]) -> SAE:
+    """The SAE that encodes and decodes with the given directions, at norm 1, and has no biases."""
+    W_dec = np.asarray(W_dec) / np.linalg.norm(W_dec, axis=-1, keepdims=True)
+    zeros = np.zeros_like(W_dec)
+    parts = np.swapaxes(W_dec, -1, -2), zeros[..., 0], W_dec, zeros[..., 0, :]
+    return SAE(*map(jnp.asarray, parts))
 
 
 def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:

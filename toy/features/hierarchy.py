@@ -11,16 +11,9 @@ from scipy.special import ndtr, ndtri
 
 from toy.features.json_nodes import entries
 from toy.features.node import TreeError, shown
+from toy.features.saelens_tree import KEYS
 from toy.features.synthetic import Layout, Synthetic
 
-KEYS = (
-    "feature_index",
-    "feature_id",
-    "id",
-    "mutually_exclusive_children",
-    "scale_children_by_parent",
-    "children",
-)
 _MOST_BRANCHES = 10**7  # entries of the table of children
 
 

@@ -22,7 +22,7 @@ from toy.features.magnitudes import share_below_zero
 from toy.features.node import Node, TreeError, assembled, check_size, shown
 
 MAX_CLIPPED = 1e-6  # share of a feature's magnitudes
-_KEYS = (
+KEYS = (
     "feature_index",
     "feature_id",
     "id",
@@ -93,7 +93,7 @@ def tree_of_forest(data: dict[str, Any]) -> tuple[Node, list[str]]:
 def tree_of_roots(roots: list[Any], firing: Firing) -> tuple[Node, list[str]]:
     """The tree of a SAELens hierarchy, and notes on what was converted. Raises: `TreeError`."""
     _check_firing(firing)
-    found = entries([(f"root.roots[{i}]", root) for i, root in enumerate(roots)], 1, _KEYS)
+    found = entries([(f"root.roots[{i}]", root) for i, root in enumerate(roots)], 1, KEYS)
     below = children_of(found)
     index = [entry.data.get("feature_index") for entry in found]
     for entry, i in zip(found, index, strict=True):
