@@ -70,6 +70,7 @@ TUNED = {
 }
 METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
 REFERENCE = "reference"
+LANES = 16  # the seeds of a scene, so that none is empty
 
 
 def lone(n: int = 8) -> list[Node]:
@@ -154,7 +155,8 @@ def sweep_of(cfg: Config) -> Sweep:
     if "random" not in axes["tree"]:
         del axes["tree_seed"]
     trees = {name: tree_to_dict(root) for name, root in OWN_TREES.items() if name in axes["tree"]}
-    data = {"name": "compare", "combine": "zip", "axes": axes, "trees": trees, "fixed": {"n_steps": cfg.n_steps}}
+    fixed = {"n_steps": cfg.n_steps, "most_lanes": LANES}
+    data = {"name": "compare", "combine": "zip", "axes": axes, "trees": trees, "fixed": fixed}
     return parse_sweep(data, lambda name: TREES[name]())
 
 

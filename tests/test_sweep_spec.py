@@ -100,13 +100,15 @@ def test_a_cell_s_sizes_follow_from_its_tree() -> None:
     assert (n_latents(cell), target_l0(cell), d_in(cell)) == (30, pytest.approx(2.24), 32)
     wide = Cell(RegularTree(n_lone=30), Training(latents_per_feature=0.01))
     assert (n_latents(wide), d_in(wide), program_of(wide).cfg.n_latents) == (1, 64, 16)
+    assert [program_of(Cell(RegularTree(), Training(most_lanes=n))).n_lanes for n in (None, 16, 1)] == [32, 16, 1]
 
 
 def test_everything_that_a_cell_says_is_in_its_key() -> None:
     base = Cell(RegularTree(), Training())
     others = [base._replace(tree=tree) for tree in (RegularTree(depth=2), RandomTree(), GivenTree("a", "{}"))]
+    other = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5, "method": "tied", "most_lanes": 16}
     for name, value in vars(base.training).items():
-        changed = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5, "method": "tied"}.get(name)
+        changed = other.get(name)
         changed = value + (1 if isinstance(value, int) else 0.01) if changed is None else changed  # type: ignore[operator]
         others.append(base._replace(training=Training(**{name: changed})))
     assert len({cell_key(cell, "c") for cell in (base, *others)}) == 1 + len(others)

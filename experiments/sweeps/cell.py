@@ -58,6 +58,7 @@ class Training:
     reinit_below: float = _HYPERS["reinit_below"]
     n_eval_rows: int = 5_000
     seed: int = 0
+    most_lanes: int | None = None  # cells that are trained at once (None: 32), on which the last bits depend
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
@@ -85,6 +86,7 @@ _NUMBERS = {  # of a training, and what they may be
     "reinit_below": _UP_TO_FLOAT32,
     "n_eval_rows": Whole(most=10**9),
     "seed": SEED,
+    "most_lanes": Whole(most=1_024),
 }
 
 
@@ -164,7 +166,9 @@ def as_data(cell: Cell) -> dict:
     else:
         tree = {"tree": "regular" if isinstance(spec, RegularTree) else "random", **vars(spec)}
     training = dict(vars(cell.training))
-    if cell.training.method is None:  # so that digests are those of before there were methods
+    if cell.training.most_lanes is None:  # so that digests are those of before there was a choice
+        del training["most_lanes"]
+    if cell.training.method is None:  # and of before there were methods
         del training["method"]
     else:
         training["method"] = method_facts(method_of(cell).method) | {"name": cell.training.method}

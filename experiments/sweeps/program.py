@@ -24,13 +24,14 @@ class Program(NamedTuple):
     n_prefixes: int  # 0: a weight for every prefix
     cfg: TrainConfig  # of the padded latents
     n_eval_rows: int
+    most_lanes: int | None = None  # None: MOST_LANES
 
     @property
     def n_lanes(self) -> int:
         """The fixed number of lanes of a group, so that a cell's numbers do not depend on how many others there are."""
         batch, rows, n = self.cfg.batch_size, self.n_eval_rows, max(self.cfg.n_latents, self.shape.n_nodes)
         n_bytes = 4 * (n * (24 * batch + 4 * rows + 24 * self.d_in + 4 * n) + self.d_in * (8 * batch + 2 * rows))
-        return max(1, min(MOST_LANES, LANE_MEMORY // n_bytes))
+        return max(1, min(self.most_lanes or MOST_LANES, LANE_MEMORY // n_bytes))
 
     @property
     def lane_memory(self) -> int:
@@ -69,7 +70,7 @@ def program_of(cell: Cell) -> Program:
     cfg = train_config(n, training.n_steps, training.batch_size, method)
     n_prefixes = _n_prefixes(weighting, n_latents(cell))
     n_sampled = min(n_prefixes, cfg.n_latents) if weighting.startswith("sampled") else 0
-    return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows))
+    return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows, training.most_lanes))
 
 
 def _n_prefixes(weighting: str, n_latents: int) -> int:
