@@ -1,5 +1,6 @@
 """What a training method is: all that the trainer, sweeps, checkpoints and figures know of one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -14,6 +15,7 @@ from toy.sae import RELU, SAE, Activation, init_sae
 
 Params = PyTree  # an SAE, or a pytree that holds one; other leaves lead with the axis of latents
 Order = Literal["energy", "frequency", "fixed"]
+Sample = Callable[[Key[Array, ""], int], Float[Array, "rows d_in"]]
 Memory = PyTree  # what a method keeps between steps beside its parameters; None where it keeps nothing
 
 
@@ -92,6 +94,18 @@ class Method:
 
     def project(self, params: Params, done: Float[Array, ""]) -> Params:
         """The parameters after an update and before the next step."""
+        return params
+
+    @property
+    def search_at(self) -> float | None:
+        """The share of the run after which `search` is called, once; None: never."""
+        return None
+
+    def search(self, key: Key[Array, ""], params: Params, sample: Sample) -> Params:
+        """The parameters with which the run goes on at `search_at`; `sample(key, n_rows)` draws scaled inputs.
+
+        A stream's run has only the rows of the step. Adam starts anew.
+        """
         return params
 
     def init_memory(self, d_in: int, n_latents: int) -> Memory:

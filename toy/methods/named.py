@@ -5,6 +5,7 @@ field may be `weighting=…`, the prefixes (`toy.prefixes.named`). A user's meth
 a `Method`, or a class of them, in that file. The number `l0` stands for the mean L0 of the features.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from toy.methods.gated import Gated
 from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Method
 from toy.methods.pursuit import Pursuit
+from toy.methods.rotated import Rotated
+from toy.methods.rotation import Search
 from toy.methods.standard import Matryoshka, Standard
 from toy.methods.tied_finish import TiedFinish
 from toy.methods.topk import TargetedBatchTopK, TopKFamily
@@ -39,6 +42,12 @@ def _pursuit(k: int = 8, tolerance: float = 1e-3, **fields: Any) -> Pursuit:
     return Pursuit(MatchingPursuit(k, tolerance), **fields)
 
 
+def _rotated(**given: Any) -> Rotated:
+    of_search = {field.name for field in dataclasses.fields(Search)}
+    how = Search(**{name: value for name, value in given.items() if name in of_search})
+    return Rotated(how=how, **{name: value for name, value in given.items() if name not in of_search})
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     "vanilla": Standard,
     "matryoshka": Matryoshka,
@@ -48,6 +57,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gated": Gated,
     "tied": Tied,
     "tied_finish": TiedFinish,
+    "rotated": _rotated,
     "aligned": Aligned,
     "orthogonal": Orthogonal,
     "detached": Detached,

@@ -75,6 +75,12 @@ class TrainConfig:
         return self.method.moves_latents(self.loss_form)
 
     @property
+    def search_step(self) -> int | None:
+        """The step before which the method searches, once."""
+        share = self.method.search_at
+        return None if share is None else max(1, round(share * self.n_steps))
+
+    @property
     def n_sparsity_warmup_steps(self) -> int:
         return round(self.sparsity_warmup_share * self.n_steps)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from toy.data.source import Batches, Source, draw_batch
 from toy.methods.method import Params
 from toy.sae import SAE, map_parts, reorder
-from toy.training.config import Hypers, Number, TrainConfig
+from toy.training.config import MAX_STEPS, Hypers, Number, TrainConfig
 from toy.training.state import TrainState, input_scale, latent_ranks, step_keys
 
 MOST_RESTARTS = 32
@@ -20,7 +20,10 @@ MIN_MEDIAN = 1e-6
 def next_maintenance(step: Int[Array, ""], cfg: TrainConfig) -> Int[Array, ""]:
     """The first step after this one before which maintenance is due."""
     periods = (cfg.reinit_every, cfg.reorder_every) if cfg.moves_latents else (cfg.reinit_every,)
-    return jnp.stack([(step // period + 1) * period for period in periods]).min()
+    due = [(step // period + 1) * period for period in periods]
+    if cfg.search_step is not None:
+        due.append(jnp.where(step < cfg.search_step, cfg.search_step, MAX_STEPS))
+    return jnp.stack(due).min()
 
 
 def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg: TrainConfig) -> TrainState:
@@ -35,7 +38,22 @@ def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg
     if cfg.moves_latents:
         due = state.step % cfg.reorder_every == 0
         state = jax.lax.cond(due, lambda s: moved(s, jnp.argsort(-s.contribution)), lambda state: state, state)
+    if cfg.search_step is not None:
+        due = state.step == cfg.search_step
+        state = jax.lax.cond(
+            due, partial(_search, source=source, hypers=hypers, cfg=cfg), lambda state: state, state
+        )
     return state
+
+
+def _search(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
+    def sample(key: Key[Array, ""], n_rows: int) -> Float[Array, "rows d_in"]:
+        x = draw_batch(source, key, n_rows, state.step)
+        return x * input_scale(state, x.shape[1])
+
+    params = cfg.method.search(jax.random.fold_in(step_keys(state.key, state.step)[2], 2), state.params, sample)
+    moments = {name: jax.tree.map(jnp.zeros_like, optax.tree.get(state.opt_state, name)) for name in ("mu", "nu")}
+    return state._replace(params=params, opt_state=optax.tree.set(state.opt_state, **moments))
 
 
 def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
