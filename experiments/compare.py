@@ -60,6 +60,7 @@ TUNED = {
     "tied": 3e-3,
     "tied:weighting=vanilla": 1e-2,
     "tied_finish": 2e-2,
+    "rotated": 3e-3,
     "aligned": 3e-3,
     "orthogonal": 3e-3,
     "orthogonal:weighting=sampled_10": 1e-2,

@@ -1,4 +1,4 @@
-"""The search for the sparsest rotation: what it looks for, by hand, and that it leaves wrong codes that descent does not."""
+"""The search for the sparsest rotation: what it looks for, by hand, and the wrong codes that it leaves."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,16 @@ from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0, sample_features
 from toy.methods import Method, named
 from toy.methods.method import Params, Sample
-from toy.methods.rotation import Search, nearest_rotation, objective, orthonormal, product, rotate
+from toy.methods.rotation import (
+    Search,
+    descend,
+    first_rotations,
+    nearest_rotation,
+    objective,
+    orthonormal,
+    product,
+    rotate,
+)
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 from toy.training.state import TrainState, trained_sae
@@ -53,7 +62,7 @@ def test_the_search_leaves_wrong_codes_of_exclusive_children(first: np.ndarray) 
     x = rows_of(forest(Node(0.5, (Node(0.3), Node(0.3), Node(0.3)), exclusive=True)))
     if first is HADAMARD:
         assert float(jnp.min(x @ first.T)) >= 0
-    found = rotate(KEY, jnp.asarray(first), x, jnp.ones(4, bool), HOW)
+    found = rotate(KEY, jnp.asarray(first), x, jnp.zeros((1, 4)), jnp.ones(4, bool), HOW)[0]
     np.testing.assert_allclose(np.sort(np.abs(found), axis=1)[:, -1], 1, atol=1e-3)
     assert float(jnp.min(found @ x.T)) > -0.05
 
@@ -63,14 +72,39 @@ def test_latents_that_are_not_there_stay_as_they_are() -> None:
     x = jnp.concatenate([x, jnp.zeros((len(x), 2))], axis=1)
     W_dec = jax.random.normal(KEY, (6, 6))
     there = jnp.arange(6) < 4
-    found = rotate(KEY, W_dec, x, there, HOW)
+    found = rotate(KEY, W_dec, x, jnp.zeros((1, 6)), there, HOW)[0]
     np.testing.assert_array_equal(found[4:], W_dec[4:])
     np.testing.assert_allclose(found[:4] @ found[:4].T, np.eye(4), atol=1e-4)
     np.testing.assert_allclose(found[:4, 4:], 0, atol=1e-3)
 
 
+@pytest.mark.usefixtures("x64")
+def test_padding_changes_nothing_but_rounding() -> None:
+    """Of each part alone: over hundreds of steps the kinks of |y| multiply differences in the last bits."""
+    there = jnp.arange(9) < 6
+    x = jax.random.uniform(KEY, (300, 12), jnp.float64) * (jax.random.uniform(jax.random.key(1), (300, 12)) < 0.3)
+    x = x.at[:, 6:].set(0) @ np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    W_dec = jax.random.normal(KEY, (9, 12), jnp.float64)
+    own, padded = orthonormal(W_dec[:6], x, there[:6]), orthonormal(W_dec, x, there)
+    np.testing.assert_allclose(padded[:6], own, atol=1e-9)
+    z = jnp.where(there[:, None], padded @ x.T, 0)
+    first = [first_rotations(KEY, z[:n], there[:n], 4, 1) for n in (6, 9)]
+    np.testing.assert_array_equal(first[1][:, :6, :6], first[0])
+    ends = [descend(start, z[:n], there[:n], 5, HOW) for start, n in zip(first, (6, 9), strict=True)]
+    np.testing.assert_allclose(ends[1][:, :6, :6], ends[0], atol=1e-9)
+    np.testing.assert_allclose(ends[1][:, 6:, :6], 0, atol=1e-12)
+
+
+def test_the_centre_is_the_one_with_the_sparser_code() -> None:
+    x = rows_of(forest(Node(0.5, (Node(0.3),)), Node(0.1))) + jnp.array([0.5, -0.3, 0.2])
+    centres = jnp.array([[0.0, 0, 0], [0.5, -0.3, 0.2], [0.4, 0.0, 0.0]])
+    W_dec, centre = rotate(KEY, jnp.eye(3), x, centres, jnp.ones(3, bool), HOW)
+    np.testing.assert_array_equal(centre, centres[1])
+    np.testing.assert_allclose(np.sort(np.abs(W_dec), axis=1)[:, -1], 1, atol=1e-3)
+
+
 def test_the_nearest_orthonormal_rows_are_in_the_subspace_of_the_data() -> None:
-    """By hand: within the plane of the data (1, 1) / √2 and (1, −1) / √2 are as near to (2, .5) and (.5, −2) as can be."""
+    """By hand: within the plane of the data the projections of the rows are at right angles."""
     x = jax.random.normal(KEY, (500, 2)) @ jnp.array([[1.0, 0, 0], [0, 1, 0]])
     found = orthonormal(jnp.array([[1.0, 1, 0.3], [1, -1, 0.3]]), x, jnp.ones(2, bool))
     np.testing.assert_allclose(found, np.array([[1, 1, 0], [1, -1, 0]]) / 2**0.5, atol=1e-3)

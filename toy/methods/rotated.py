@@ -1,10 +1,11 @@
 """A run in three parts: Matryoshka finds the subspace, a search its sparsest rotation, and a tied encoder finishes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from toy.methods.method import Params, Sample
 from toy.methods.rotation import Search, rotate
@@ -24,7 +25,7 @@ class Rotated(TiedFinish):
 
     pads: ClassVar[bool] = True
 
-    how: Search = Search()
+    how: Search = field(default_factory=Search)
 
     @property
     def search_at(self) -> float | None:
@@ -32,9 +33,14 @@ class Rotated(TiedFinish):
 
     def search(self, key: Key[Array, ""], params: Params, sample: Sample) -> Params:
         sae = params.sae
-        if sae.W_dec.shape[0] > sae.W_dec.shape[1]:
-            return params
+        there = has_encoder(sae)
         key_rows, key_turns = jax.random.split(key)
-        x: Float[Array, "rows d_in"] = sample(key_rows, self.how.n_rows) - sae.b_dec
-        W_dec = rotate(key_turns, sae.W_dec, x, has_encoder(sae), self.how)
-        return params._replace(sae=sae._replace(W_dec=W_dec))
+
+        def rotated() -> tuple[Array, Array]:
+            # A penalty moves b_dec a little away from where the data has its zero, which is most often 0.
+            centres = jnp.stack([jnp.zeros_like(sae.b_dec), sae.b_dec])
+            return rotate(key_turns, sae.W_dec, sample(key_rows, self.how.n_rows), centres, there, self.how)
+
+        fits = jnp.sum(there) <= sae.W_dec.shape[1]
+        W_dec, b_dec = jax.lax.cond(fits, rotated, lambda: (sae.W_dec, sae.b_dec))
+        return params._replace(sae=sae._replace(W_dec=W_dec, b_dec=b_dec))

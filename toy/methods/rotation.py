@@ -28,10 +28,10 @@ class Search:
     """
 
     n_rows: int = 8_192  # samples that the search sees
-    n_whole_starts: int = 4  # starts of the first part
+    n_whole_starts: int = 2  # starts of the first part from each centre
     n_whole_steps: int = 600  # of each descent in the first part
     n_whole_rows: int = 1_024  # samples in the first part
-    n_rounds: int = 8  # of the second part, in which every latent has its turn
+    n_rounds: int = 12  # of the second part, in which every latent has its turn
     block: int = 6  # latents that are rotated in a turn
     n_starts: int = 8  # starts in a turn
     n_steps: int = 200  # of each descent in a turn
@@ -51,27 +51,39 @@ class Search:
 
 class Code(NamedTuple):
     W_dec: Float[Array, "n_latents d_in"]  # orthonormal rows
-    y: Float[Array, "n_latents rows"]  # W_dec x
+    y: Float[Array, "n_latents rows"]  # W_dec (x − centre)
 
 
 def rotate(
     key: Key[Array, ""],
     W_dec: Float[Array, "n_latents d_in"],
     x: Float[Array, "rows d_in"],
+    centres: Float[Array, "n_centres d_in"],
     there: Bool[Array, " n_latents"],
     how: Search,
-) -> Float[Array, "n_latents d_in"]:
-    """The decoder of the sparsest code of x that the search finds; latents that are not `there` stay as they are."""
-    x = x / jnp.maximum(jnp.mean(jnp.linalg.norm(x, axis=1)), 1e-12)
-    start = orthonormal(W_dec, x, there)
+) -> tuple[Float[Array, "n_latents d_in"], Float[Array, " d_in"]]:
+    """The decoder of the sparsest code that the search finds, and the centre, of those given, from which it codes x.
+
+    Latents that are not `there` stay as they are.
+    """
     key_whole, key_turns = jax.random.split(key)
-    code = _rotate_all(key_whole, Code(start, start @ x.T * there[:, None]), there, how)
+
+    def from_centre(centre: Float[Array, " d_in"]) -> tuple[Code, Float[Array, ""]]:
+        centred = (x - centre) / jnp.maximum(jnp.mean(jnp.linalg.norm(x - centre, axis=1)), 1e-12)
+        start = orthonormal(W_dec, centred, there)
+        return _rotate_all(key_whole, Code(start, start @ centred.T * there[:, None]), there, how)
+
+    codes, values = jax.lax.map(from_centre, centres)
+    best = jnp.argmin(values)
+    code = jax.tree.map(lambda leaf: leaf[best], codes)
+
+    n_there = jnp.sum(there)
 
     def turn(i: Int[Array, ""], code: Code) -> Code:
-        return _rotate_block(jax.random.fold_in(key_turns, i), code, i % len(W_dec), there, how)
+        return _rotate_block(jax.random.fold_in(key_turns, i), code, i % n_there, there, how)
 
-    code = jax.lax.fori_loop(0, how.n_rounds * len(W_dec), turn, code)
-    return jnp.where(there[:, None], code.W_dec, W_dec)
+    code = jax.lax.fori_loop(0, how.n_rounds * n_there, turn, code)
+    return jnp.where(there[:, None], code.W_dec, W_dec), centres[best]
 
 
 def orthonormal(
@@ -84,8 +96,7 @@ def orthonormal(
     unit = W_dec / jnp.maximum(jnp.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12) * there[:, None]
     moments = x.T @ x / len(x)
     _, axes = jnp.linalg.eigh(moments + OWN_SUBSPACE * jnp.trace(moments) * unit.T @ unit)
-    n_latents = len(W_dec)
-    axes = axes[:, ::-1][:, :n_latents] * (jnp.arange(n_latents) < jnp.sum(there))
+    axes = axes[:, ::-1] * (jnp.arange(x.shape[1]) < jnp.sum(there))
     left, _, right = jnp.linalg.svd(unit @ axes, full_matrices=False)
     return left @ right @ axes.T
 
@@ -99,11 +110,16 @@ def objective(
     return jnp.sum(jnp.mean(penalty, axis=-1), axis=-1)
 
 
-def _rotate_all(key: Key[Array, ""], code: Code, there: Bool[Array, " n_latents"], how: Search) -> Code:
+def _rotate_all(
+    key: Key[Array, ""], code: Code, there: Bool[Array, " n_latents"], how: Search
+) -> tuple[Code, Float[Array, ""]]:
+    """The best code of several descents, and its objective."""
     z = code.y[:, : how.n_whole_rows]
-    ends = descend(first_rotations(key, z, there, how.n_whole_starts, n_here=1), z, how.n_whole_steps, how)
-    best = ends[jnp.argmin(objective(ends @ z, how.offset, how))]
-    return Code(best @ code.W_dec, best @ code.y)
+    starts = first_rotations(key, z, there, how.n_whole_starts, n_here=1)
+    ends = descend(starts, z, there, how.n_whole_steps, how)
+    values = objective(ends @ z, how.offset, how)
+    best = ends[jnp.argmin(values)]
+    return Code(best @ code.W_dec, best @ code.y), jnp.min(values)
 
 
 def _rotate_block(
@@ -121,7 +137,7 @@ def _rotate_block(
     _, rows = jax.lax.top_k(is_on * jax.random.uniform(key_rows, (n_rows,)), min(how.n_block_rows, n_rows))
     z = y[:, rows]
     starts = first_rotations(key_starts, z, there[block], how.n_starts, n_here=how.n_starts // 2)
-    ends = descend(starts, z, how.n_steps, how)
+    ends = descend(starts, z, there[block], how.n_steps, how)
     values = objective(ends @ z, how.offset, how)
     best = jnp.argmin(values)
     is_better = values[best] < objective(z, how.offset, how) - how.margin
@@ -132,10 +148,18 @@ def _rotate_block(
 def first_rotations(
     key: Key[Array, ""], z: Float[Array, "n rows"], there: Bool[Array, " n"], n_starts: int, n_here: int
 ) -> Float[Array, "starts n n"]:
-    """`n_here` identities and rotations at random, which leave alone what is not there; signs are the data's."""
-    eye = jnp.eye(len(z))
-    shape = n_starts - n_here, *eye.shape
-    random = jnp.where(there[:, None] & there, jax.random.normal(key, shape), eye)
+    """`n_here` identities and rotations at random, which leave alone what is not there; signs are the data's.
+
+    Numbers are drawn row by row, so that they do not depend on how many latents are padding.
+    """
+    eye, n = jnp.eye(len(z)), len(z)
+
+    def row(key: Key[Array, ""], i: Int[Array, ""]) -> Float[Array, " n"]:
+        return jax.random.normal(jax.random.fold_in(key, i), (n,))
+
+    rows_of = jax.vmap(jax.vmap(row, in_axes=(None, 0)), in_axes=(0, None))
+    random = rows_of(jax.random.split(key, n_starts - n_here), jnp.arange(n))
+    random = jnp.where(there[:, None] & there, random, eye)
     starts = jnp.concatenate([jnp.broadcast_to(eye, (n_here, *eye.shape)), jnp.linalg.qr(random)[0]])
     y = starts @ z
     is_negative = jnp.sum(jnp.minimum(y, 0) ** 2, axis=-1) > jnp.sum(jnp.maximum(y, 0) ** 2, axis=-1)
@@ -143,7 +167,11 @@ def first_rotations(
 
 
 def descend(
-    rotations: Float[Array, "starts n n"], z: Float[Array, "n rows"], n_steps: int, how: Search
+    rotations: Float[Array, "starts n n"],
+    z: Float[Array, "n rows"],
+    there: Bool[Array, " n"],
+    n_steps: int,
+    how: Search,
 ) -> Float[Array, "starts n n"]:
     """The rotations after steps of one size along the gradient on the orthogonal group, while ε and the size fall."""
 
@@ -154,8 +182,8 @@ def descend(
         slope = jnp.sign(y) * offset / (jnp.abs(y) + offset) ** 2 + 2 * how.negative * jnp.minimum(y, 0)
         gradient = product(slope @ z.T / z.shape[1], q.mT)
         turning = (gradient - gradient.mT) / 2  # its part along the group
-        size = jnp.sqrt(jnp.sum(turning**2, axis=(-2, -1), keepdims=True) / len(z))
-        return nearest_rotation(q - (1 - done) * how.step * product(turning / jnp.maximum(size, 1e-3), q), 1)
+        size = jnp.sqrt(jnp.sum(turning**2, axis=(-2, -1), keepdims=True) / jnp.sum(there))
+        return nearest_rotation(q - (1 - done) ** 2 * how.step * product(turning / jnp.maximum(size, 1e-3), q), 1)
 
     return nearest_rotation(jax.lax.fori_loop(0, n_steps, step, rotations), 8)
 

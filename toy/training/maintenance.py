@@ -40,9 +40,7 @@ def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg
         state = jax.lax.cond(due, lambda s: moved(s, jnp.argsort(-s.contribution)), lambda state: state, state)
     if cfg.search_step is not None:
         due = state.step == cfg.search_step
-        state = jax.lax.cond(
-            due, partial(_search, source=source, hypers=hypers, cfg=cfg), lambda state: state, state
-        )
+        state = jax.lax.cond(due, partial(_search, source=source, hypers=hypers, cfg=cfg), lambda state: state, state)
     return state
 
 
