@@ -3,7 +3,8 @@
 import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults")
+THEORY = ("theory.identifiability", "theory.recovery")
+STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
 LANGUAGE_SET = ("tinystories",)  # three figures
 

@@ -11,13 +11,11 @@ prefixes and by the tied finish, 13/16 by BatchTopK, 0/16 by vanilla; of all 144
 In the post: nothing; it compares two SAEs on one tree.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,17 +23,12 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.cell import cell_key
-from experiments.sweeps.drive import make_plan, run_plan
-from experiments.sweeps.engines import LocalEngine
-from experiments.sweeps.spec import Sweep, parse_sweep
-from experiments.sweeps.store import Stored, open_store
-from toy.checks import MAX_SEED, POSITIVE, SEED, Whole, check_fields
-from toy.features.named import TREES, forest, ordering_tree
+from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
+from experiments.sweeps.spec import Sweep
+from toy.checks import POSITIVE, Whole, check_fields
+from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
-from toy.features.tree_json import tree_to_dict
 from toy.methods import named
-from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.loop import Progress
 
 # Methods, with the learning rate of .003, .01 and .02 at which they recovered most runs of `sweeps/tuning.yaml`,
@@ -69,9 +62,7 @@ TUNED = {
     "pursuit:k=4,tolerance=0.02": 3e-3,
     "pursuit:k=4,tolerance=0.02,weighting=sampled_10": 1e-2,
 }
-METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
 REFERENCE = "reference"
-LANES = 16  # the seeds of a scene, so that none is empty
 
 
 def lone(n: int = 8) -> list[Node]:
@@ -97,110 +88,61 @@ SCENES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PanelConfig):
     """Options of `compare`."""
 
     methods: tuple[str, ...] = tuple(TUNED)
     """Methods by name (`toy.methods.named`), such as tied, topk:k=l0 or my_file.py:mine."""
     scenes: tuple[str, ...] = tuple(SCENES)
     """What they are trained on; ratio: a child's magnitude over its parent's; superposed: features per dimension."""
-    seed: int = 0
-    """The first seed."""
-    n_seeds: int = 16
-    """Number of seeds; each has directions, an initialisation and data of its own."""
     n_random: int = 12
     """Number of random trees, of which each has its share of the seeds."""
-    n_steps: int = TrainConfig.n_steps
-    """Training steps."""
     l0_ratios: tuple[float, ...] = (0.7, 1.0, 1.5)
     """Targets of L0, or k, over the tree's mean L0, for the frontier on the reference tree."""
-    learning_rate: float = Hypers._field_defaults["learning_rate"]
-    """Adam's, for methods that are not tuned here."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "compare.sqlite"))
     """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed=SEED, n_seeds=Whole(), n_random=Whole(), n_steps=Whole(most=MAX_STEPS))
-        check_fields(self, l0_ratios=POSITIVE, learning_rate=POSITIVE)
+        super().__post_init__()
+        check_fields(self, n_random=Whole(), l0_ratios=POSITIVE)
         if not self.methods or not self.scenes:
             raise ValueError("methods and scenes: need at least one of each")
         for scene in self.scenes:
             if scene not in SCENES:
                 raise ValueError(f"scenes: expected {', '.join(SCENES)}, got {scene!r}")
-        if self.seed + self.n_seeds - 1 > MAX_SEED:
-            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
 
     @cached_property
-    def cells(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """The method, the panel and the settings of every run; panels are scenes, and targets of the frontier."""
-        panels = {scene: {"l0_ratio": 1.0} | SCENES[scene] for scene in self.scenes}
+    def runs(self) -> list[Run]:
+        """Of every method on every panel; panels are scenes, and targets of the frontier."""
+        scenes = {scene: {"l0_ratio": 1.0} | SCENES[scene] for scene in self.scenes}
         if REFERENCE in self.scenes:
-            panels |= {f"L0 {ratio:g}": {"tree": REFERENCE, "l0_ratio": ratio} for ratio in self.l0_ratios}
+            scenes |= {f"L0 {ratio:g}": {"tree": REFERENCE, "l0_ratio": ratio} for ratio in self.l0_ratios}
         rates = {method: {"learning_rate": TUNED.get(method, self.learning_rate)} for method in self.methods}
         return [
-            (method, panel, given | rates[method] | {"method": method, "seed": seed, "tree_seed": i % self.n_random})
+            Run(method, scene, given | rates[method] | {"seed": seed, "tree_seed": i % self.n_random})
             for method in self.methods
-            for panel, given in panels.items()
+            for scene, given in scenes.items()
             for i, seed in enumerate(self.seeds)
         ]
 
 
 def sweep_of(cfg: Config) -> Sweep:
-    """The runs as a sweep, whose axes change together."""
-    names = ("tree", "tree_seed", "d_in", "max_cosine", "l0_ratio", "method", "learning_rate", "seed")
-    axes = {name: [given.get(name) for _, _, given in cfg.cells] for name in names}
-    if "random" not in axes["tree"]:
-        del axes["tree_seed"]
-    trees = {name: tree_to_dict(root) for name, root in OWN_TREES.items() if name in axes["tree"]}
-    fixed = {"n_steps": cfg.n_steps, "most_lanes": LANES}
-    data = {"name": "compare", "combine": "zip", "axes": axes, "trees": trees, "fixed": fixed}
-    return parse_sweep(data, lambda name: TREES[name]())
+    return panel_sweep("compare", cfg.runs, OWN_TREES, cfg.n_steps)
 
 
 def check(cfg: Config) -> None:
     """Raises: ValueError naming the method that is none, or the runs that cannot be."""
     for method in cfg.methods:
         named(method)
-    impossible = make_plan(sweep_of(cfg)).impossible
-    if impossible:
-        place, why = impossible[0]
-        raise ValueError(f"methods: {cfg.cells[place][0]} on {cfg.cells[place][1]}: {why}")
+    check_runs(sweep_of(cfg), cfg.runs)
 
 
 def n_steps(cfg: Config) -> int:
-    return len(cfg.cells)
+    return len(cfg.runs)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    sweep = sweep_of(cfg)
-    store = open_store(cfg.store, sweep, extend=True)
-    store.discard(store.damaged())
-    plan = make_plan(sweep, store.finished(failed=False))
-    progress(len(sweep) - plan.n_missing)
-    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows), retry=True)
-    rows = {row.key: row for row in store.rows()}
-    found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
-    for (method, panel, _), cell in zip(cfg.cells, sweep.cells(), strict=True):
-        found[method][panel].append(rows[cell_key(cell, plan.code)])
-    return {
-        method: {panel: summarised(of_panel) for panel, of_panel in panels.items()} for method, panels in found.items()
-    }
-
-
-def summarised(rows: list[Stored]) -> dict[str, Any]:
-    """Lists with one entry per run that went well, and the counts of runs, of failed and of recovered ones.
-
-    `seconds` is a run's share of the time of those that were trained with it, compiling and measuring included.
-    """
-    good = [row.metrics for row in rows if row.metrics is not None]
-    columns = {name: [metrics.get(name) for metrics in good] for name in METRICS}
-    recovered = sum(value == 1 for value in columns.pop("recovered"))
-    counts = {"n": len(rows), "n_failed": len(rows) - len(good), "recovered": recovered}
-    return counts | columns | {"seconds": [row.seconds for row in rows if row.metrics is not None]}
+    return run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -214,12 +156,6 @@ def summary(record: dict[str, Any]) -> list[str]:
             if "seconds" in r:  # older records have none
                 lines[-1] += f", {1e6 * mean(r['seconds']) / record['config']['n_steps']:.0f} µs per step"
     return lines
-
-
-def mean(values: list[float | None]) -> float:
-    """The mean of what is known, NaN where nothing is."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else float("nan")
 
 
 def caption(record: dict[str, Any]) -> str:

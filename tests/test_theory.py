@@ -97,6 +97,20 @@ def test_the_truth_is_the_sparsest_tied_code_below_the_limit_and_not_above(ratio
         assert np.argmin((1 - q) * parent.sum(axis=0) + q * both.sum(axis=0)) == best
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 5.0])
+def test_a_concave_penalty_has_its_limit_between_those_of_l1_and_l0(ratio: float) -> None:
+    """Brute force, with the log penalty of activations near .1, over all turns of two orthonormal latents."""
+    assert edge_limit(ratio, "l0") == 0.5
+    limit = edge_limit(ratio, lambda act: float(np.log1p(act / 0.1)))
+    assert edge_limit(ratio) < limit < 0.5
+    turns = np.linspace(0, np.arctan(1 / ratio), 400)
+    directions = np.stack([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])
+    acts = directions[:, 0], directions[:, 0] + ratio * directions[:, 1]
+    parent, both = (np.log1p(np.maximum(of_state, 0) / 0.1) for of_state in acts)
+    for q, best in ((limit - 0.01, 0), (limit + 0.01, 399)):
+        assert np.argmin((1 - q) * parent.sum(axis=0) + q * both.sum(axis=0)) == best
+
+
 @pytest.mark.parametrize(("edge_prob", "ratio", "n_children"), [(0.1, 1, 1), (0.5, 2, 1), (0.3, 1, 3), (0.2, 0.5, 4)])
 def test_a_lone_latent_takes_the_principal_axis(edge_prob: float, ratio: float, n_children: int) -> None:
     children = tuple(Node(edge_prob, magnitude_mean=ratio) for _ in range(n_children))

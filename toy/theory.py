@@ -1,5 +1,6 @@
 """The objective over all states of a finite tree, exactly: nothing is sampled."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -111,19 +112,26 @@ def minimised(
     return jax.vmap(one)(starts)
 
 
-def edge_limit(ratio: float) -> float:
-    """The P(child | parent) from which on the L1 penalty no longer prefers the truth in a tied code of a pair.
+PENALTIES: dict[str, Callable[[float], float]] = {"l1": float, "l0": lambda act: float(act > 1e-9)}
 
-    For two orthonormal latents that reconstruct a parent of magnitude 1 and a child of magnitude `ratio` exactly. With
-    the two turned by φ the mean of activations where the parent is on is
 
-        cos φ + sin φ + q r (cos φ − sin φ),   0 ≤ φ ≤ arctan(1 / r),
+def edge_limit(ratio: float, penalty: str | Callable[[float], float] = "l1") -> float:
+    """The P(child | parent) from which on a penalty no longer prefers the truth in a tied code of a pair.
 
-    since no activation may be negative. It is concave, so that its least value is at one of the ends: at the truth, or
-    at the code in which p + c has a latent to itself and p has two. L0 prefers the truth below 1/2 at any ratio.
+    For two orthonormal latents that reconstruct a parent of magnitude 1 and a child of magnitude `ratio` exactly, and a
+    penalty f of an activation that rises, is concave, and is 0 at 0. With the two turned by φ the mean penalty where
+    the parent is on is, with q = P(child | parent) and r = ratio,
+
+        (1 − q) (f(cos φ) + f(sin φ)) + q (f(cos φ + r sin φ) + f(r cos φ − sin φ)),   0 ≤ φ ≤ arctan(1 / r),
+
+    since no activation may be negative. It is concave in φ, so that its least value is at one of the ends: at the
+    truth, or at the code in which p + c has a latent to itself and p alone has two. L0 prefers the truth below 1/2 at
+    any ratio, L1 below √2 − 1 at ratio 1 and less beyond it.
     """
-    norm = np.sqrt(1 + ratio**2)
-    return float(((1 + ratio) / norm - 1) / (ratio - ratio * (ratio - 1) / norm))
+    f = PENALTIES[penalty] if isinstance(penalty, str) else penalty
+    norm = float(np.sqrt(1 + ratio**2))
+    alone = f(ratio / norm) + f(1 / norm)
+    return (alone - f(1.0)) / (f(ratio) + alone - f(norm))
 
 
 def first_latent_angle(edge_prob: float, ratio: float = 1.0, n_children: int = 1) -> float:

@@ -4,8 +4,9 @@ method        the interface, and what it gives a loss    jumprelu      learnt th
 standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
 topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
 detached      levels without gradients between them      tied_finish   Matryoshka, then tied
-pursuit       matching pursuit
-named         methods by their names on a command line  from_file     those of a user's file
+pursuit       matching pursuit                           rotated       Matryoshka, its sparsest rotation, tied
+rotation      the search for that rotation               from_file     methods of a user's file
+named         methods by their names on a command line
 """
 
 from toy.methods.constrained import Aligned, Orthogonal, Tied

@@ -1,0 +1,110 @@
+"""Methods side by side: the runs of an experiment as cells of a sweep, which a store keeps."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.sweeps.cell import cell_key
+from experiments.sweeps.drive import make_plan, run_plan
+from experiments.sweeps.engines import LocalEngine
+from experiments.sweeps.spec import Sweep, parse_sweep
+from experiments.sweeps.store import Stored, open_store
+from toy.checks import MAX_SEED, POSITIVE, SEED, Whole, check_fields
+from toy.features.named import TREES
+from toy.features.node import Node
+from toy.features.tree_json import tree_to_dict
+from toy.training.config import MAX_STEPS, Hypers, TrainConfig
+from toy.training.loop import Progress
+
+LANES = 16  # the seeds of a panel, so that no lane is empty
+METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
+
+
+@dataclass(frozen=True)
+class PanelConfig:
+    """Options that such experiments share."""
+
+    seed: int = 0
+    """The first seed."""
+    n_seeds: int = 16
+    """Number of seeds; each has directions, an initialisation and data of its own."""
+    n_steps: int = TrainConfig.n_steps
+    """Training steps."""
+    learning_rate: float = Hypers._field_defaults["learning_rate"]
+    """Adam's, where a method has none of its own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, seed=SEED, n_seeds=Whole(), n_steps=Whole(most=MAX_STEPS), learning_rate=POSITIVE)
+        if self.seed + self.n_seeds - 1 > MAX_SEED:
+            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.n_seeds))
+
+
+class Run(NamedTuple):
+    """One training and where its result belongs."""
+
+    method: str
+    panel: str
+    settings: dict[str, Any]  # of the cell, but for its method
+
+
+def panel_sweep(name: str, runs: Sequence[Run], trees: Mapping[str, Node], n_steps: int) -> Sweep:
+    """The runs as a sweep, whose axes change together; `trees` are those of the experiment's own, by name."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    axes = {name: [run.settings.get(name) for run in runs] for name in names} | {"method": [run.method for run in runs]}
+    if "random" not in axes["tree"]:
+        axes.pop("tree_seed", None)
+    own = {name: tree_to_dict(root) for name, root in trees.items() if name in axes["tree"]}
+    fixed = {"n_steps": n_steps, "most_lanes": LANES}
+    data = {"name": name, "combine": "zip", "axes": axes, "trees": own, "fixed": fixed}
+    return parse_sweep(data, lambda name: TREES[name]())
+
+
+def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:
+    """Raises: ValueError naming the first run that cannot be."""
+    impossible = make_plan(sweep).impossible
+    if impossible:
+        place, why = impossible[0]
+        raise ValueError(f"methods: {runs[place].method} on {runs[place].panel}: {why}")
+
+
+def run_panels(sweep: Sweep, runs: Sequence[Run], path: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """The results by method and panel; what the store at `path` has already is not trained again."""
+    store = open_store(path, sweep, extend=True)
+    store.discard(store.damaged())
+    plan = make_plan(sweep, store.finished(failed=False))
+    progress(len(sweep) - plan.n_missing)
+    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows), retry=True)
+    rows = {row.key: row for row in store.rows()}
+    found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+    for run, cell in zip(runs, sweep.cells(), strict=True):
+        found[run.method][run.panel].append(rows[cell_key(cell, plan.code)])
+    return {
+        method: {panel: summarised(of_panel) for panel, of_panel in panels.items()} for method, panels in found.items()
+    }
+
+
+def summarised(rows: list[Stored]) -> dict[str, Any]:
+    """Lists with one entry per run that went well, and the counts of runs, of failed and of recovered ones.
+
+    `seconds` is a run's share of the time of those that were trained with it, compiling and measuring included.
+    """
+    good = [row.metrics for row in rows if row.metrics is not None]
+    columns = {name: [metrics.get(name) for metrics in good] for name in METRICS}
+    recovered = sum(value == 1 for value in columns["recovered"])
+    counts = {"n": len(rows), "n_failed": len(rows) - len(good), "recovered": recovered}
+    columns["is_recovered"] = columns.pop("recovered")
+    return columns | counts | {"seconds": [row.seconds for row in rows if row.metrics is not None]}
+
+
+def mean(values: list[float | None]) -> float:
+    """The mean of what is known, NaN where nothing is."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else float("nan")

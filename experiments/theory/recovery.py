@@ -1,0 +1,160 @@
+"""Does a method find trees that it was not tuned on? Many fresh seeds on each of them, and what recovery costs.
+
+Claim: the sparsest rotation of Matryoshka's subspace, finished with a tied encoder (`rotated`), recovers the trees here
+whose edges are below 1/2 in nearly all seeds, without mixing, holes or error. From 1/2 on the truth is not the sparsest
+code, so that no search for one can find it, and of superposed features there is no orthonormal decoder to rotate.
+Command: python -m experiments.theory.recovery (about 12 minutes on 2 cores); --methods takes names of `toy.methods` and
+FILE.py:NAME for a method of yours. Needs nothing of `compare`; its store keeps what was trained.
+Expected, seeds 5000 to 5099: see `experiments/FINDINGS.md`.
+In the post: nothing; it shows one tree.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.common.cache import user_cache
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment
+from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
+from experiments.sweeps.spec import Sweep
+from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
+from toy.features.node import Node
+from toy.methods import named
+from toy.training.loop import Progress
+
+LONE = [Node(0.05) for _ in range(8)]
+INDEPENDENT = RegularTree(edge_prob=0.3, exclusive=False, n_lone=4)
+REGULAR = {
+    "3 exclusive, P .3": RegularTree(edge_prob=0.3),
+    "3 independent, depth 2": replace(INDEPENDENT, n_roots=2, depth=2),
+    "2 independent, depth 3": replace(INDEPENDENT, n_roots=1, depth=3, branching=2, root_prob=0.3),
+    "2 independent, depth 4": replace(INDEPENDENT, n_roots=1, depth=4, branching=2, expanded=1, root_prob=0.3),
+}
+OWN_TREES = {
+    **{name: regular_tree(spec) for name, spec in REGULAR.items()},
+    "pair, ratio 5, P .2": forest(*ordering_tree(edge_prob=0.2, ratio=5).children, *LONE),
+    "pair, P .6": forest(*ordering_tree(edge_prob=0.6, ratio=1).children, *LONE),
+    "comment (ratio 5, P .5)": ordering_tree(),
+}
+SCENES: dict[str, dict[str, Any]] = {
+    "reference": {"tree": "reference"},
+    "three_level": {"tree": "three_level"},
+    **{name: {"tree": name} for name in OWN_TREES},
+    "random": {"tree": "random"},
+    "superposed 1.5": {"tree": "reference", "d_in": 13, "max_cosine": 0.6},
+    "superposed 2": {"tree": "reference", "d_in": 10, "max_cosine": 0.6},
+}  # by the name in the figure
+
+
+@dataclass(frozen=True)
+class Config(PanelConfig):
+    """Options of `recovery`."""
+
+    methods: tuple[str, ...] = ("matryoshka", "rotated")
+    """Methods by name (`toy.methods.named`)."""
+    scenes: tuple[str, ...] = tuple(SCENES)
+    """What they are trained on; random: another tree for every seed; superposed: features per dimension."""
+    seed: int = 5_000
+    """The first seed, which no tuning has seen."""
+    n_seeds: int = 100
+    """Number of seeds; each has directions, an initialisation and data of its own."""
+    store: Path = field(default_factory=lambda: user_cache("sweeps", "recovery.sqlite"))
+    """SQLite file of what was trained before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods or not self.scenes:
+            raise ValueError("methods and scenes: need at least one of each")
+        for scene in self.scenes:
+            if scene not in SCENES:
+                raise ValueError(f"scenes: expected {', '.join(SCENES)}, got {scene!r}")
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [
+            Run(method, scene, SCENES[scene] | {"learning_rate": self.learning_rate, "seed": seed, "tree_seed": seed})
+            for method in self.methods
+            for scene in self.scenes
+            for seed in self.seeds
+        ]
+
+
+def sweep_of(cfg: Config) -> Sweep:
+    return panel_sweep("recovery", cfg.runs, OWN_TREES, cfg.n_steps)
+
+
+def check(cfg: Config) -> None:
+    """Raises: ValueError naming the method that is none, or the runs that cannot be."""
+    for method in cfg.methods:
+        named(method)
+    check_runs(sweep_of(cfg), cfg.runs)
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.runs)
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    return run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+
+
+def mixing_of_recovered(r: dict[str, Any]) -> list[float]:
+    """The largest mixing of each run that recovers the tree."""
+    return [mixing for mixing, yes in zip(r["max_off_diagonal"], r["is_recovered"], strict=True) if yes]
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    lines = []
+    for method, scenes in record["results"].items():
+        for scene, r in scenes.items():
+            mixing = mixing_of_recovered(r)
+            worst = f", mixing at most {max(mixing):.3f} where recovered" if mixing else ""
+            interval = plots.wilson(r["recovered"], r["n"])
+            lines.append(
+                f"{method}, {scene}: recovered {r['recovered']}/{r['n']} "
+                f"(95%: {interval.low:.2f} to {interval.high:.2f}){worst}; holes {mean(r['hole_rate']):.3f}, "
+                f"FVU {mean(r['fvu']):.4f}, {mean(r['seconds']):.2f} s a run"
+            )
+    return lines
+
+
+def caption(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"a: recovered runs of {config['n_seeds']}; b: the largest mixing of the recovered runs (–: none); c: mean "
+        "hole rate; P: P(child | parent); ratio: a child's magnitude over its parent's; random: another tree for every "
+        f"seed; superposed: features per dimension; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
+        f"{record['seeds'][-1]}."
+    )
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    results, scenes = record["results"], record["config"]["scenes"]
+    methods = list(results)
+    with plots.styled(1.6 + 0.17 * len(scenes)) as figure:
+        a, b, c = figure.subplots(1, 3, sharey=True)
+        of_scenes = [[results[method][scene] for method in methods] for scene in scenes]
+        shares = [[r["recovered"] / r["n"] for r in row] for row in of_scenes]
+        counts = [[f"{r['recovered']}/{r['n']}" for r in row] for row in of_scenes]
+        plots.table(a, "a  Recovered", shares, counts, scenes, methods, high=1.0)
+        worst = [[max(mixing_of_recovered(r), default=np.nan) for r in row] for row in of_scenes]
+        plots.table(b, "b  Largest mixing", worst, _text(worst, 3), scenes, methods, high=1.0)
+        holes = [[mean(r["hole_rate"]) for r in row] for row in of_scenes]
+        plots.table(c, "c  Hole rate", holes, _text(holes, 3), scenes, methods, high=1.0)
+    return figure
+
+
+def _text(values: list[list[float]], n_digits: int) -> list[list[str]]:
+    return [[f"{x:.{n_digits}f}".removeprefix("0") if x == x else "–" for x in row] for row in values]
+
+
+EXPERIMENT = Experiment("recovery", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

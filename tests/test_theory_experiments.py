@@ -1,0 +1,71 @@
+"""The experiments on when a hierarchy can be found, at a size that proves no claim, and their arithmetic by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common import cli
+from experiments.common.experiment import Experiment, Work
+from experiments.theory import identifiability, recovery
+from toy.theory import first_latent_angle
+
+
+def made(experiment: Experiment, cfg: Any) -> dict[str, Any]:
+    experiment.check(cfg)
+    record = {"config": cli.describe(cfg), "seeds": cfg.seeds, "results": experiment.run(cfg, Work())}
+    assert cli.as_png(experiment.plot(record))
+    assert experiment.caption is not None
+    assert "seeds 3 to 4" in experiment.caption(record)
+    return record
+
+
+@pytest.mark.slow
+def test_recovery_counts_the_seeds_of_every_tree(tmp_path: Path) -> None:
+    scenes = ("reference", "random", "superposed 2")
+    cfg = recovery.Config(scenes=scenes, seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
+    record = made(recovery.EXPERIMENT, cfg)
+    assert {(method, tuple(found)) for method, found in record["results"].items()} == {
+        ("matryoshka", scenes),
+        ("rotated", scenes),
+    }
+    assert all(r["n"] == 2 and r["n_failed"] == 0 for found in record["results"].values() for r in found.values())
+    told = recovery.summary(record)
+    assert len(told) == 6
+    assert told[0].startswith("matryoshka, reference: recovered 0/2 (95%: 0.00 to 0.66)")
+
+
+def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
+    r = {"max_off_diagonal": [0.5, 0.1, 0.2], "is_recovered": [0.0, 1.0, 1.0]}
+    assert recovery.mixing_of_recovered(r) == [0.1, 0.2]
+
+
+@pytest.mark.slow
+def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path) -> None:
+    cfg = identifiability.Config(
+        edge_probs=(0.2, 0.6), ratios=(1.0,), seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite"
+    )
+    record = made(identifiability.EXPERIMENT, cfg)
+    assert record["results"]["recovered"]["vanilla"] == [[0, 0]]
+    limits = record["results"]["limits"]
+    assert limits["rotated"] == [0.5]
+    assert limits["vanilla"] == [0.0]
+    assert limits["rotated:offset=10,first_offset=10,margin=0.0001"] == [pytest.approx(2**0.5 - 1)]
+    assert len(identifiability.summary(record)) == 2 * len(identifiability.METHODS)
+
+
+def test_the_limit_of_matryoshka_is_where_the_first_latent_leans_away_from_its_parent() -> None:
+    """By hand: tan 2θ = 2q / (1 − q) and cos θ = .9 give q = .3875 for a child as large as its parent."""
+    found = identifiability._lean_limit(1.0)
+    assert found == pytest.approx(0.3875, abs=1e-4)
+    assert first_latent_angle(found) == pytest.approx(0.451, abs=1e-3)
+
+
+@pytest.mark.parametrize(("row", "agrees"), [((16, 16, 9, 2), True), ((16, 7, 9, 0), True), ((7, 0, 0, 0), False)])
+def test_a_limit_agrees_within_a_step_of_the_grid(row: tuple[int, ...], agrees: bool) -> None:
+    """The limit .35 has .4 as the first probability beyond it; half of the seeds are 8."""
+    record = {
+        "config": {"edge_probs": (0.2, 0.3, 0.4, 0.5), "n_seeds": 16},
+        "results": {"recovered": {"a": [row]}, "limits": {"a": [0.35]}},
+    }
+    assert identifiability.within_a_step(record, "a") == [agrees]
