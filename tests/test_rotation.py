@@ -147,6 +147,14 @@ def test_a_run_searches_once_on_scaled_rows(n_steps: int) -> None:
     np.testing.assert_allclose(state.params.b_dec, 30**0.5, rtol=0.15)
 
 
+@pytest.mark.parametrize(("n_latents", "d_in"), [(20, 16), (513, 600)])
+def test_where_there_is_no_search_the_run_is_that_of_the_tied_finish(n_latents: int, d_in: int) -> None:
+    method = named("rotated").method
+    params = method.init(KEY, d_in, n_latents)
+    found = method.search(KEY, params, lambda key, n_rows: jax.random.normal(key, (n_rows, d_in)))
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
 @pytest.mark.slow
 def test_a_rotated_sae_finds_a_tree_that_the_tied_finish_does_not() -> None:
     """Three exclusive children of probability .3: see `experiments.recovery` for many seeds."""

@@ -12,6 +12,8 @@ from toy.methods.rotation import Search, rotate
 from toy.methods.tied_finish import TiedFinish
 from toy.sae import has_encoder
 
+MOST_LATENTS = 512  # whose rotation is searched for
+
 
 @dataclass(frozen=True)
 class Rotated(TiedFinish):
@@ -20,7 +22,8 @@ class Rotated(TiedFinish):
     What the tied finish ends in where it does not find the hierarchy are local minima: exact codes whose L0 and L1 are
     higher than the truth's (`toy.theory.edge_limit` says up to where they are). They differ from the truth by a
     rotation of a few latents, which `toy.methods.rotation` searches for. Of more latents than d_in there is no
-    orthonormal decoder, and the run is that of `TiedFinish`.
+    orthonormal decoder, and of more than `MOST_LATENTS` the search takes too long: there the run is that of
+    `TiedFinish`.
     """
 
     pads: ClassVar[bool] = True
@@ -33,6 +36,8 @@ class Rotated(TiedFinish):
 
     def search(self, key: Key[Array, ""], params: Params, sample: Sample) -> Params:
         sae = params.sae
+        if len(sae.W_dec) > MOST_LATENTS:
+            return params
         there = has_encoder(sae)
         key_rows, key_turns = jax.random.split(key)
 

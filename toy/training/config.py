@@ -1,5 +1,6 @@
 """The settings of a run: `TrainConfig` fixes the compiled program, `Hypers` may vary within a sweep."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -78,7 +79,7 @@ class TrainConfig:
     def search_step(self) -> int | None:
         """The step before which the method searches, once."""
         share = self.method.search_at
-        return None if share is None else max(1, round(share * self.n_steps))
+        return None if share is None else max(1, math.ceil(share * self.n_steps))
 
     @property
     def n_sparsity_warmup_steps(self) -> int:
