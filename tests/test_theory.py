@@ -12,7 +12,7 @@ from toy.features.named import forest, reference_tree, three_level_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, coactivation, marginals
 from toy.loss import sae_loss
-from toy.sae import SAE, encode, init_sae
+from toy.sae import SAE, encode, init_sae, sae_of_directions
 from toy.theory import edge_limit, enumerate_states, first_latent_angle, minimised, population_loss
 
 KEY = jax.random.key(0)
@@ -123,3 +123,18 @@ def test_a_child_with_more_energy_than_its_parent_takes_the_first_latent() -> No
     """By hand: θ = 45° where q r² = 1."""
     assert first_latent_angle(0.25, 2.0) == pytest.approx(np.pi / 4)
     assert first_latent_angle(0.25, 1.9) < np.pi / 4 < first_latent_angle(0.25, 2.1)
+
+
+def test_the_optimum_of_a_given_support_has_no_error_without_a_penalty_or_prefixes() -> None:
+    """By hand: with the full prefix alone the truth is exact, and stays where it starts."""
+    states = enumerate_states(build_tree(forest(Node(0.3, (Node(0.2),)))))
+    starts = jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(2)))
+    given = (jnp.asarray(states.features, jnp.float32), jnp.asarray(states.prob, jnp.float32), prefixes.full(2))
+    options: dict[str, Any] = {"sparsity_coef": 0.0, "support": jnp.asarray(states.features > 0), "n_steps": 200}
+    sae, losses = minimised(starts, *given, **options)
+    np.testing.assert_allclose(losses, 0, atol=1e-6)
+    np.testing.assert_allclose(sae.W_dec[0], np.eye(2), atol=1e-3)
+    off = jnp.zeros_like(options["support"])
+    _, losses = minimised(starts, *given, **(options | {"support": off}))
+    mean = states.prob @ states.features
+    assert float(losses[0]) == pytest.approx(float(states.prob @ ((states.features - mean) ** 2).sum(axis=1)), rel=1e-2)

@@ -1,13 +1,15 @@
 """The experiments on when a hierarchy can be found, at a size that proves no claim, and their arithmetic by hand."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, recovery
+from experiments.theory import identifiability, mixing, recovery
 from toy.theory import first_latent_angle
 
 
@@ -69,3 +71,34 @@ def test_a_limit_agrees_within_a_step_of_the_grid(row: tuple[int, ...], agrees: 
         "results": {"recovered": {"a": [row]}, "limits": {"a": [0.35]}},
     }
     assert identifiability.within_a_step(record, "a") == [agrees]
+
+
+@pytest.mark.slow
+def test_mixing_compares_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        mixing, "SHAPES", {"1 child": mixing.SHAPES["1 child"], "2 exclusive": mixing.SHAPES["2 exclusive"]}
+    )
+    monkeypatch.setattr(mixing, "N_RECOVERED", 0)
+    cfg = mixing.Config(sparsity_coefs=(0.2,), seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
+    record = made(mixing.EXPERIMENT, cfg)
+    assert len(record["results"]) == 2 * 3
+    assert len(mixing.summary(record)) == 4
+
+
+def test_activations_of_0_and_1_mix_the_parent_but_not_the_child() -> None:
+    """By hand, with s the weight of the prefixes with the child: d_p = (1, t), t = q (1 − s) / (1 − s q), d_c = (0, 1 − t)."""
+    q, s = 0.2, 7 / 8  # a parent, a child and six lone features: every prefix but the first has the child
+    t = q * (1 - s) / (1 - s * q)
+    found = mixing.binary(mixing.SHAPES["1 child"], "all")
+    assert found["parent_to_child"] == pytest.approx(t / math.sqrt(1 + t**2))
+    assert found["child_to_parent"] == pytest.approx(0, abs=1e-12)
+    assert found["child_to_sibling"] is None
+
+
+def test_the_weights_of_a_subtree_s_latents_hold_those_of_longer_prefixes() -> None:
+    found = mixing.weights_of_subtree(mixing.SHAPES["1 child"], "all").weights
+    np.testing.assert_allclose(found, [1 / 8, 7 / 8], rtol=1e-6)
+
+
+def test_r_squared_by_hand() -> None:
+    assert mixing.r_squared(np.array([1.0, 2, 3]), np.array([1.0, 2, 4])) == pytest.approx(1 - 1 / (14 / 3))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from toy.compiled import compiled
 from toy.features.tree import Tree
@@ -86,16 +86,19 @@ def minimised(
     *,
     sparsity_coef: Float[Array, ""] | float,
     sparsity: Sparsity = "l1",
+    support: Bool[Array, "n_states n_latents"] | None = None,
     n_steps: int = 20_000,
     learning_rate: float = 1e-2,
 ) -> tuple[SAE, Float[Array, " starts"]]:
     """The ReLU SAEs at local minima of `population_loss`, by Adam from starts along a leading axis, and the losses.
 
-    The learning rate falls to 0 along a cosine, so that a kink of a ReLU does not keep the parameters moving.
+    With a `support` latents are on in those states alone, with the activations x W_enc + b_enc: the optimum of SAEs
+    that already tell when a feature is on. The learning rate falls to 0 along a cosine, so that a kink of a ReLU does
+    not keep the parameters moving.
     """
 
     def loss(sae: SAE) -> Float[Array, ""]:
-        acts = encode(sae, x)
+        acts = encode(sae, x) if support is None else support * (x @ sae.W_enc + sae.b_enc)
         return population_loss(sae, acts, x, prob, prefixes, sparsity_coef=sparsity_coef, sparsity=sparsity)
 
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, n_steps))

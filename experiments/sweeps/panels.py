@@ -22,6 +22,7 @@ from toy.training.loop import Progress
 
 LANES = 16  # the seeds of a panel, so that no lane is empty
 METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
+MIXING = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def summarised(rows: list[Stored]) -> dict[str, Any]:
     `seconds` is a run's share of the time of those that were trained with it, compiling and measuring included.
     """
     good = [row.metrics for row in rows if row.metrics is not None]
-    columns = {name: [metrics.get(name) for metrics in good] for name in METRICS}
+    columns = {name: [metrics.get(name) for metrics in good] for name in (*METRICS, *MIXING)}
     recovered = sum(value == 1 for value in columns["recovered"])
     counts = {"n": len(rows), "n_failed": len(rows) - len(good), "recovered": recovered}
     columns["is_recovered"] = columns.pop("recovered")
