@@ -1,0 +1,234 @@
+"""What mixes the latents of a recovered tree: the optimum of the objective against trained SAEs, cosine by cosine.
+
+Claim: the three cosines that a Matryoshka SAE leaves (of a parent's latent with its child, of a child's with its
+siblings and with its parent) are those of the objective's optimum among SAEs whose latents are on with their features.
+It follows from the tree, the weights of the prefixes and the L1 coefficient; no training noise is needed. With
+activations of 0 and 1 in place of the optimum's, the same objective gives the first two, and 0 for the third.
+Command: python -m experiments.theory.mixing (about 5 minutes on 2 cores).
+Expected, seeds 5000 to 5007: see `experiments/FINDINGS.md`.
+In the post: the first two cosines, with the reason; the third is not explained there.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from experiments.common import plots
+from experiments.common.cache import user_cache
+from experiments.common.cli import main
+from experiments.common.experiment import Experiment
+from experiments.sweeps.panels import MIXING, PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
+from experiments.sweeps.spec import Sweep
+from toy import prefixes
+from toy.checks import POSITIVE, check_fields
+from toy.features.named import forest
+from toy.features.node import Node
+from toy.features.tree import build_tree
+from toy.prefixes import FixedWeights, inclusion
+from toy.sae import sae_of_directions
+from toy.theory import enumerate_states, minimised
+from toy.training.loop import Progress
+
+D_IN = 32
+LONE = [Node(0.02) for _ in range(6)]  # with less energy than any child, so that the subtree's latents come first
+SHAPES: dict[str, Node] = {
+    "1 child": Node(0.3, (Node(0.2),)),
+    "1 child, P .3": Node(0.3, (Node(0.3),)),
+    "1 child, ratio .7": Node(0.3, (Node(0.3, magnitude_mean=0.7),)),
+    "2 exclusive": Node(0.3, (Node(0.25), Node(0.15)), exclusive=True),
+    "2 independent": Node(0.3, (Node(0.25), Node(0.15))),
+    "3 exclusive": Node(0.3, (Node(0.25), Node(0.18), Node(0.12)), exclusive=True),
+    "3 independent": Node(0.3, (Node(0.25), Node(0.18), Node(0.12))),
+    "4 exclusive": Node(0.3, (Node(0.24), Node(0.18), Node(0.14), Node(0.1)), exclusive=True),
+}  # children differ in P(child | parent), so that their order is certain
+WEIGHTINGS = ("expected_10", "all", "balanced_0.5")
+N_RECOVERED = 5  # seeds of a cell that have to be recovered for its mean to count
+
+
+@dataclass(frozen=True)
+class Config(PanelConfig):
+    """Options of `mixing`."""
+
+    sparsity_coefs: tuple[float, ...] = (0.05, 0.2, 0.5)
+    """L1 coefficients for inputs of mean norm √d_in, which stay as they are."""
+    seed: int = 5_000
+    """The first seed, which no tuning has seen."""
+    n_seeds: int = 8
+    """Number of seeds of each cell."""
+    store: Path = field(default_factory=lambda: user_cache("sweeps", "mixing.sqlite"))
+    """SQLite file of what was trained before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, sparsity_coefs=POSITIVE)
+        if not self.sparsity_coefs:
+            raise ValueError("sparsity_coefs: need at least one")
+
+    @cached_property
+    def cells(self) -> dict[str, tuple[str, str, float]]:
+        """Shape, weighting and coefficient by the name of the cell."""
+        return {
+            f"{shape}; {weighting}; {coef:g}": (shape, weighting, coef)
+            for shape in SHAPES
+            for weighting in WEIGHTINGS
+            for coef in self.sparsity_coefs
+        }
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        shared = {"d_in": D_IN, "norm_std": 0.0, "control_rate": 0.0, "learning_rate": self.learning_rate}
+        return [
+            Run(
+                f"matryoshka:weighting={weighting}", name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared
+            )
+            for name, (shape, weighting, coef) in self.cells.items()
+            for seed in self.seeds
+        ]
+
+
+def _method(weighting: str) -> str:
+    return f"matryoshka:weighting={weighting}"
+
+
+def sweep_of(cfg: Config) -> Sweep:
+    return panel_sweep("mixing", cfg.runs, {name: forest(root, *LONE) for name, root in SHAPES.items()}, cfg.n_steps)
+
+
+def check(cfg: Config) -> None:
+    check_runs(sweep_of(cfg), cfg.runs)
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.runs)
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    cells = {}
+    for name, (shape, weighting, coef) in cfg.cells.items():
+        r = found[_method(weighting)][name]
+        kept = {mixing: [x for x, yes in zip(r[mixing], r["is_recovered"], strict=True) if yes] for mixing in MIXING}
+        cells[name] = {
+            "recovered": r["recovered"],
+            "measured": {mixing: known(mean(values)) for mixing, values in kept.items()},
+            "predicted": predicted(SHAPES[shape], weighting, coef),
+            "binary": binary(SHAPES[shape], weighting),
+        }
+    return cells
+
+
+def weights_of_subtree(root: Node, weighting: str) -> FixedWeights:
+    """The weights of the prefixes of the subtree's latents alone, which come first: longer ones hold all of them."""
+    n, n_all = 1 + len(root.children), 1 + len(root.children) + len(LONE)
+    of_all = prefixes.named(weighting, n_all)
+    assert isinstance(of_all, FixedWeights)
+    s = np.asarray(inclusion(of_all, jnp.arange(n)))
+    return FixedWeights(s - np.append(s[1:], 0.0))
+
+
+def predicted(root: Node, weighting: str, coef: float) -> dict[str, float | None]:
+    """The cosines at the optimum of SAEs whose latents are on with their features, in units of the trainer."""
+    whole = build_tree(forest(root, *LONE))
+    scale = np.sqrt(D_IN) / enumerate_states(whole).mean_norm(np.eye(whole.n_features))
+    states = enumerate_states(build_tree(forest(root)))
+    n = states.features.shape[1]
+    starts = jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(n)))
+    (sae, _) = minimised(
+        starts,
+        jnp.asarray(states.features * scale, jnp.float32),
+        jnp.asarray(states.prob, jnp.float32),
+        jax.tree.map(jnp.asarray, weights_of_subtree(root, weighting)),
+        sparsity_coef=coef,
+        support=jnp.asarray(states.features > 0),
+    )
+    return cosines(np.asarray(sae.W_dec[0]))
+
+
+def binary(root: Node, weighting: str) -> dict[str, float | None]:
+    """The cosines of the decoder for activations of 0 and 1, Σ_j min(s_i, s_j) E[a_i a_j] d_j = s_i E[a_i x]."""
+    states = enumerate_states(build_tree(forest(root)))
+    acts = (states.features > 0).astype(float)
+    s = np.cumsum(np.asarray(weights_of_subtree(root, weighting).weights)[::-1])[::-1]
+    moments = acts.T @ (states.prob[:, None] * acts)
+    targets = s[:, None] * (acts.T @ (states.prob[:, None] * states.features))
+    return cosines(np.linalg.solve(np.minimum(s[:, None], s) * moments, targets))
+
+
+def cosines(W_dec: Float[np.ndarray, "n_latents n_features"]) -> dict[str, float | None]:
+    """Means over a root's children of the cosines with the features, which are the axes; None without siblings."""
+    found = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)
+    n = len(found)
+    siblings = [found[i, j] for i in range(1, n) for j in range(1, n) if i != j]
+    values = (found[0, 1:].mean(), np.mean(siblings) if siblings else np.nan, found[1:, 0].mean())
+    return dict(zip(MIXING, map(known, values), strict=True))
+
+
+def known(value: Any) -> float | None:
+    """A number for a record, which has None where nothing is known."""
+    return None if np.isnan(value) else float(value)
+
+
+def compared(record: dict[str, Any], mixing: str, theory: str) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and measured values of the cells with enough recovered seeds, in which both are known."""
+    cells = [cell for cell in record["results"].values() if cell["recovered"] >= N_RECOVERED]
+    pairs = np.array([[cell[theory][mixing], cell["measured"][mixing]] for cell in cells], float).reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs).all(axis=1)]
+    return pairs[:, 0], pairs[:, 1]
+
+
+def r_squared(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """1 − Σ (measured − predicted)² / Σ (measured − mean)²; no line is fitted."""
+    return float(1 - np.sum((measured - predicted) ** 2) / np.sum((measured - measured.mean()) ** 2))
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    cells = record["results"].values()
+    lines = [
+        f"{sum(cell['recovered'] >= N_RECOVERED for cell in cells)} of {len(cells)} cells have enough recovered seeds"
+    ]
+    for mixing in MIXING:
+        x, y = compared(record, mixing, "predicted")
+        far = np.abs(y) > 0.03
+        lines.append(
+            f"{mixing}: R² {r_squared(x, y):.4f}, mean absolute error {np.mean(np.abs(x - y)):.4f}, sign right in "
+            f"{int(np.sum(np.sign(x[far]) == np.sign(y[far])))} of {int(far.sum())} cells beyond .03; binary: R² "
+            f"{r_squared(*compared(record, mixing, 'binary')):.3f}"
+        )
+    return lines
+
+
+def caption(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"Means over recovered seeds (of {config['n_seeds']}; cells with at least {N_RECOVERED}) against the optimum "
+        f"of the objective: {len(SHAPES)} shapes, {len(WEIGHTINGS)} weightings, L1 coefficients "
+        f"{', '.join(f'{coef:g}' for coef in config['sparsity_coefs'])}; crosses: activations of 0 and 1; "
+        f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
+    )
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    with plots.styled(2.4) as figure:
+        for ax, letter, mixing in zip(figure.subplots(1, 3), "abc", MIXING, strict=True):
+            for theory, marker, colour in (("binary", "x", "0.6"), ("predicted", "o", plots.COLOURS["matryoshka"])):
+                x, y = compared(record, mixing, theory)
+                ax.plot(x, y, marker, color=colour, markersize=3, label=theory)
+            low, high = ax.get_xlim()
+            ax.plot([low, high], [low, high], color=plots.COLOURS["truth"], linewidth=0.8, zorder=0)
+            ax.set(title=f"{letter}  {mixing.replace('_to_', ' → ')}", xlabel="predicted cosine")
+        figure.axes[0].set_ylabel("measured cosine")
+        figure.axes[0].legend()
+    return figure
+
+
+EXPERIMENT = Experiment("mixing", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
