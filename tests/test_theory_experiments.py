@@ -86,7 +86,7 @@ def test_mixing_compares_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_activations_of_0_and_1_mix_the_parent_but_not_the_child() -> None:
-    """By hand, with s the weight of the prefixes with the child: d_p = (1, t), t = q (1 − s) / (1 − s q), d_c = (0, 1 − t)."""
+    """By hand, s the weight of prefixes with the child: d_p = (1, t), t = q (1 − s) / (1 − s q), d_c = (0, 1 − t)."""
     q, s = 0.2, 7 / 8  # a parent, a child and six lone features: every prefix but the first has the child
     t = q * (1 - s) / (1 - s * q)
     found = mixing.binary(mixing.SHAPES["1 child"], "all")
