@@ -24,8 +24,8 @@ def made(experiment: Experiment, cfg: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_recovery_counts_the_seeds_of_every_tree(tmp_path: Path) -> None:
-    scenes = ("reference", "random", "superposed 2")
-    cfg = recovery.Config(scenes=scenes, seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
+    scenes, methods = ("reference", "random", "pair, P .6"), ("matryoshka", "rotated")
+    cfg = recovery.Config(methods=methods, scenes=scenes, seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
     record = made(recovery.EXPERIMENT, cfg)
     assert {(method, tuple(found)) for method, found in record["results"].items()} == {
         ("matryoshka", scenes),

@@ -4,8 +4,8 @@ Claim: the three cosines that a Matryoshka SAE leaves (of a parent's latent with
 siblings and with its parent) are those of the objective's optimum among SAEs whose latents are on with their features.
 It follows from the tree, the weights of the prefixes and the L1 coefficient; no training noise is needed. With
 activations of 0 and 1 in place of the optimum's, the same objective gives the first two, and 0 for the third.
-Command: python -m experiments.theory.mixing (about 5 minutes on 2 cores).
-Expected, seeds 5000 to 5007: see `experiments/FINDINGS.md`.
+Command: python -m experiments.theory.mixing (about 2 minutes on 2 cores).
+Expected, seeds 5000 to 5015: R² of .999 and more, in 64 of 72 cells.
 In the post: the first two cosines, with the reason; the third is not explained there.
 """
 
@@ -49,7 +49,7 @@ SHAPES: dict[str, Node] = {
     "4 exclusive": Node(0.3, (Node(0.24), Node(0.18), Node(0.14), Node(0.1)), exclusive=True),
 }  # children differ in P(child | parent), so that their order is certain
 WEIGHTINGS = ("expected_10", "all", "balanced_0.5")
-N_RECOVERED = 5  # seeds of a cell that have to be recovered for its mean to count
+N_RECOVERED = 8  # seeds of a cell that have to be recovered for its mean to count
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Config(PanelConfig):
     """L1 coefficients for inputs of mean norm √d_in, which stay as they are."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
-    n_seeds: int = 8
-    """Number of seeds of each cell."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "mixing.sqlite"))
     """SQLite file of what was trained before."""
 
