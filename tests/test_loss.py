@@ -204,7 +204,9 @@ def normalised(n: int, values: list[float]) -> FixedWeights:
 
 WEIGHTINGS = st.one_of(
     st.sampled_from([full, all_prefixes, lambda n: expected(n, 3), lambda n: balanced(n, 0.75)]),
-    st.lists(st.integers(0, 99), min_size=1, max_size=15).map(lambda w: lambda n: fixed(n, [1 + i % n for i in w])),
+    st.lists(st.integers(0, 99), min_size=1, max_size=15).map(
+        lambda w: lambda n: fixed(n, [*(1 + i % n for i in w), n])
+    ),
     st.lists(st.floats(0, 1), min_size=12, max_size=12).map(lambda values: lambda n: normalised(n, values)),
 )
 
