@@ -193,6 +193,9 @@ def summary(record: dict[str, Any]) -> list[str]:
     ]
     for mixing in MIXING:
         x, y = compared(record, mixing, "predicted")
+        if not len(x):
+            lines.append(f"{mixing}: no cell has enough recovered seeds")
+            continue
         far = np.abs(y) > 0.03
         lines.append(
             f"{mixing}: R² {r_squared(x, y):.4f}, mean absolute error {np.mean(np.abs(x - y)):.4f}, sign right in "
