@@ -25,7 +25,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
+from experiments.sweeps.panels import PanelConfig, Run, check_runs, check_scenes, mean, panel_sweep, run_panels
 from experiments.sweeps.spec import Sweep
 from toy.checks import POSITIVE, Whole, check_fields
 from toy.features.named import forest, ordering_tree
@@ -107,15 +107,11 @@ class Config(PanelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, n_random=Whole(), l0_ratios=POSITIVE)
-        if not self.methods or not self.scenes:
-            raise ValueError("methods and scenes: need at least one of each")
-        for scene in self.scenes:
-            if scene not in SCENES:
-                raise ValueError(f"scenes: expected {', '.join(SCENES)}, got {scene!r}")
+        check_scenes(self.methods, self.scenes, SCENES)
 
     @cached_property
     def runs(self) -> list[Run]:
-        """Of every method on every panel; panels are scenes, and targets of the frontier."""
+        """A run of every method on every panel for every seed; panels are scenes, and targets of the frontier."""
         scenes = {scene: {"l0_ratio": 1.0} | SCENES[scene] for scene in self.scenes}
         if REFERENCE in self.scenes:
             scenes |= {f"L0 {ratio:g}": {"tree": REFERENCE, "l0_ratio": ratio} for ratio in self.l0_ratios}

@@ -1,7 +1,7 @@
 """Methods side by side: the runs of an experiment as cells of a sweep, which a store keeps."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,16 @@ def panel_sweep(name: str, runs: Sequence[Run], trees: Mapping[str, Node], n_ste
     fixed = {"n_steps": n_steps, "most_lanes": LANES}
     data = {"name": name, "combine": "zip", "axes": axes, "trees": own, "fixed": fixed}
     return parse_sweep(data, lambda name: TREES[name]())
+
+
+def check_scenes(methods: Sequence[str], scenes: Sequence[str], known: Iterable[str]) -> None:
+    """Raises: ValueError if there is no method or no scene, or naming a scene that is none of those known."""
+    if not methods or not scenes:
+        raise ValueError("methods and scenes: need at least one of each")
+    names = list(known)
+    for scene in scenes:
+        if scene not in names:
+            raise ValueError(f"scenes: expected {', '.join(names)}, got {scene!r}")
 
 
 def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:

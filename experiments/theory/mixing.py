@@ -83,9 +83,7 @@ class Config(PanelConfig):
     def runs(self) -> list[Run]:
         shared = {"d_in": D_IN, "norm_std": 0.0, "control_rate": 0.0, "learning_rate": self.learning_rate}
         return [
-            Run(
-                f"matryoshka:weighting={weighting}", name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared
-            )
+            Run(_method(weighting), name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared)
             for name, (shape, weighting, coef) in self.cells.items()
             for seed in self.seeds
         ]

@@ -21,7 +21,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
+from experiments.sweeps.panels import PanelConfig, Run, check_runs, check_scenes, mean, panel_sweep, run_panels
 from experiments.sweeps.spec import Sweep
 from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
 from toy.features.node import Node
@@ -67,11 +67,7 @@ class Config(PanelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.methods or not self.scenes:
-            raise ValueError("methods and scenes: need at least one of each")
-        for scene in self.scenes:
-            if scene not in SCENES:
-                raise ValueError(f"scenes: expected {', '.join(SCENES)}, got {scene!r}")
+        check_scenes(self.methods, self.scenes, SCENES)
 
     @cached_property
     def runs(self) -> list[Run]:
