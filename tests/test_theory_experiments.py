@@ -78,11 +78,16 @@ def test_mixing_compares_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         mixing, "SHAPES", {"1 child": mixing.SHAPES["1 child"], "2 exclusive": mixing.SHAPES["2 exclusive"]}
     )
+    monkeypatch.setattr(mixing, "ALONE", ("1 child",))
     monkeypatch.setattr(mixing, "N_RECOVERED", 0)
-    cfg = mixing.Config(sparsity_coefs=(0.2,), seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
+    cfg = mixing.Config(
+        sparsity_coefs=(0.2,), alone=(0.1, 0.5), seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite"
+    )
     record = made(mixing.EXPERIMENT, cfg)
-    assert len(record["results"]) == 2 * 3
-    assert len(mixing.summary(record)) == 4
+    assert len(record["results"]["cells"]) == 2 * 3
+    assert len(mixing.summary(record)) == 6
+    few, many = (cell["predicted"]["parent_to_child"] for cell in record["results"]["alone"].values())
+    assert 0 < few < many / 2
 
 
 def test_activations_of_0_and_1_mix_the_parent_but_not_the_child() -> None:
