@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(monkeypatch, *arguments: str) -> int:
-    """What `python -m experiments.tinystories ARGUMENTS` exits with."""
+    """Returns the exit status of `python -m experiments.tinystories ARGUMENTS`."""
     return exit_code(tinystories.main, monkeypatch, *arguments)
 
 
