@@ -51,6 +51,9 @@ def summary(record: dict[str, Any]) -> list[str]:
         n, fewer_holes, more_holes = matched(record, j)
         told.append(f"where both are as precise ({n}) fewer holes {fewer_holes} times and more {more_holes}")
         lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
+        for kind in record["config"].get("methods", ()):
+            means = {name: np.mean([_mean_of(site[kind], name, j) for site in sites.values()]) for name in MEASURES}
+            lines.append(f"L0 {l0:g}: {kind}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
     if rare := _rare(record["results"]):
         lines.append(f"on fewer than {MIN_ROWS} rows, and so not measured: {', '.join(rare)}")
     return lines + lp.off_target_named(record)

@@ -93,7 +93,7 @@ def summary(record: dict[str, Any]) -> list[str]:
     for site, found in record["results"]["sites"].items():
         for j, l0 in enumerate(record["config"]["target_l0"]):
             parts = []
-            for kind in KINDS:
+            for kind in lp.kinds(record["config"]):
                 of = {name: np.mean(np.array(found[kind][name], float)[:, j]) for name in ("fvu", "l0", "dead")}
                 recovered = np.mean(np.array(found[kind]["loss_recovered"], float)[:, j])
                 parts.append(f"{kind} FVU {of['fvu']:.4f} at L0 {of['l0']:.2f}, loss recovered {recovered:.3f}")

@@ -43,6 +43,10 @@ def of_model(chain: Chain) -> OfSite:
 def summary(record: dict[str, Any]) -> list[str]:
     config, sites = record["config"], record["results"]["sites"]
     lines = []
+
+    def at(kind: str, i: int, j: int) -> float:
+        return mean_known([np.array(site[kind], float)[:, j, i].mean() for site in sites.values()])
+
     for j, l0 in enumerate(config["target_l0"]):
         for i, width in enumerate(config["reference_widths"]):
             pairs = [[np.array(site[kind], float)[:, j, i].mean() for kind in KINDS] for site in sites.values()]
@@ -51,6 +55,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"L0 {l0:g}, reference {width}: Matryoshka higher at {higher}/{len(pairs)} sites, mean over sites "
                 f"{means[1]:.3f} against {means[0]:.3f}"
+                + "".join(f", {kind} {at(kind, i, j):.3f}" for kind in config.get("methods", ()))
             )
     return lines + lp.off_target_named(record)
 
