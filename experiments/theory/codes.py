@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 
 from experiments.theory.correctors import Corrector, correctors, families
 from toy import prefixes
+from toy.features.directions import cosine_matrix
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree
 from toy.prefixes import FixedWeights, inclusion
-from toy.sae import SAE, sae_of_directions
+from toy.sae import SAE, decode, encode, sae_of_directions
 from toy.theory import Population, enumerate_states, minimised
 
 D_IN, N_LATENTS = 30, 20  # of the reference tree's SAEs
@@ -93,6 +94,23 @@ def corrected(problem: Problem, sae: SAE, parent: int) -> Corrector | None:
     return next((one for one in correctors(sae, axes, problem.tree) if one.parent == parent), None)
 
 
+def strength(problem: Problem, sae: SAE, latent: int, coef: float) -> float:
+    """A latent's mean squared size over that of a lone feature's latent (.05), the median latent of the whole tree.
+
+    Restarts compare this number with `reinit_below`. A lone feature's latent has the size 1 − coef / (2 · scale).
+    """
+    sizes = np.asarray(encode(sae, jnp.asarray(problem.states.features)))[:, latent] * np.linalg.norm(sae.W_dec[latent])
+    return float(problem.states.prob @ sizes**2 / (0.05 * (1 - coef / (2 * problem.scale)) ** 2))
+
+
+def aimed(problem: Problem, sae: SAE, feature: int) -> float:
+    """The probability that a restart takes a sample with this feature, ∝ (squared error)²."""
+    x = problem.states.features
+    errors = np.sum((x - np.asarray(decode(sae, encode(sae, jnp.asarray(x))))) ** 2, axis=1)
+    weights = problem.states.prob * errors**2
+    return float(weights[x[:, feature] > 0].sum() / weights.sum())
+
+
 def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     """By coefficient, the truth's objective in two subtrees, and those of codes that have lost a child to a corrector.
 
@@ -109,17 +127,22 @@ def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = []
     for coef in coefs:
-        best, without = optimum(problem, truth, coef, n_steps)[1].loss, optimum(problem, silent, coef, n_steps)[0].loss
-        rows.append({"coef": coef, "truth": best, "without": without})
+        best, true = optimum(problem, truth, coef, n_steps)[1]
+        without = optimum(problem, silent, coef, n_steps)[0].loss
+        child = min(strength(problem, true, i, coef) for i in range(2, len(true.b_enc)))
+        rows.append({"coef": coef, "truth": best, "without": without, "child_strength": child})
         for name, of in wrong.items():
             kept, descended = optimum(problem, of, coef, n_steps)
-            one = corrected(problem, kept.sae, a)
+            one = corrected(problem, descended.sae, a)
+            cosines = cosine_matrix(np.asarray(kept.sae.W_dec[-1:]), np.eye(problem.tree.n_features))[0]
             rows[-1][name] = {
                 "loss": descended.loss,
                 "earned": (without - descended.loss) / (without - best),
-                "has_corrector": corrected(problem, descended.sae, a) is not None,
-                "to_parent": one and one.to_parent,
-                "to_children": one and one.to_children,
+                "has_corrector": one is not None,
+                "to_parent": float(cosines[a]),
+                "to_children": float(cosines[of_a].mean()),
+                "strength": one and strength(problem, descended.sae, one.rank, coef),
+                "aimed": one and aimed(problem, descended.sae, of_b[-1] if name == "other" else of_a[-1]),
             }
     return rows
 

@@ -73,7 +73,7 @@ class Config(PanelConfig):
     """Weightings of the prefixes."""
     warmups: tuple[float, ...] = (0.0, 0.05, 0.5)
     """Shares of the steps in which the coefficient rises from 0 to its start."""
-    theory_coefs: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+    theory_coefs: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
     """L1 coefficients at which codes are compared by the exact objective."""
     edge_probs: tuple[float, ...] = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
     """P(child | parent) of a pair whose codes are compared likewise."""
@@ -217,10 +217,14 @@ def summary(record: dict[str, Any]) -> list[str]:
         )
     for row in results["subtrees"]:
         ends = ", ".join(
-            f"{name} {row[name]['earned']:.2f}{'' if row[name]['has_corrector'] else ' (no corrector left)'}"
+            f"{name} {row[name]['earned']:.2f}"
+            + (f" (strength {row[name]['strength']:.2f})" if row[name]["has_corrector"] else " (no corrector left)")
             for name in ("other", "same")
         )
-        lines.append(f"coefficient {row['coef']:g}: earned by the corrector's code, child's latent = 1: {ends}")
+        lines.append(
+            f"coefficient {row['coef']:g}: earned by the corrector's code, child's latent = 1: {ends}; strength of a "
+            f"true child's latent {row['child_strength']:.2f}"
+        )
     gaps = zip(record["config"]["edge_probs"], results["pairs"], strict=True)
     lines.append("a pair's code with parent alone over the truth: " + ", ".join(f"P {p:g} {x:+.1%}" for p, x in gaps))
     return lines
@@ -245,14 +249,18 @@ def _told(name: str, runs: dict[str, Any]) -> str:
 
 def caption(record: dict[str, Any]) -> str:
     config, seeds = record["config"], record["seeds"]
-    return (
-        "a: decoder cosines of correctors in failed runs after every 20th of the steps, dots, and at the optimum of "
-        "the objective, lines; b: runs that have a corrector, dotted: the end of the warm-up; c: what a code takes off the "
-        "objective, as a share of what the lost child's latent does, filled: with a corrector after descent; d: "
-        f"runs of {config['n_rate_seeds']} with 95% intervals, without restarts; e: objective of the code with a latent "
-        "for the parent alone over the truth's, in a pair, dotted: the limit of L1 for tied codes; "
-        f"{config['n_steps']:,} steps; seeds {seeds[0]} to {seeds[-1]}."
-    )
+    parts = [
+        "a: decoder cosines of correctors in failed runs, after every 20th of the steps (dots), and at the optimum "
+        "of the objective (lines)",
+        "b: runs that have a corrector; dotted: the end of the warm-up",
+        "c: what codes take off the objective, as a share of what the lost child's latent does; filled: with a "
+        "corrector after descent",
+        f"d: of {config['n_rate_seeds']} runs, without restarts, with 95% intervals",
+        "e: a code with a latent for the parent alone, in a pair; dotted: the limit of L1 for tied codes",
+        f"{config['n_steps']:,} steps",
+        f"seeds {seeds[0]} to {seeds[-1]}",
+    ]
+    return "; ".join(parts) + "."
 
 
 EXPERIMENT = Experiment("corrector", Config, run, summary, plot, check, n_steps, caption, folder="theory.")

@@ -87,6 +87,4 @@ def _plot_pair(ax: Axes, probs: list[float], gaps: list[float]) -> None:
     ax.plot(probs, 100 * np.array(gaps), ".-", color=COLOURS["failed"])
     ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.8)
     ax.axvline(edge_limit(1.0), color=plots.COLOURS["truth"], linestyle=":")
-    ax.set(
-        title="e  A pair's code with parent\nalone, over the truth", xlabel="P(child | parent)", ylabel="objective, %"
-    )
+    ax.set(title="e  A pair's parent alone", xlabel="P(child | parent)", ylabel="objective over the truth's, %")
