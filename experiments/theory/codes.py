@@ -43,13 +43,14 @@ class Optimum(NamedTuple):
 
 
 def two_subtrees() -> Problem:
-    """Two of the reference tree's three subtrees, whose parents' latents come first and whose children's last.
+    """Two of the reference tree's three subtrees and a lone feature, with their latents' places in the whole tree.
 
+    The parents' come first, the lone feature's (10th of 20) has the median contribution, and the children's come last.
     The rest of the tree adds the same to every code's objective, since no latent serves both.
     """
     root = reference_tree()
-    tree = build_tree(forest(*root.children[:2]))
-    places = [0, 1, *range(N_LATENTS - 6, N_LATENTS)]
+    tree = build_tree(forest(*root.children[:2], root.children[-1]))
+    places = [0, 1, 9, *range(N_LATENTS - 6, N_LATENTS)]
     s = np.asarray(inclusion(prefixes.expected(N_LATENTS), jnp.asarray(places)))
     scale = np.sqrt(D_IN) / enumerate_states(build_tree(root)).mean_norm(np.eye(N_LATENTS))
     return Problem(tree, enumerate_states(tree), scale, FixedWeights(s - np.append(s[1:], 0)))
@@ -94,13 +95,14 @@ def corrected(problem: Problem, sae: SAE, parent: int) -> Corrector | None:
     return next((one for one in correctors(sae, axes, problem.tree) if one.parent == parent), None)
 
 
-def strength(problem: Problem, sae: SAE, latent: int, coef: float) -> float:
-    """A latent's mean squared size over that of a lone feature's latent (.05), the median latent of the whole tree.
+def strengths(problem: Problem, sae: SAE) -> Float[np.ndarray, " n_latents"]:
+    """The mean squared size of every latent over that of the lone feature's in two subtrees, the median one.
 
-    Restarts compare this number with `reinit_below`. A lone feature's latent has the size 1 − coef / (2 · scale).
+    Restarts compare these numbers with `reinit_below`.
     """
-    sizes = np.asarray(encode(sae, jnp.asarray(problem.states.features)))[:, latent] * np.linalg.norm(sae.W_dec[latent])
-    return float(problem.states.prob @ sizes**2 / (0.05 * (1 - coef / (2 * problem.scale)) ** 2))
+    sizes = np.asarray(encode(sae, jnp.asarray(problem.states.features))) * np.linalg.norm(sae.W_dec, axis=1)
+    energies = problem.states.prob @ sizes**2
+    return energies / energies[2]
 
 
 def aimed(problem: Problem, sae: SAE, feature: int) -> float:
@@ -119,17 +121,18 @@ def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     """
     problem = two_subtrees()
     (a, of_a), (b, of_b) = families(problem.tree).items()
-    truth = code(problem, [a, b, *of_a, *of_b])
+    first = [a, b, problem.tree.n_features - 1]
+    truth = code(problem, [*first, *of_a, *of_b])
     silent = truth._replace(support=truth.support & (np.arange(truth.support.shape[1]) < truth.support.shape[1] - 1))
     wrong = {
-        "other": code(problem, [a, b, *of_a, *of_b[:-1]], corrected=a),
-        "same": code(problem, [a, b, *of_a[:-1], *of_b], corrected=a),
+        "other": code(problem, [*first, *of_a, *of_b[:-1]], corrected=a),
+        "same": code(problem, [*first, *of_a[:-1], *of_b], corrected=a),
     }
     rows: list[dict[str, Any]] = []
     for coef in coefs:
         best, true = optimum(problem, truth, coef, n_steps)[1]
         without = optimum(problem, silent, coef, n_steps)[0].loss
-        child = min(strength(problem, true, i, coef) for i in range(2, len(true.b_enc)))
+        child = float(strengths(problem, true)[len(first) :].min())
         rows.append({"coef": coef, "truth": best, "without": without, "child_strength": child})
         for name, of in wrong.items():
             kept, descended = optimum(problem, of, coef, n_steps)
@@ -141,7 +144,7 @@ def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
                 "has_corrector": one is not None,
                 "to_parent": float(cosines[a]),
                 "to_children": float(cosines[of_a].mean()),
-                "strength": one and strength(problem, descended.sae, one.rank, coef),
+                "strength": one and float(strengths(problem, descended.sae)[one.rank]),
                 "aimed": one and aimed(problem, descended.sae, of_b[-1] if name == "other" else of_a[-1]),
             }
     return rows
