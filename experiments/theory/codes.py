@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
-from experiments.theory.correctors import Corrector, correctors, families
+from experiments.theory.correctors import correctors, families
 from toy import prefixes
 from toy.features.directions import cosine_matrix
 from toy.features.named import forest, reference_tree
@@ -19,6 +19,7 @@ from toy.sae import SAE, decode, encode, sae_of_directions
 from toy.theory import Population, enumerate_states, minimised
 
 D_IN, N_LATENTS = 30, 20  # of the reference tree's SAEs
+N_STARTS, NOISE = 16, 0.05  # of descents; the standard deviation is that of every parameter's noise
 
 
 class Problem(NamedTuple):
@@ -75,24 +76,31 @@ def code(problem: Problem, features: Sequence[int], corrected: int | None = None
     return Code(np.array(directions), np.array(support).T)
 
 
-def optimum(problem: Problem, of: Code, coef: float, n_steps: int) -> tuple[Optimum, Optimum]:
-    """The best SAE that is on in the code's states alone, and where a ReLU SAE gets to from there by descent."""
+def optimum(problem: Problem, of: Code, coef: float, n_steps: int) -> Optimum:
+    """The best SAE that is on in the code's states alone."""
     starts = jax.tree.map(lambda leaf: leaf[None], sae_of_directions(of.directions))
-    x = jnp.asarray(problem.states.features * problem.scale, jnp.float32)
-    prob, weights = jnp.asarray(problem.states.prob, jnp.float32), jax.tree.map(jnp.asarray, problem.weights)
-    found = []
-    for support in (jnp.asarray(of.support), None):
-        starts, losses = minimised(starts, x, prob, weights, sparsity_coef=coef, support=support, n_steps=n_steps)
-        sae = jax.tree.map(lambda leaf: np.asarray(leaf[0]), starts)
-        own_units = sae._replace(b_enc=sae.b_enc / problem.scale, b_dec=sae.b_dec / problem.scale)
-        found.append(Optimum(float(losses[0]), own_units))
-    return found[0], found[1]
+    return _minima(problem, starts, coef, n_steps, jnp.asarray(of.support))[0]
 
 
-def corrected(problem: Problem, sae: SAE, parent: int) -> Corrector | None:
-    """The SAE's latent that corrects a parent."""
-    axes = np.eye(problem.tree.n_features)
-    return next((one for one in correctors(sae, axes, problem.tree) if one.parent == parent), None)
+def descents(problem: Problem, sae: SAE, coef: float, n_steps: int, n_starts: int = N_STARTS) -> list[Optimum]:
+    """Where ReLU SAEs get to by descent from an SAE, with noise on every parameter but where there is one start."""
+    sae = sae._replace(b_enc=sae.b_enc * problem.scale, b_dec=sae.b_dec * problem.scale)
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(sae)))
+    noise = [NOISE * jax.random.normal(key, (n_starts, *leaf.shape)) for key, leaf in zip(keys, sae[:4], strict=True)]
+    starts = jax.tree.map(lambda leaf, one: leaf + (n_starts > 1) * one, sae, SAE(*noise))
+    return _minima(problem, starts, coef, n_steps, None)
+
+
+def _minima(problem: Problem, starts: SAE, coef: float, n_steps: int, support: Array | None) -> list[Optimum]:
+    x, prob = (jnp.asarray(v, jnp.float32) for v in (problem.states.features * problem.scale, problem.states.prob))
+    weights = jax.tree.map(jnp.asarray, problem.weights)
+    saes, losses = minimised(starts, x, prob, weights, sparsity_coef=coef, support=support, n_steps=n_steps)
+    saes = jax.device_get(saes._replace(b_enc=saes.b_enc / problem.scale, b_dec=saes.b_dec / problem.scale))
+    return [Optimum(float(loss), jax.tree.map(lambda leaf, i=i: leaf[i], saes)) for i, loss in enumerate(losses)]
+
+
+def has_corrector(problem: Problem, sae: SAE, parent: int) -> bool:
+    return any(one.parent == parent for one in correctors(sae, np.eye(problem.tree.n_features), problem.tree))
 
 
 def strengths(problem: Problem, sae: SAE) -> Float[np.ndarray, " n_latents"]:
@@ -117,7 +125,8 @@ def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     """By coefficient, the truth's objective in two subtrees, and those of codes that have lost a child to a corrector.
 
     The child is the corrected parent's own (`same`) or the other parent's (`other`). A code has `earned` what it takes
-    off the objective without any latent for the child, as a share of what the child's latent takes off.
+    off the objective without any latent for the child, as a share of what the child's latent takes off; `kept` is the
+    share of descents from it that keep a corrector.
     """
     problem = two_subtrees()
     (a, of_a), (b, of_b) = families(problem.tree).items()
@@ -130,23 +139,23 @@ def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = []
     for coef in coefs:
-        best, true = optimum(problem, truth, coef, n_steps)[1]
-        without = optimum(problem, silent, coef, n_steps)[0].loss
-        child = float(strengths(problem, true)[len(first) :].min())
-        rows.append({"coef": coef, "truth": best, "without": without, "child_strength": child})
+        (best,) = descents(problem, optimum(problem, truth, coef, n_steps).sae, coef, n_steps, 1)
+        without = optimum(problem, silent, coef, n_steps).loss
+        row: dict[str, Any] = {"coef": coef, "child_strength": float(strengths(problem, best.sae)[len(first) :].min())}
         for name, of in wrong.items():
-            kept, descended = optimum(problem, of, coef, n_steps)
-            one = corrected(problem, descended.sae, a)
-            cosines = cosine_matrix(np.asarray(kept.sae.W_dec[-1:]), np.eye(problem.tree.n_features))[0]
-            rows[-1][name] = {
-                "loss": descended.loss,
-                "earned": (without - descended.loss) / (without - best),
-                "has_corrector": one is not None,
+            pure = optimum(problem, of, coef, n_steps)
+            ends = descents(problem, pure.sae, coef, n_steps)
+            cosines = cosine_matrix(np.asarray(pure.sae.W_dec)[-1:], np.eye(problem.tree.n_features))[0]
+            row[name] = {
+                "earned": (without - pure.loss) / (without - best.loss),
+                "earned_at_best": (without - min(end.loss for end in ends)) / (without - best.loss),
+                "kept": sum(has_corrector(problem, end.sae, a) for end in ends) / len(ends),
                 "to_parent": float(cosines[a]),
                 "to_children": float(cosines[of_a].mean()),
-                "strength": one and float(strengths(problem, descended.sae)[one.rank]),
-                "aimed": one and aimed(problem, descended.sae, of_b[-1] if name == "other" else of_a[-1]),
+                "strength": float(strengths(problem, pure.sae)[-1]),
+                "aimed": aimed(problem, pure.sae, of_b[-1] if name == "other" else of_a[-1]),
             }
+        rows.append(row)
     return rows
 
 
@@ -159,7 +168,7 @@ def of_pairs(edge_probs: Sequence[float], coef: float, n_steps: int) -> list[flo
     for edge_prob in edge_probs:
         problem = pair(edge_prob)
         features = list(range(problem.tree.n_features))
-        truth = optimum(problem, code(problem, features), coef, n_steps)[1].loss
+        truth = optimum(problem, code(problem, features), coef, n_steps).loss
         alone = code(problem, [0, *features[2:]], corrected=0, place=1)
-        found.append(optimum(problem, alone, coef, n_steps)[1].loss / truth - 1)
+        found.append(optimum(problem, alone, coef, n_steps).loss / truth - 1)
     return found

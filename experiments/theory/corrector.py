@@ -216,15 +216,12 @@ def summary(record: dict[str, Any]) -> list[str]:
             f"({setting['both']} of the failed)"
         )
     for row in results["subtrees"]:
-        ends = ", ".join(
-            f"{name} {row[name]['earned']:.2f}"
-            + (f" (strength {row[name]['strength']:.2f})" if row[name]["has_corrector"] else " (no corrector left)")
-            for name in ("other", "same")
+        ends = "; ".join(
+            f"{name} {r['earned']:.2f}, at best {r['earned_at_best']:.2f}, kept by {r['kept']:.2f} of descents, "
+            f"strength {r['strength']:.3f}, aimed {r['aimed']:.2f}"
+            for name, r in ((name, row[name]) for name in ("other", "same"))
         )
-        lines.append(
-            f"coefficient {row['coef']:g}: earned by the corrector's code, child's latent = 1: {ends}; strength of a "
-            f"true child's latent {row['child_strength']:.2f}"
-        )
+        lines.append(f"coefficient {row['coef']:g}: earned by {ends}; strength of a child {row['child_strength']:.2f}")
     gaps = zip(record["config"]["edge_probs"], results["pairs"], strict=True)
     lines.append("a pair's code with parent alone over the truth: " + ", ".join(f"P {p:g} {x:+.1%}" for p, x in gaps))
     return lines
@@ -253,8 +250,8 @@ def caption(record: dict[str, Any]) -> str:
         "a: decoder cosines of correctors in failed runs, after every 20th of the steps (dots), and at the optimum "
         "of the objective (lines)",
         "b: runs that have a corrector; dotted: the end of the warm-up",
-        "c: what codes take off the objective, as a share of what the lost child's latent does; filled: with a "
-        "corrector after descent",
+        "c: what a corrector takes off the objective, as a share of what the lost child's latent does; circles: the "
+        "least objective that descents from there reach; dotted: the share of descents that keep the corrector",
         f"d: of {config['n_rate_seeds']} runs, without restarts, with 95% intervals",
         "e: a code with a latent for the parent alone, in a pair; dotted: the limit of L1 for tied codes",
         f"{config['n_steps']:,} steps",

@@ -59,10 +59,10 @@ def _plot_times(ax: Axes, record: dict[str, Any]) -> None:
 def _plot_earned(ax: Axes, rows: list[dict[str, Any]]) -> None:
     coefs = [row["coef"] for row in rows]
     for name, colour, label in (("other", "recovered", "another parent's child"), ("same", "failed", "its own child")):
-        earned, has = ([row[name][key] for row in rows] for key in ("earned", "has_corrector"))
-        ax.plot(coefs, earned, color=COLOURS[colour], linewidth=0.8, label=label)
-        faces = [COLOURS[colour] if yes else "white" for yes in has]
-        ax.scatter(coefs, earned, s=12, c=faces, edgecolors=COLOURS[colour], linewidths=0.8, zorder=3)
+        earned, best, kept = ([row[name][key] for row in rows] for key in ("earned", "earned_at_best", "kept"))
+        ax.plot(coefs, earned, color=COLOURS[colour], label=label)
+        ax.plot(coefs, best, "o", color=COLOURS[colour], markersize=3, markerfacecolor="white")
+        ax.plot(coefs, kept, ":", color=COLOURS[colour], linewidth=1)
     ax.axhline(1, color=plots.COLOURS["truth"], linewidth=0.8)
     plots.log_scale(ax, "x")
     ax.set(title="c  What it earns in place of", xlabel="L1 coefficient", ylabel="child's latent = 1", ylim=(0, None))
