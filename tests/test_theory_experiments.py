@@ -173,7 +173,10 @@ def test_a_corrector_is_the_better_code_at_a_small_coefficient_and_a_worse_minim
 def test_corrector_follows_runs_and_compares_codes() -> None:
     few = {"l0_ratios": (), "sparsity_coefs": (2.0,), "learning_rates": (), "weightings": ("all",), "warmups": (0.5,)}
     tiny = {"seed": 3, "n_seeds": 2, "n_rate_seeds": 1, "n_steps": 40, "n_descent": 30}
-    record = made(corrector.EXPERIMENT, corrector.Config(**tiny, **few, theory_coefs=(1.0,), edge_probs=(0.3,)))
+    record = made(
+        corrector.EXPERIMENT,
+        corrector.Config(**tiny, **few, theory_coefs=(1.0,), edge_probs=(0.3,), theory_prefixes=(10,)),
+    )
     results = record["results"]
     assert [(one["axis"], one["value"]) for one in results["rates"]] == [
         ("default", ""),
@@ -184,4 +187,4 @@ def test_corrector_follows_runs_and_compares_codes() -> None:
     runs = results["runs"]["off"]
     assert len(runs["with_corrector"]["failed"]) == 20
     assert len(runs["lost"]) == len(runs["recovered"]) == 2
-    assert len(corrector.summary(record)) == 2 + 4 + 1 + 1
+    assert len(corrector.summary(record)) == 2 + 4 + 1 + 2

@@ -73,17 +73,20 @@ class Config(PanelConfig):
     """Weightings of the prefixes."""
     warmups: tuple[float, ...] = (0.0, 0.05, 0.5)
     """Shares of the steps in which the coefficient rises from 0 to its start."""
-    theory_coefs: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+    theory_coefs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.4, 2.0, 2.8, 4.0)
     """L1 coefficients at which codes are compared by the exact objective."""
+    theory_prefixes: tuple[int, ...] = (3, 5, 10)
+    """Numbers of prefixes, in expectation, with which they are."""
     edge_probs: tuple[float, ...] = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
     """P(child | parent) of a pair whose codes are compared likewise."""
-    n_descent: int = 4_000
+    n_descent: int = 3_000
     """Steps of each descent on the exact objective."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, n_rate_seeds=Whole(most=self.n_seeds), l0_ratios=POSITIVE, sparsity_coefs=NOT_NEGATIVE)
         check_fields(self, learning_rates=POSITIVE, warmups=SHARE, theory_coefs=POSITIVE, n_descent=Whole())
+        check_fields(self, theory_prefixes=Whole())
         check_fields(self, edge_probs=Real(above=0, below=1))
         for name in self.weightings:
             prefixes.named(name, 2)
@@ -160,7 +163,7 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
         study = make_study(changed, build_tree(reference_tree()))
         found = fates(*train(changed, study, work, **special), study, changed)
         rates.append({"axis": axis, "value": value, **rate(found, cfg.n_rate_seeds)})
-    subtrees = of_subtrees(cfg.theory_coefs, cfg.n_descent)
+    subtrees = {str(n): of_subtrees(cfg.theory_coefs, cfg.n_descent, n) for n in cfg.theory_prefixes}
     pairs = of_pairs(cfg.edge_probs, cfg.base.sparsity_coef, cfg.n_descent)
     return {"runs": runs, "rates": rates, "subtrees": subtrees, "pairs": pairs}
 
@@ -176,6 +179,7 @@ def fates(saes: list[SAE], coefs: np.ndarray, study: Study, cfg: StudyConfig) ->
         "recovered": recovered.tolist(),
         "hole_rate": [evaluation.hole_rate for evaluation in last],
         "l0": [evaluation.l0 for evaluation in last],
+        "dead_latents": [evaluation.dead_latents for evaluation in last],
         "coef": coefs[:, -1].tolist(),
         "correctors": [[one._asdict() | {"parent": names[one.parent]} for one in of_run[-1]] for of_run in seen],
         "lost": [[names[i] for i in lost(lane(saes[-1], i), W)] for i, W in enumerate(study.W_feat)],
@@ -215,13 +219,10 @@ def summary(record: dict[str, Any]) -> list[str]:
             f"{name}: {setting['failed']}/{setting['n']} fail, {setting['with_corrector']} with a corrector "
             f"({setting['both']} of the failed)"
         )
-    for row in results["subtrees"]:
-        ends = "; ".join(
-            f"{name} {r['earned']:.2f}, at best {r['earned_at_best']:.2f}, kept by {r['kept']:.2f} of descents, "
-            f"strength {r['strength']:.3f}, aimed {r['aimed']:.2f}"
-            for name, r in ((name, row[name]) for name in ("other", "same"))
-        )
-        lines.append(f"coefficient {row['coef']:g}: earned by {ends}; strength of a child {row['child_strength']:.2f}")
+    for n, rows in results["subtrees"].items():
+        lines += [f"{n} prefixes, coefficient {row['coef']:g}: {_told_code(row)}" for row in rows]
+    error = direction_errors(record)
+    lines.append(f"correctors' cosines at coefficients above 1: mean absolute error {error[0]:.3f}, {error[1]:.3f}")
     gaps = zip(record["config"]["edge_probs"], results["pairs"], strict=True)
     lines.append("a pair's code with parent alone over the truth: " + ", ".join(f"P {p:g} {x:+.1%}" for p, x in gaps))
     return lines
@@ -229,19 +230,47 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def _told(name: str, runs: dict[str, Any]) -> str:
     failed = [i for i, yes in enumerate(runs["recovered"]) if not yes]
-    found = [one for i in failed for one in runs["correctors"][i]]
     interval = plots.wilson(len(failed), len(runs["recovered"]))
-    text = (
+    found = [(one, runs["lost"][i]) for i in failed for one in runs["correctors"][i]]
+    own = sum(feature.startswith(one["parent"]) for one, features in found for feature in features)
+    kinds = Counter(_kind(feature) for i in failed for feature in runs["lost"][i])
+    return (
         f"{name}: {len(failed)}/{len(runs['recovered'])} fail (95%: {interval.low:.3f} to {interval.high:.3f}), "
-        f"{sum(bool(runs['correctors'][i]) for i in failed)} of them with a corrector"
+        f"{sum(bool(runs['correctors'][i]) for i in failed)} of them with a corrector; "
+        f"ranks {dict(Counter(one['rank'] for one, _ in found))}; lost {dict(kinds)}, its own child {own} times; "
+        f"{sum(runs['hole_rate'][i] > MAX_HOLE_RATE for i in failed)} with holes, "
+        f"{sum(runs['dead_latents'][i] > 0 for i in failed)} with a dead latent"
     )
-    if not found:
-        return text
-    kinds = Counter(name[0] + ("" if len(name) == 1 else "i") for i in failed for name in runs["lost"][i])
-    return text + (
-        f"; ranks {dict(Counter(one['rank'] for one in found))}, lost {dict(kinds)}, "
-        f"with holes {sum(runs['hole_rate'][i] > MAX_HOLE_RATE for i in failed)}"
-    )
+
+
+def _kind(name: str) -> str:
+    return "lone" if name.startswith("L") else "child" if len(name) > 1 else "parent"
+
+
+def _told_code(row: dict[str, Any]) -> str:
+    parts = [
+        f"{name} {r['earned']:.2f}, at best {r['earned_at_best']:.2f}, kept by {r['kept']:.2f} of descents, "
+        f"strength {r['strength']:.3f}, aimed {r['aimed']:.2f}"
+        for name, r in ((name, row[name]) for name in ("other", "same"))
+    ]
+    return f"earned by {'; '.join(parts)}; strength of a child {row['child_strength']:.2f}"
+
+
+def direction_errors(record: dict[str, Any]) -> list[float]:
+    """The mean absolute errors of the optimum's cosines with parent and children, in failed runs above coefficient 1.
+
+    NaN where there is no such corrector.
+    """
+    rows = record["results"]["subtrees"].get("10", [])
+    dots = np.array([dot for dot in record["results"]["runs"]["off"]["directions"] if dot[0] > 1]).reshape(-1, 3)
+    if not rows or not len(dots):
+        return [float("nan")] * 2
+    coefs = np.log([row["coef"] for row in rows])
+    lines = ([row["other"][name] for row in rows] for name in ("to_parent", "to_children"))
+    return [
+        float(np.mean(np.abs(dots[:, i + 1] - np.interp(np.log(dots[:, 0]), coefs, line))))
+        for i, line in enumerate(lines)
+    ]
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -250,10 +279,11 @@ def caption(record: dict[str, Any]) -> str:
         "a: decoder cosines of correctors in failed runs, after every 20th of the steps (dots), and at the optimum "
         "of the objective (lines)",
         "b: runs that have a corrector; dotted: the end of the warm-up",
-        "c: what a corrector takes off the objective, as a share of what the lost child's latent does; circles: the "
-        "least objective that descents from there reach; dotted: the share of descents that keep the corrector",
-        f"d: of {config['n_rate_seeds']} runs, without restarts, with 95% intervals",
-        "e: a code with a latent for the parent alone, in a pair; dotted: the limit of L1 for tied codes",
+        "c: what the best code that descents from a corrector's reach takes off the objective, as a share of what the "
+        "lost child's latent does, by number of prefixes, and the corrector alone with 10 (dashed)",
+        "d: descents with noise that keep the corrector, 10 prefixes",
+        f"e: of {config['n_rate_seeds']} runs, without restarts, with 95% intervals",
+        "f: a code with a latent for the parent alone, in a pair; dotted: the limit of L1 for tied codes",
         f"{config['n_steps']:,} steps",
         f"seeds {seeds[0]} to {seeds[-1]}",
     ]
