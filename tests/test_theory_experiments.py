@@ -140,8 +140,8 @@ def test_a_feature_is_lost_where_no_latent_points_near_it() -> None:
 
 
 def test_rates_count_failed_runs_and_correctors_among_the_first_runs() -> None:
-    found = {"recovered": [True, False, False, False], "correctors": [[], [{}, {}], [], [{}]]}
-    assert corrector.rate(found, 3) == {"n": 3, "failed": 2, "with_corrector": 1, "both": 1}
+    found = {"recovered": [True, False, False, False], "correctors": [[{}], [{}, {}], [], [{}]]}
+    assert corrector.rate(found, 3) == {"n": 3, "failed": 2, "with_corrector": 2, "both": 1}
 
 
 def test_the_latents_of_two_subtrees_are_in_the_prefixes_of_their_places() -> None:
