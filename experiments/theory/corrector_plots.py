@@ -81,8 +81,8 @@ def _plot_kept(ax: Axes, rows: list[dict[str, Any]]) -> None:
         kept = [row[name]["kept"] for row in rows]
         ax.plot([row["coef"] for row in rows], kept, "o-", color=COLOURS[colour], markersize=2.5, label=label)
     plots.log_scale(ax, "x")
-    ax.set(title="d  Kept in place of", xlabel="L1 coefficient", ylabel="share of descents", ylim=(-0.05, 1.05))
-    ax.legend(loc="lower right")
+    ax.set(title="d  Kept in place of", xlabel="L1 coefficient", ylabel="share of descents", ylim=(-0.05, 1.4))
+    ax.legend(loc="upper right")
 
 
 def _plot_rates(ax: Axes, rates: list[dict[str, Any]]) -> None:
