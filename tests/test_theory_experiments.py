@@ -175,7 +175,7 @@ def test_corrector_follows_runs_and_compares_codes() -> None:
     tiny = {"seed": 3, "n_seeds": 2, "n_rate_seeds": 1, "n_steps": 40, "n_descent": 30}
     record = made(
         corrector.EXPERIMENT,
-        corrector.Config(**tiny, **few, theory_coefs=(1.0,), edge_probs=(0.3,), theory_prefixes=(10,)),
+        corrector.Config(**tiny, **few, theory_coefs=(1.0,), edge_probs=(0.3,)),
     )
     results = record["results"]
     assert [(one["axis"], one["value"]) for one in results["rates"]] == [

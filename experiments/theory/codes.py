@@ -43,7 +43,7 @@ class Optimum(NamedTuple):
     sae: SAE  # on the features, as magnitudes along the axes
 
 
-def two_subtrees(n_prefixes: int = 10) -> Problem:
+def two_subtrees() -> Problem:
     """Two of the reference tree's three subtrees and a lone feature, with their latents' places in the whole tree.
 
     The parents' come first, the lone feature's (10th of 20) has the median contribution, and the children's come last.
@@ -52,7 +52,7 @@ def two_subtrees(n_prefixes: int = 10) -> Problem:
     root = reference_tree()
     tree = build_tree(forest(*root.children[:2], root.children[-1]))
     places = [0, 1, 9, *range(N_LATENTS - 6, N_LATENTS)]
-    s = np.asarray(inclusion(prefixes.expected(N_LATENTS, n_prefixes), jnp.asarray(places)))
+    s = np.asarray(inclusion(prefixes.expected(N_LATENTS), jnp.asarray(places)))
     scale = np.sqrt(D_IN) / enumerate_states(build_tree(root)).mean_norm(np.eye(N_LATENTS))
     return Problem(tree, enumerate_states(tree), scale, FixedWeights(s - np.append(s[1:], 0)))
 
@@ -121,14 +121,14 @@ def aimed(problem: Problem, sae: SAE, feature: int) -> float:
     return float(weights[x[:, feature] > 0].sum() / weights.sum())
 
 
-def of_subtrees(coefs: Sequence[float], n_steps: int, n_prefixes: int = 10) -> list[dict[str, Any]]:
+def of_subtrees(coefs: Sequence[float], n_steps: int) -> list[dict[str, Any]]:
     """By coefficient, the truth's objective in two subtrees, and those of codes that have lost a child to a corrector.
 
     The child is the corrected parent's own (`same`) or the other parent's (`other`). A code has `earned` what it takes
     off the objective without any latent for the child, as a share of what the child's latent takes off; `kept` is the
     share of descents from it that keep a corrector.
     """
-    problem = two_subtrees(n_prefixes)
+    problem = two_subtrees()
     (a, of_a), (b, of_b) = families(problem.tree).items()
     first = [a, b, problem.tree.n_features - 1]
     truth = code(problem, [*first, *of_a, *of_b])

@@ -10,6 +10,7 @@ from experiments.common import plots
 from toy.theory import edge_limit
 from toy.training.config import TrainConfig
 
+MIN_STRENGTH = 0.01
 COLOURS = {"recovered": plots.COLOURS["matryoshka"], "failed": plots.COLOURS["vanilla"], "restarts": "#edae49"}
 
 
@@ -17,22 +18,26 @@ def plot(record: dict[str, Any]) -> Figure:
     results = record["results"]
     with plots.styled(5.2) as figure:
         upper, lower = plots.stacked(figure, 1, 1.15)
-        a, b, c, d = upper.subplots(1, 4)
-        e, f = lower.subplots(1, 2, width_ratios=[3, 1])
+        a, b, c = upper.subplots(1, 3)
+        d, e = lower.subplots(1, 2, width_ratios=[3, 1])
         _plot_directions(a, results)
         _plot_times(b, record)
         _plot_earned(c, results["subtrees"])
-        _plot_kept(d, results["subtrees"].get("10", []))
-        _plot_rates(e, results["rates"])
-        _plot_pair(f, record["config"]["edge_probs"], results["pairs"])
+        _plot_rates(d, results["rates"])
+        _plot_pair(e, record["config"]["edge_probs"], results["pairs"])
     return figure
+
+
+def with_corrector(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The coefficients at which the best SAE with a corrector's support still has one: a large one turns it off."""
+    return [row for row in rows if row["other"]["strength"] > MIN_STRENGTH]
 
 
 def _plot_directions(ax: Axes, results: dict[str, Any]) -> None:
     dots = np.array(results["runs"]["off"]["directions"]).reshape(-1, 3)
     theory = [
         (row["coef"], row["other"]["to_parent"], row["other"]["to_children"])
-        for row in results["subtrees"].get("10", [])
+        for row in with_corrector(results["subtrees"])
     ]
     lines = np.array(theory, float).reshape(-1, 3)
     for column, colour, label in ((1, "recovered", "with the parent"), (2, "failed", "with its children")):
@@ -60,28 +65,17 @@ def _plot_times(ax: Axes, record: dict[str, Any]) -> None:
     ax.legend()
 
 
-def _plot_earned(ax: Axes, subtrees: dict[str, Any]) -> None:
-    for (n, rows), colour in zip(subtrees.items(), COLOURS.values(), strict=False):
-        coefs = [row["coef"] for row in rows]
-        ax.plot(coefs, [_best(row) for row in rows], "o-", color=colour, markersize=2.5, linewidth=1, label=n)
-        if n == "10":
-            ax.plot(coefs, [row["other"]["earned"] for row in rows], "--", color=colour, linewidth=1)
+def _plot_earned(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    rows = with_corrector(rows)
+    coefs = [row["coef"] for row in rows]
+    for name, colour, label in (("other", "recovered", "another's child"), ("same", "failed", "its own child")):
+        earned, best, kept = ([row[name][key] for row in rows] for key in ("earned", "earned_at_best", "kept"))
+        ax.plot(coefs, earned, color=COLOURS[colour], label=label)
+        ax.plot(coefs, best, "o", color=COLOURS[colour], markersize=3, markerfacecolor="white")
+        ax.plot(coefs, kept, ":", color=COLOURS[colour], linewidth=1)
     ax.axhline(1, color=plots.COLOURS["truth"], linewidth=0.8)
     plots.log_scale(ax, "x")
-    ax.set(title="c  Best from there", xlabel="L1 coefficient", ylabel="child's latent = 1", ylim=(0, None))
-    ax.legend(title="prefixes", title_fontsize=7)
-
-
-def _best(row: dict[str, Any]) -> float:
-    return max(row[name]["earned_at_best"] for name in ("other", "same"))
-
-
-def _plot_kept(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    for name, colour, label in (("other", "recovered", "other child"), ("same", "failed", "own child")):
-        kept = [row[name]["kept"] for row in rows]
-        ax.plot([row["coef"] for row in rows], kept, "o-", color=COLOURS[colour], markersize=2.5, label=label)
-    plots.log_scale(ax, "x")
-    ax.set(title="d  Kept in place of", xlabel="L1 coefficient", ylabel="share of descents", ylim=(-0.05, 1.4))
+    ax.set(title="c  Earned in place of", xlabel="L1 coefficient", ylabel="child's latent = 1", ylim=(0, 2.4))
     ax.legend(loc="upper right")
 
 
@@ -95,7 +89,7 @@ def _plot_rates(ax: Axes, rates: list[dict[str, Any]]) -> None:
         if start:
             ax.text((start + stop - 1) / 2, 1.08, rates[start]["axis"], ha="center", fontsize=6)
     ax.set_xticks(range(len(rates)), [one["value"] or "default" for one in rates], rotation=60, ha="right", fontsize=6)
-    ax.set_title("e  Share of runs that fail (grey) and that have a corrector (red)", pad=12)
+    ax.set_title("d  Share of runs that fail (grey) and that have a corrector (red)", pad=12)
     ax.set(ylim=(-0.05, 1.05), xlim=(-0.5, len(rates) - 0.5))
 
 
@@ -103,4 +97,4 @@ def _plot_pair(ax: Axes, probs: list[float], gaps: list[float]) -> None:
     ax.plot(probs, 100 * np.array(gaps), ".-", color=COLOURS["failed"])
     ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.8)
     ax.axvline(edge_limit(1.0), color=plots.COLOURS["truth"], linestyle=":")
-    ax.set(title="f  A pair's parent alone", xlabel="P(child | parent)", ylabel="objective over the truth's, %")
+    ax.set(title="e  A pair's parent alone", xlabel="P(child | parent)", ylabel="objective over the truth's, %")
