@@ -161,12 +161,12 @@ def test_strengths_are_mean_squared_sizes_over_that_of_the_third_latent() -> Non
 
 @pytest.mark.slow
 def test_a_corrector_is_the_better_code_at_a_small_coefficient_and_a_worse_minimum_at_a_large_one() -> None:
-    small, large = codes.of_subtrees((0.2, 2.0), 2_000)
+    small, large = codes.of_subtrees((0.2, 4.0), 2_000)
     assert small["other"]["earned_at_best"] > 1.2
     assert large["other"]["kept"] == 1
     assert large["other"]["earned"] < 0.5
     assert large["other"]["strength"] < 0.2 < large["child_strength"]
-    assert large["other"]["aimed"] > 0.8
+    assert large["other"]["aimed"] > 0.6
 
 
 @pytest.mark.slow
