@@ -9,7 +9,12 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, mixing, recovery
+from experiments.theory import codes, corrector, identifiability, mixing, recovery
+from experiments.theory.correctors import correctors, lost
+from toy.features.named import forest
+from toy.features.node import Node
+from toy.features.tree import build_tree
+from toy.sae import SAE
 from toy.theory import first_latent_angle
 
 
@@ -107,3 +112,84 @@ def test_the_weights_of_a_subtree_s_latents_hold_those_of_longer_prefixes() -> N
 
 def test_r_squared_by_hand() -> None:
     assert mixing.r_squared(np.array([1.0, 2, 3]), np.array([1.0, 2, 4])) == pytest.approx(1 - 1 / (14 / 3))
+
+
+FAMILY = build_tree(forest(Node(0.15, (Node(0.2), Node(0.2), Node(0.2)), exclusive=True), Node(0.05)))
+PARENT_ALONE = np.array([1.0, -1, -1, -1, 0])
+
+
+def with_last(encoder: np.ndarray, decoder: np.ndarray) -> SAE:
+    """The true latents of parent, two children and lone feature, and another in the place of the third child's."""
+    axes = np.eye(5)[[0, 1, 2, 4]]
+    W_enc, W_dec = np.vstack([axes, encoder]).T, np.vstack([axes, decoder])
+    return SAE(W_enc, np.zeros(5), W_dec, np.zeros(5))  # type: ignore[arg-type]
+
+
+def test_a_corrector_points_along_parent_minus_children_and_is_on_for_the_parent_alone() -> None:
+    (found,) = correctors(with_last(0.3 * PARENT_ALONE, PARENT_ALONE), np.eye(5), FAMILY)
+    assert (found.parent, found.rank) == (0, 4)
+    np.testing.assert_allclose(found[2:], (1, 0.5, -0.5, 0.6), rtol=1e-6)
+
+
+def test_a_latent_that_is_on_with_a_child_or_has_no_part_of_the_children_is_no_corrector() -> None:
+    axes = np.eye(5)
+    with_child = with_last(PARENT_ALONE + 0.5 * axes[3], PARENT_ALONE)
+    absorbed = with_last(PARENT_ALONE, axes[0])  # the parent's own latent in a vanilla SAE
+    never_on = with_last(-axes[0], PARENT_ALONE)
+    assert [correctors(sae, axes, FAMILY) for sae in (with_child, absorbed, never_on)] == [[], [], []]
+
+
+def test_a_feature_is_lost_where_no_latent_points_near_it() -> None:
+    assert lost(with_last(PARENT_ALONE, PARENT_ALONE), np.eye(5)) == [3]
+    assert lost(with_last(PARENT_ALONE, np.array([1.0, 0, 0, 1, 0])), np.eye(5)) == []  # an absorbed child is not
+
+
+def test_rates_count_failed_runs_and_correctors_among_the_first_runs() -> None:
+    found = {"recovered": [True, False, False, False], "correctors": [[{}], [{}, {}], [], [{}]]}
+    assert corrector.rate(found, 3) == {"n": 3, "failed": 2, "with_corrector": 2, "both": 1}
+
+
+def test_the_latents_of_two_subtrees_are_in_the_prefixes_of_their_places() -> None:
+    """The first latent is in every prefix, the last in the full one alone, which is one of ten."""
+    s = np.cumsum(codes.two_subtrees().weights.weights[::-1])[::-1]
+    assert s[0] == pytest.approx(1)
+    assert s[-1] == pytest.approx(0.1)
+
+
+def test_strengths_are_mean_squared_sizes_over_that_of_the_third_latent() -> None:
+    """By hand: parent .15 and child .15 · .2 of size 1 over the lone feature's .05 of size 1; bigger decoders count."""
+    problem = codes.two_subtrees()
+    directions = codes.code(problem, [0, 4, 8, 1]).directions
+    sae = SAE(directions.T, np.zeros(4), np.diag([1.0, 2, 1, 1]) @ directions, np.zeros(9))  # type: ignore[arg-type]
+    np.testing.assert_allclose(codes.strengths(problem, sae), (3, 12, 1, 0.6), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_corrector_is_the_better_code_at_a_small_coefficient_and_a_worse_minimum_at_a_large_one() -> None:
+    small, large = codes.of_subtrees((0.2, 4.0), 2_000)
+    assert small["other"]["earned_at_best"] > 1.2
+    assert large["other"]["kept"] == 1
+    assert large["other"]["earned"] < 0.5
+    assert large["other"]["strength"] < 0.2 < large["child_strength"]
+    assert large["other"]["aimed"] > 0.6
+
+
+@pytest.mark.slow
+def test_corrector_follows_runs_and_compares_codes() -> None:
+    few = {"l0_ratios": (), "sparsity_coefs": (2.0,), "learning_rates": (), "weightings": ("all",), "warmups": (0.5,)}
+    tiny = {"seed": 3, "n_seeds": 2, "n_rate_seeds": 1, "n_steps": 40, "n_descent": 30}
+    record = made(
+        corrector.EXPERIMENT,
+        corrector.Config(**tiny, **few, theory_coefs=(1.0,), edge_probs=(0.3,)),
+    )
+    results = record["results"]
+    assert [(one["axis"], one["value"]) for one in results["rates"]] == [
+        ("default", ""),
+        ("first coefficient", "2"),
+        ("prefixes", "all"),
+        ("warm-up", "0.5"),
+    ]
+    runs = results["runs"]["off"]
+    assert len(runs["with_corrector"]["failed"]) == 20
+    assert len(runs["lost"]) == len(runs["recovered"]) == 2
+    assert len(corrector.summary(record)) == 2 + 4 + 1 + 2
