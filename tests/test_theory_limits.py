@@ -130,6 +130,21 @@ def test_at_the_limit_the_truth_and_a_staircase_are_equally_sparse(penalty: str,
         assert np.sign(least - mean_penalty(truth(n_children), states, given)) == sign
 
 
+@pytest.mark.parametrize(("edge_prob", "truth_is_best"), [(0.39, True), (0.44, False)])
+def test_the_exact_optimum_of_a_tied_encoder_is_the_truth_below_the_limit(
+    edge_prob: float, truth_is_best: bool
+) -> None:
+    """With hardly a penalty, from turns all over the range; √2 − 1 = .414 is the limit of L1."""
+    states = enumerate_states(build_tree(forest(Node(0.3, (Node(edge_prob),)))))
+    given = (jnp.asarray(states.features, jnp.float32), jnp.asarray(states.prob, jnp.float32), prefixes.full(2))
+    starts = sae_of_directions(np.stack([turned(1, angle).W_dec for angle in np.linspace(0, np.pi / 4, 5)]))
+    options: dict[str, Any] = {"sparsity_coef": 1e-3, "is_tied": True, "n_steps": 4_000}
+    saes, losses = minimised(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), starts), *given, **options)
+    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], saes)
+    np.testing.assert_allclose(best.W_enc, best.W_dec.T, atol=1e-6)
+    np.testing.assert_allclose(best.W_dec, (truth(1) if truth_is_best else turned(1, np.pi / 4)).W_dec, atol=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("offset", [10.0, 0.5, 0.02])
 @pytest.mark.parametrize(
