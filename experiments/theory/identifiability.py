@@ -220,7 +220,7 @@ def plot(record: dict[str, Any]) -> Figure:
     names = list(next(iter(results.values())))
     with plots.styled(1.2 + 0.15 * len(names)) as figure:
         axes = figure.subplots(1, len(results), sharey=True)
-        for ax, letter, (method, rows) in zip(axes, "abcdefg", results.items(), strict=True):
+        for ax, letter, (method, rows) in zip(axes, "abcdefg"[: len(results)], results.items(), strict=True):
             blank = [len(probs) - len(result["recovered"]) for result in rows.values()]
             counts = [[*result["recovered"], *[np.nan] * n] for result, n in zip(rows.values(), blank, strict=True)]
             text = [["–" if n != n else str(n) for n in row] for row in counts]
@@ -230,6 +230,7 @@ def plot(record: dict[str, Any]) -> Figure:
             places = np.arange(len(names))
             ax.vlines(limits, places - 0.5, places + 0.5, color=plots.COLOURS["vanilla"], linewidth=1.4)
             ax.set_title(title, fontsize=6.5)
+            ax.set_xticks(range(len(probs)), columns, fontsize=5.5)
             ax.set_xlabel("P(child | parent)", fontsize=6)
         axes[0].set_ylabel("children")
     return figure
