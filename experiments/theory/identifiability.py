@@ -230,7 +230,7 @@ def plot(record: dict[str, Any]) -> Figure:
             places = np.arange(len(names))
             ax.vlines(limits, places - 0.5, places + 0.5, color=plots.COLOURS["vanilla"], linewidth=1.4)
             ax.set_title(title, fontsize=6.5)
-            ax.set_xticks(range(len(probs)), columns, fontsize=5.5)
+            ax.set_xticks(range(len(probs)), columns, rotation=0, ha="center", fontsize=5.5)
             ax.set_xlabel("P(child | parent)", fontsize=6)
         axes[0].set_ylabel("children")
     return figure
