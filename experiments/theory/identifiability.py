@@ -30,9 +30,10 @@ from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
+from toy.loss.penalty import LOG_OFFSET
 from toy.methods import named
 from toy.methods.rotated import Rotated
-from toy.theory import edge_limit, enumerate_states, first_latent_angle
+from toy.theory import Penalty, edge_limit, enumerate_states, first_latent_angle
 from toy.training.loop import Progress
 
 PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
@@ -46,6 +47,7 @@ METHODS = {  # with what the figure calls them; the penalty of rotations, |y| / 
     "rotated:offset=0.8,first_offset=0.8,margin=0.0005": "rotated, log",  # … and has the limits of log(1 + y / .1)
     "rotated": "rotated, L0",  # to within .02 where ε is half of the parent's magnitude
 }
+PENALTIES: dict[str, Penalty] = {"L1": "l1", "log": lambda act: float(np.log1p(act / LOG_OFFSET)), "L0": "l0"}
 
 
 class Row(NamedTuple):
@@ -62,9 +64,9 @@ class Row(NamedTuple):
         return f"{self.n_children} {'exclusive' if self.exclusive else 'independent'}"
 
     @property
-    def most(self) -> float:
-        """The greatest P(child | parent)."""
-        return 1 / self.n_children if self.exclusive else 1.0
+    def n_exclusive(self) -> int:
+        """The number of children that exclude each other, or 1; its inverse is the greatest P(child | parent)."""
+        return self.n_children if self.exclusive else 1
 
     def tree(self, prob: float) -> Node:
         """The parent, of magnitude 1, and its children among lone features."""
@@ -103,7 +105,7 @@ class Config(PanelConfig):
 
     def probs(self, row: Row) -> list[float]:
         """The P(child | parent) that are possible."""
-        return [prob for prob in self.edge_probs if prob <= row.most]
+        return [prob for prob in self.edge_probs if prob * row.n_exclusive <= 1]
 
     @cached_property
     def trees(self) -> dict[str, Node]:
@@ -137,16 +139,17 @@ def n_steps(cfg: Config) -> int:
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+
+    def result(method: str, row: Row) -> dict[str, Any]:
+        recovered = [found[method][_name(row, prob)]["recovered"] for prob in cfg.probs(row)]
+        return {"edge_probs": cfg.probs(row), "recovered": recovered, "limit": limit(method, row)}
+
     return {
-        method: {
-            row.name: {
-                "edge_probs": cfg.probs(row),
-                "recovered": [panels[_name(row, prob)]["recovered"] for prob in cfg.probs(row)],
-                "limit": limit(method, row),
-            }
-            for row in cfg.rows
-        }
-        for method, panels in found.items()
+        "methods": {method: {row.name: result(method, row) for row in cfg.rows} for method in found},
+        "penalties": {
+            name: {row.name: edge_limit(row.ratio, penalty, row.n_exclusive) for row in cfg.rows}
+            for name, penalty in PENALTIES.items()
+        },
     }
 
 
@@ -162,21 +165,20 @@ def limit(method: str, row: Row) -> float:
 
 def _sparsest_limit(row: Row, offset: float) -> float:
     """Where the truth stops being the sparsest code by the penalty of a search, whose ε is in units of E‖x‖."""
-    prob = row.most / 2
+    prob = 0.5 / row.n_exclusive
     for _ in range(8):  # E‖x‖ hardly depends on the probability
         tree = build_tree(row.tree(prob))
         eps = offset * enumerate_states(tree).mean_norm(np.eye(tree.n_features))
-        n_exclusive = row.n_children if row.exclusive else 1
-        prob = edge_limit(row.ratio, lambda act, eps=eps: act / (act + eps), n_exclusive)
+        prob = edge_limit(row.ratio, lambda act, eps=eps: act / (act + eps), row.n_exclusive)
     return prob
 
 
 def _lean_limit(row: Row) -> float:
     """The least P(child | parent) with which a lone latent's cosine with the parent is below that of a recovery."""
-    probs = np.linspace(0, row.most, 10_001)
+    probs = np.linspace(0, 1 / row.n_exclusive, 10_001)
     angles = [first_latent_angle(prob, row.ratio, row.n_children, exclusive=row.exclusive) for prob in probs]
     below = np.flatnonzero(np.cos(angles) < MIN_COSINE)
-    return float(probs[below[0]]) if len(below) else row.most
+    return float(probs[below[0]]) if len(below) else 1 / row.n_exclusive
 
 
 def _level_limit(row: Row) -> float:
@@ -193,13 +195,15 @@ def within_a_step(result: dict[str, Any], n_seeds: int) -> bool:
 
 def summary(record: dict[str, Any]) -> list[str]:
     n_seeds, lines = record["config"]["n_seeds"], []
-    for method, rows in record["results"].items():
+    for method, rows in record["results"]["methods"].items():
         agree = [within_a_step(result, n_seeds) for result in rows.values()]
         lines.append(f"{METHODS[method]}: the limit is within a step of the grid in {sum(agree)} of {len(agree)} rows")
         for (name, result), yes in zip(rows.items(), agree, strict=True):
             counts = zip(result["edge_probs"], result["recovered"], strict=True)
             told = ", ".join(f"P {prob:g} {n}/{n_seeds}" for prob, n in counts)
             lines.append(f"  {name} (limit {result['limit']:.3f}{'' if yes else ', more than a step off'}): {told}")
+    for name, limits in record["results"]["penalties"].items():
+        lines.append(f"limits of {name}: " + ", ".join(f"{row} {value:.3f}" for row, value in limits.items()))
     return lines
 
 
@@ -214,7 +218,7 @@ def caption(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any]) -> Figure:
-    n_seeds, results = record["config"]["n_seeds"], record["results"]
+    n_seeds, results = record["config"]["n_seeds"], record["results"]["methods"]
     probs = record["config"]["edge_probs"]
     columns = [f"{prob:g}".removeprefix("0") for prob in probs]
     names = list(next(iter(results.values())))
