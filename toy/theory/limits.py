@@ -18,7 +18,7 @@ since two have a product above 0. With s latents of w_0 > 0, where s = 1 is the 
 q + (s − 1) q (1 − q), or 2 q (1 − q) if s = 2, or q if s = 2 and one is r p − c_i, whose other is r c_i + p. The truth
 has (s − 1)(1 − q) in their place, which is more at q < 1/2. So the limit is that of a single child, 1/2.
 
-By L1 and penalties between the two the same codes are the best rivals by brute force (tests/test_theory.py).
+By L1 and penalties between the two the same codes are the best rivals by brute force (tests/test_theory_limits.py).
 """
 
 import numpy as np
