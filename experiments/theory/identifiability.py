@@ -3,8 +3,8 @@
 Claim: a tied encoder finds the truth where it is the sparsest exact code (`toy.theory.edge_limit`): by L0 below 1/2 for
 one child and for any number of independent ones, below 2/5 for two exclusive ones, and at every probability for three
 and more. By L1 the limits are lower, and the lower the larger the child. The comment's example (P .5, ratio 5) is on
-the limit of L0 and far beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans too far to the
-children (`toy.theory.first_latent_angle`), and of exclusive children earlier.
+the limit of L0 and far beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans
+too far to the children (`toy.theory.first_latent_angle`), and earlier where these are exclusive.
 Command: python -m experiments.theory.identifiability (about 10 minutes on 2 cores).
 Expected, seeds 5000 to 5015: in 26 of 27 rows recovery falls below half of the seeds within a step of the limit.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
