@@ -15,7 +15,7 @@ from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
 from toy.sae import SAE
-from toy.theory import first_latent_angle
+from toy.theory import edge_limit, first_latent_angle
 
 
 def made(experiment: Experiment, cfg: Any) -> dict[str, Any]:
@@ -48,34 +48,51 @@ def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
 
 
 @pytest.mark.slow
-def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path) -> None:
+def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: identifiability.METHODS[name] for name in ("matryoshka", "rotated")}
+    monkeypatch.setattr(identifiability, "METHODS", few)
     cfg = identifiability.Config(
-        edge_probs=(0.2, 0.6), ratios=(1.0,), seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite"
+        edge_probs=(0.2, 0.6),
+        ratios=(1.0,),
+        n_children=(2,),
+        seed=3,
+        n_seeds=2,
+        n_steps=30,
+        store=tmp_path / "a.sqlite",
     )
     record = made(identifiability.EXPERIMENT, cfg)
-    assert record["results"]["recovered"]["vanilla"] == [[0, 0]]
-    limits = record["results"]["limits"]
-    assert limits["rotated"] == [0.5]
-    assert limits["vanilla"] == [0.0]
-    assert limits["rotated:offset=10,first_offset=10,margin=0.0001"] == [pytest.approx(2**0.5 - 1)]
-    assert len(identifiability.summary(record)) == 2 * len(identifiability.METHODS)
+    found = record["results"]["methods"]["matryoshka"]
+    assert {name: (row["edge_probs"], row["recovered"]) for name, row in found.items()} == {
+        "1, ratio 1": ([0.2, 0.6], [0, 0]),
+        "2 exclusive": ([0.2], [0]),  # twice .6 is more than 1
+        "2 independent": ([0.2, 0.6], [0, 0]),
+    }
+    assert record["results"]["penalties"]["L0"] == {"1, ratio 1": 0.5, "2 exclusive": 0.4, "2 independent": 0.5}
+    assert len(identifiability.summary(record)) == 2 * (1 + 3) + 3
+
+
+ONE, TWO = identifiability.Row(1.0, 1, True), identifiability.Row(1.0, 2, True)
 
 
 def test_the_limit_of_matryoshka_is_where_the_first_latent_leans_away_from_its_parent() -> None:
     """By hand: tan 2θ = 2q / (1 − q) and cos θ = .9 give q = .3875 for a child as large as its parent."""
-    found = identifiability._lean_limit(1.0)
+    found = identifiability.limit("matryoshka", ONE)
     assert found == pytest.approx(0.3875, abs=1e-4)
     assert first_latent_angle(found) == pytest.approx(0.451, abs=1e-3)
+
+
+def test_a_search_has_a_limit_between_those_of_l1_and_l0() -> None:
+    """Its penalty is a / (a + ε); of two exclusive children the limits are .340 and .4."""
+    rotated = [identifiability.limit(method, TWO) for method in list(identifiability.METHODS)[1:]]
+    assert edge_limit(1.0, "l1", 2) < rotated[0] < rotated[1] < edge_limit(1.0, "l0", 2) == 0.4
+    assert rotated == pytest.approx([0.340, 0.4], abs=5e-3)
 
 
 @pytest.mark.parametrize(("row", "agrees"), [((16, 16, 9, 2), True), ((16, 7, 9, 0), True), ((7, 0, 0, 0), False)])
 def test_a_limit_agrees_within_a_step_of_the_grid(row: tuple[int, ...], agrees: bool) -> None:
     """The limit .35 has .4 as the first probability beyond it; half of the seeds are 8."""
-    record = {
-        "config": {"edge_probs": (0.2, 0.3, 0.4, 0.5), "n_seeds": 16},
-        "results": {"recovered": {"a": [row]}, "limits": {"a": [0.35]}},
-    }
-    assert identifiability.within_a_step(record, "a") == [agrees]
+    result = {"edge_probs": (0.2, 0.3, 0.4, 0.5), "recovered": row, "limit": 0.35}
+    assert identifiability.within_a_step(result, 16) == agrees
 
 
 @pytest.mark.slow
