@@ -1,7 +1,7 @@
 """Does another order of the latents find a child that is larger than its parent? Ratio × P(child | parent) × rule.
 
 Claim: PLACEHOLDER
-Command: python -m experiments.theory.ordering_rules (about 12 minutes on 2 cores).
+Command: python -m experiments.theory.ordering_rules (about 8 minutes on 2 cores).
 Expected, seeds 7000 to 7015: PLACEHOLDER
 In the post: a comment's example of a child that is larger than its parent, for latents ordered by energy.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -31,20 +31,25 @@ from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, marginals
 from toy.prefixes import FixedWeights, inclusion
-from toy.sae import decoder_norms, sae_of_directions
+from toy.sae import sae_of_directions
 from toy.theory import enumerate_states, first_latent_angle, minimised
+from toy.training.config import MAX_STEPS
 from toy.training.loop import Progress
 
 SPARSITY_COEF = 0.1  # of the optimum, for inputs of mean norm √d_in
-LEAST_ACT = 0.2  # of a parent's latent with the child, over the parent's size, that is no hole
+THEORIES = {
+    "lean": "a lone latent leans less than cos .9 to the child",
+    "first": "the parent comes before the child",
+    "optimum": "the optimum from the truth's supports is the truth",
+}
 
 
 class Rule(NamedTuple):
     """What puts a latent before others."""
 
     method: str
-    power: float | None  # features have the order of P(on) · magnitude^power; None: that of the tree, parents first
-    weighting: str = "all"  # which is what ten sampled prefixes of ten latents are
+    power: float | None  # features come in the order of P(on) · magnitude^power; None: as in the tree, parents first
+    weighting: str = "sampled_10"
     start: Start = "random"
 
 
@@ -52,26 +57,32 @@ RULES = {
     "energy": Rule("matryoshka", 2),
     "normalised": Rule("matryoshka:order=normalised", 1),
     "frequency": Rule("matryoshka:order=frequency", 0),
-    "learned": Rule("matryoshka:order=fixed", 2),  # nothing is sorted; the first place learns what has most energy
+    "learned": Rule("matryoshka:order=fixed", 2),  # never sorted: the first place learns what has the most energy
     "given": Rule("matryoshka:order=fixed", None, start="features"),
     "frequency, half full": Rule("matryoshka:order=frequency,weighting=balanced_0.5", 0, "balanced_0.5"),
 }
-ORDERS = {"energy": 2, "normalised": 1, "frequency": 0}
+ORDERS = ("energy", "normalised", "frequency")
 
 
-def among(edge_prob: float, ratio: float, lone: Node) -> Node:
-    """A parent of magnitude 1 and its child among 8 lone features."""
+def among(edge_prob: float, ratio: float, lone_prob: float = 0.05, lone_magnitude: float = 1.0) -> Node:
+    """A parent (.3) of magnitude 1 and its child among 8 lone features."""
     pair = ordering_tree(edge_prob=edge_prob, magnitude=1.0, ratio=ratio)
-    return forest(*pair.children, *[Node(lone.active_prob, magnitude_mean=lone.magnitude_mean) for _ in range(8)])
+    return forest(*pair.children, *[Node(lone_prob, magnitude_mean=lone_magnitude) for _ in range(8)])
 
 
-SCENES: dict[str, Node | str] = {
-    "reference": "reference",
-    "random": "random",
-    "pair, ratio 2": among(0.2, 2.0, Node(0.05)),
-    "rare, large lone": among(0.3, 1.0, Node(0.01, magnitude_mean=4.0)),
-    "frequent, small lone": among(0.3, 1.0, Node(0.15, magnitude_mean=0.5)),
-}  # trees on which orders are compared; by hand their features have …
+PAIRS = {
+    "pair, ratio 2": among(0.2, 2.0),
+    "rare, large lone": among(0.3, 1.0, 0.01, 4.0),  # between parent and child by energy, after them by frequency
+    "frequent, small lone": among(0.3, 1.0, 0.15, 0.5),  # the other way round
+}
+SCENES: dict[str, dict[str, Any]] = {
+    **{name: {"tree": name} for name in PAIRS},
+    "reference": {"tree": "reference"},
+    "reference, no restarts": {"tree": "reference", "reinit_below": 0.0},
+    "reference, detached": {"tree": "reference", "method": "detached", "learning_rate": 0.02},
+    "random": {"tree": "random"},
+    "random, no restarts": {"tree": "random", "reinit_below": 0.0},
+}  # on which orders are compared
 
 
 @dataclass(frozen=True)
@@ -86,34 +97,109 @@ class Config(PanelConfig):
     """The first seed, which no tuning has seen."""
     n_scene_seeds: int = 32
     """Number of seeds of each tree on which orders are compared."""
+    n_steps: int = 4_000
+    """Training steps."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "ordering_rules.sqlite"))
     """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_scene_seeds=Whole())
+        check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_scene_seeds=Whole(most=MAX_STEPS))
         if not self.edge_probs or not self.ratios:
             raise ValueError("edge_probs and ratios: need at least one of each")
 
     @cached_property
     def trees(self) -> dict[str, Node]:
-        """A pair among lone features, and the scenes that have no name elsewhere."""
-        pairs = {_name(r, q): among(q, r, Node(0.05)) for r in self.ratios for q in self.edge_probs}
-        return pairs | {name: root for name, root in SCENES.items() if isinstance(root, Node)}
+        """The trees of the phase diagram, by their names."""
+        return {_name(ratio, prob): among(prob, ratio) for ratio in self.ratios for prob in self.edge_probs}
 
     @cached_property
     def runs(self) -> list[Run]:
-        shared = {"learning_rate": self.learning_rate, "reinit_below": 0.2}
-        return [
+        """Those of the phase diagram, then those of the scenes."""
+        shared = {"learning_rate": self.learning_rate, "reinit_below": 0.2, "start": "random", "tree_seed": 0}
+        diagram = [
             Run(rule.method, f"{name}: {tree}", shared | {"tree": tree, "start": rule.start, "seed": seed})
             for name, rule in RULES.items()
-            for tree in (_name(r, q) for r in self.ratios for q in self.edge_probs)
+            for tree in self.trees
             for seed in self.seeds
-        ] 
+        ]
+        return diagram + [
+            Run(_method(scene, order), scene, shared | _settings(scene) | {"seed": seed, "tree_seed": seed})
+            for scene in SCENES
+            for order in ORDERS
+            for seed in range(self.seed, self.seed + self.n_scene_seeds)
+        ]
 
 
 def _name(ratio: float, prob: float) -> str:
     return f"ratio {ratio:g}, P {prob:g}"
+
+
+def _method(scene: str, order: str) -> str:
+    return f"{SCENES[scene].get('method', 'matryoshka')}:order={order}"
+
+
+def _settings(scene: str) -> dict[str, Any]:
+    return {name: value for name, value in SCENES[scene].items() if name != "method"}
+
+
+def sweep_of(cfg: Config) -> Sweep:
+    return panel_sweep("ordering_rules", cfg.runs, cfg.trees | PAIRS, cfg.n_steps)
+
+
+def check(cfg: Config) -> None:
+    check_runs(sweep_of(cfg), cfg.runs)
+
+
+def n_steps(cfg: Config) -> int:
+    return len(cfg.runs)
+
+
+def run(cfg: Config, progress: Progress) -> dict[str, Any]:
+    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+
+    def diagram(value: Any) -> dict[str, Any]:
+        return {name: [[value(name, ratio, prob) for prob in cfg.edge_probs] for ratio in cfg.ratios] for name in RULES}
+
+    def recovered(name: str, ratio: float, prob: float) -> int:
+        return found[RULES[name].method][f"{name}: {_name(ratio, prob)}"]["recovered"]
+
+    def hole_rate(name: str, ratio: float, prob: float) -> float:
+        return mean(found[RULES[name].method][f"{name}: {_name(ratio, prob)}"]["hole_rate"])
+
+    predicted = {theory: diagram(lambda *at, theory=theory: expected(*at)[theory]) for theory in THEORIES}
+    scenes = {
+        scene: {order: _of_scene(found[_method(scene, order)][scene], scene, order) for order in ORDERS}
+        for scene in SCENES
+    }
+    return {"recovered": diagram(recovered), "hole_rate": diagram(hole_rate), "predicted": predicted, "scenes": scenes}
+
+
+def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
+    kept = [x for x, yes in zip(r["parent_to_child"], r["is_recovered"], strict=True) if yes]
+    rule = RULES[order]
+    mixing = optimum(PAIRS[scene], rule.power, rule.weighting).parent_to_child if scene in PAIRS else None
+    means = {name: mean(r[name]) for name in ("hole_rate", "min_cosine", "fvu")}
+    return {
+        "n": r["n"],
+        "recovered": r["recovered"],
+        **means,
+        "parent_to_child": mean(kept) if kept else None,
+        "predicted_parent_to_child": mixing,
+    }
+
+
+def expected(name: str, ratio: float, prob: float) -> dict[str, bool]:
+    """Whether each theory has a rule recover a pair."""
+    rule, root = RULES[name], among(prob, ratio)
+    leans = float(np.cos(first_latent_angle(prob, ratio))) < MIN_COSINE
+    parent, child = places(build_tree(root), rule.power)[:2]
+    best = optimum(root, rule.power, rule.weighting)
+    return {
+        "lean": name == "given" or not leans,
+        "first": bool(parent < child),
+        "optimum": bool(min(best.cosines) >= MIN_COSINE and not best.has_hole),
+    }
 
 
 def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
@@ -123,38 +209,126 @@ def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
 
 
 class Optimum(NamedTuple):
-    """What is left of a pair at the optimum of SAEs whose latents are on with their features."""
+    """What is left of a parent and its child where latents are on with their features and otherwise free."""
 
-    cosines: tuple[float, float]  # of the parent's and of the child's latent with their features
-    act: float  # of the parent's latent with the child, over the parent's size
+    cosines: tuple[float, float]  # of the parent's and the child's latent with their features
     parent_to_child: float
-
-    @property
-    def is_recovered(self) -> bool:
-        return min(self.cosines) >= MIN_COSINE and self.act >= LEAST_ACT
+    has_hole: bool  # whether the parent's latent is better off with the child
 
 
 def optimum(root: Node, power: float | None, weighting: str) -> Optimum:
-    """Of the first two features of a tree, on prefixes that hold the rule's first features."""
+    """Of the first two features of a tree, whose other features are lone, on the prefixes that the rule gives them."""
     tree = build_tree(root)
     scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
     states = enumerate_states(build_tree(forest(root.children[0])))
-    s = np.asarray(inclusion(prefixes.named(weighting, tree.n_features), jnp.asarray(places(tree, power)[:2])))
-    order = np.argsort(-s, kind="stable")
-    x = states.features * scale
-    starts = jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(2)[order]))
+    at = places(tree, power)[:2]
+    s = np.asarray(
+        inclusion(prefixes.named(weighting.replace("sampled", "expected"), tree.n_features), jnp.asarray(at))
+    )
+    order = np.argsort(at)  # so that the latent of the first place is the first
+    features = states.features[:, order] * scale
     saes, _ = minimised(
-        starts,
-        jnp.asarray(x, jnp.float32),
+        jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(2))),
+        jnp.asarray(features, jnp.float32),
         jnp.asarray(states.prob, jnp.float32),
-        FixedWeights(jnp.asarray([np.ptp(s), s.min()], jnp.float32)),
+        FixedWeights(jnp.asarray([s.max() - s.min(), s.min()], jnp.float32)),
         sparsity_coef=SPARSITY_COEF,
-        support=jnp.asarray(states.features[:, order] > 0),
+        support=jnp.asarray(features > 0),
         n_steps=8_000,
     )
-    sae = jax.tree.map(lambda leaf: np.asarray(leaf[0]), saes)
-    norms, latent = np.asarray(decoder_norms(sae)), np.argsort(order)
-    found = sae.W_dec / norms[:, None]
-    both = np.argmax(states.features[:, 1] > 0)
-    act = (x[both] @ sae.W_enc + sae.b_enc) * norms / scale
-    return Optimum(*[...])
+    W_enc, b_enc, W_dec = (np.asarray(leaf[0]) for leaf in saes[:3])
+    found = (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True))[order][:, order]  # [parent child]²
+    both = features[features.all(axis=1)][0]
+    parent, child, mixing = map(float, (found[0, 0], found[1, 1], found[0, 1]))
+    return Optimum((parent, child), mixing, bool((both @ W_enc + b_enc)[order][0] <= 0))
+
+
+def agreement(record: dict[str, Any], theory: str) -> dict[str, tuple[int, int]]:
+    """By rule the rows in which theory and at least half of the seeds end within a step, and the cells that agree."""
+    config, results = record["config"], record["results"]
+    found = {}
+    for name, rows in results["recovered"].items():
+        measured = [[n >= config["n_seeds"] / 2 for n in row] for row in rows]
+        predicted = results["predicted"][theory][name]
+        near = [abs(_end(a) - _end(b)) <= 1 for a, b in zip(measured, predicted, strict=True)]
+        found[name] = (sum(near), int(np.sum(np.array(measured) == np.array(predicted))))
+    return found
+
+
+def _end(row: list[bool]) -> int:
+    """The place of the first probability without recovery."""
+    return [*row, False].index(False)
+
+
+def summary(record: dict[str, Any]) -> list[str]:
+    config, results = record["config"], record["results"]
+    n_rows, n_probs = len(config["ratios"]), len(config["edge_probs"])
+    lines = []
+    for name, rows in results["recovered"].items():
+        total = config["n_seeds"] * n_rows * n_probs
+        lines.append(f"{name}: recovered {sum(map(sum, rows))} of {total}")
+        for ratio, row in zip(config["ratios"], rows, strict=True):
+            told = ", ".join(f"P {p:g} {n}/{config['n_seeds']}" for p, n in zip(config["edge_probs"], row, strict=True))
+            lines.append(f"  ratio {ratio:g}: {told}")
+    for theory, what in THEORIES.items():
+        told = ", ".join(
+            f"{name} {rows}/{n_rows} rows, {cells}/{n_rows * n_probs} cells"
+            for name, (rows, cells) in agreement(record, theory).items()
+        )
+        lines.append(f"{what}: {told}")
+    for scene, orders in results["scenes"].items():
+        lines.append(f"{scene}: recovered {', '.join(f'{name} {_told(r)}' for name, r in orders.items())}")
+    return lines
+
+
+def _told(r: dict[str, Any]) -> str:
+    interval = plots.wilson(r["recovered"], r["n"])
+    told = f"{r['recovered']}/{r['n']} [{interval.low:.2f}, {interval.high:.2f}]"
+    if r["parent_to_child"] is None or r["predicted_parent_to_child"] is None:
+        return told
+    return f"{told} parent → child {r['parent_to_child']:.3f} (optimum {r['predicted_parent_to_child']:.3f})"
+
+
+def caption(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"a to {'abcdefgh'[len(RULES) - 1]}: recovered runs of {config['n_seeds']} of a pair among 8 lone features, by "
+        "what puts a latent before others (learned: never sorted; given: never sorted, from the features, parents "
+        "first; half full: half of the weight on the full prefix); solid line: a lone latent's cosine with the parent "
+        "falls below .9; dashed: the child comes first; dotted: the optimum from the truth's supports is no recovery. "
+        f"Last: recovered runs of {config['n_scene_seeds']} on other trees; {config['n_steps']:,} steps; seeds from "
+        f"{record['seeds'][0]} to {record['seeds'][-1]}."
+    )
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    config, results = record["config"], record["results"]
+    rows, columns = [f"{ratio:g}" for ratio in config["ratios"]], [f"{prob:g}" for prob in config["edge_probs"]]
+    scenes = list(results["scenes"])
+    heights = 1.0 + 0.16 * len(rows), 1.0 + 0.16 * len(scenes)
+    with plots.styled(sum(heights)) as figure:
+        top, bottom = plots.stacked(figure, *heights)
+        for i, (ax, (name, counts)) in enumerate(
+            zip(top.subplots(1, len(RULES), sharey=True), results["recovered"].items(), strict=True)
+        ):
+            shares = [[n / config["n_seeds"] for n in row] for row in counts]
+            text = [[str(n) for n in row] for row in counts]
+            title = f"{'abcdefgh'[i]}  {name}".replace(", ", ",\n")
+            plots.table(ax, title, shares, text, rows, columns, high=1.0)
+            for theory, line in zip(THEORIES, ("-", "--", ":"), strict=True):
+                ends = [_end(row) - 0.5 for row in results["predicted"][theory][name]]
+                ax.step([ends[0], *ends], np.arange(len(rows) + 1) - 0.5, line, color=plots.COLOURS["truth"])
+            ax.set_xlabel("P(child | parent)")
+            if i == 0:
+                ax.set_ylabel("child / parent")
+        shares = [[r["recovered"] / r["n"] for r in orders.values()] for orders in results["scenes"].values()]
+        text = [[_told(r) for r in orders.values()] for orders in results["scenes"].values()]
+        title = f"{'abcdefgh'[len(RULES)]}  Orders on other trees"
+        plots.table(bottom.subplots(), title, shares, text, scenes, list(ORDERS), high=1.0)
+    return figure
+
+
+EXPERIMENT = Experiment("ordering_rules", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
