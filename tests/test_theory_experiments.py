@@ -9,7 +9,8 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, mixing, recovery
+from experiments.theory import identifiability, mixing, ordering_rules, recovery
+from toy.features.tree import build_tree
 from toy.theory import first_latent_angle
 
 
@@ -102,3 +103,46 @@ def test_the_weights_of_a_subtree_s_latents_hold_those_of_longer_prefixes() -> N
 
 def test_r_squared_by_hand() -> None:
     assert mixing.r_squared(np.array([1.0, 2, 3]), np.array([1.0, 2, 4])) == pytest.approx(1 - 1 / (14 / 3))
+
+
+@pytest.mark.slow
+def test_ordering_rules_compares_rules_and_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules, scenes = ordering_rules.RULES, ordering_rules.SCENES
+    monkeypatch.setattr(ordering_rules, "RULES", {name: rules[name] for name in (*ordering_rules.ORDERS, "given")})
+    monkeypatch.setattr(ordering_rules, "SCENES", {name: scenes[name] for name in ("rare, large lone", "random")})
+    given = {"edge_probs": (0.2, 0.5), "ratios": (1.0, 5.0), "seed": 3, "n_seeds": 2, "n_scene_seeds": 3, "n_steps": 30}
+    record = made(ordering_rules.EXPERIMENT, ordering_rules.Config(**given, store=tmp_path / "a.sqlite"))
+    results = record["results"]
+    assert results["recovered"]["given"] == [[2, 2], [2, 2]]  # it starts there
+    assert results["recovered"]["energy"] == [[0, 0], [0, 0]]
+    assert results["predicted"]["first"]["energy"] == [[True, True], [False, False]]
+    assert results["scenes"]["random"]["frequency"]["n"] == 3
+    assert len(ordering_rules.summary(record)) == 4 * 3 + 3 + 2
+
+
+@pytest.mark.parametrize(("power", "expected"), [(2, [1, 0]), (1, [0, 1]), (0, [0, 9]), (None, [0, 1])])
+def test_a_rule_puts_features_in_its_order(power: float | None, expected: list[int]) -> None:
+    """By hand: .3 and .03 of sizes 1 and 4 have energies .3 and .48; of 8 lone features each has .05."""
+    tree = build_tree(ordering_rules.among(0.1, 4.0))
+    assert ordering_rules.places(tree, power)[:2].tolist() == expected
+
+
+def test_a_child_that_comes_first_takes_up_its_parent() -> None:
+    """By hand: alone it is on with p + c, whose cosine with a child of size 3 is 3 / √10, and p is then left out."""
+    first = ordering_rules.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10")
+    assert first.has_hole
+    assert first.cosines[1] == pytest.approx(3 / math.sqrt(10), abs=1e-2)
+    second = ordering_rules.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10")
+    assert not second.has_hole
+    assert min(second.cosines) > 0.97
+
+
+def test_theory_and_measurement_agree_by_rows_and_cells() -> None:
+    record = {
+        "config": {"n_seeds": 16},
+        "results": {
+            "recovered": {"a": [[16, 8, 7], [0, 0, 0]]},
+            "predicted": {"lean": {"a": [[True, False, False], [True, True, True]]}},
+        },
+    }
+    assert ordering_rules.agreement(record, "lean") == {"a": (1, 2)}

@@ -296,7 +296,7 @@ def caption(record: dict[str, Any]) -> str:
         "what puts a latent before others (learned: never sorted; given: never sorted, from the features, parents "
         "first; half full: half of the weight on the full prefix); solid line: a lone latent's cosine with the parent "
         "falls below .9; dashed: the child comes first; dotted: the optimum from the truth's supports is no recovery. "
-        f"Last: recovered runs of {config['n_scene_seeds']} on other trees; {config['n_steps']:,} steps; seeds from "
+        f"Last: recovered runs of {config['n_scene_seeds']} on other trees; {config['n_steps']:,} steps; seeds "
         f"{record['seeds'][0]} to {record['seeds'][-1]}."
     )
 
@@ -317,7 +317,8 @@ def plot(record: dict[str, Any]) -> Figure:
             plots.table(ax, title, shares, text, rows, columns, high=1.0)
             for theory, line in zip(THEORIES, ("-", "--", ":"), strict=True):
                 ends = [_end(row) - 0.5 for row in results["predicted"][theory][name]]
-                ax.step([ends[0], *ends], np.arange(len(rows) + 1) - 0.5, line, color=plots.COLOURS["truth"])
+                style: Any = {"linestyle": line, "color": plots.COLOURS["truth"], "linewidth": 1.0}
+                ax.stairs(ends, np.arange(len(rows) + 1) - 0.5, orientation="horizontal", baseline=None, **style)
             ax.set_xlabel("P(child | parent)")
             if i == 0:
                 ax.set_ylabel("child / parent")
