@@ -222,9 +222,9 @@ def optimum(root: Node, power: float | None, weighting: str) -> Optimum:
     scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
     states = enumerate_states(build_tree(forest(root.children[0])))
     at = places(tree, power)[:2]
-    s = np.asarray(
-        inclusion(prefixes.named(weighting.replace("sampled", "expected"), tree.n_features), jnp.asarray(at))
-    )
+    weights = prefixes.named(weighting.replace("sampled", "expected"), tree.n_features)
+    assert isinstance(weights, FixedWeights)
+    s = np.asarray(inclusion(weights, jnp.asarray(at)))
     order = np.argsort(at)  # so that the latent of the first place is the first
     features = states.features[:, order] * scale
     saes, _ = minimised(
