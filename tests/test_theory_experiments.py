@@ -4,13 +4,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, mixing, ordering_rules, recovery
+from experiments.theory import identifiability, mixing, ordering_rules, pair_order, recovery, spare_latents
+from toy.features.node import Node
 from toy.features.tree import build_tree
+from toy.sae import SAE
 from toy.theory import first_latent_angle
 
 
@@ -117,22 +120,23 @@ def test_ordering_rules_compares_rules_and_scenes(tmp_path: Path, monkeypatch: p
     assert results["recovered"]["energy"] == [[0, 0], [0, 0]]
     assert results["predicted"]["first"]["energy"] == [[True, True], [False, False]]
     assert results["scenes"]["random"]["frequency"]["n"] == 3
-    assert len(ordering_rules.summary(record)) == 4 * 3 + 3 + 2
+    assert results["spare"]["energy"]["n"] == results["spare"]["energy"]["n_failed"] == 3
+    assert len(ordering_rules.summary(record)) == 4 * 3 + 3 + 2 + 3
 
 
 @pytest.mark.parametrize(("power", "expected"), [(2, [1, 0]), (1, [0, 1]), (0, [0, 9]), (None, [0, 1])])
 def test_a_rule_puts_features_in_its_order(power: float | None, expected: list[int]) -> None:
     """By hand: .3 and .03 of sizes 1 and 4 have energies .3 and .48; of 8 lone features each has .05."""
     tree = build_tree(ordering_rules.among(0.1, 4.0))
-    assert ordering_rules.places(tree, power)[:2].tolist() == expected
+    assert pair_order.places(tree, power)[:2].tolist() == expected
 
 
 def test_a_child_that_comes_first_takes_up_its_parent() -> None:
     """By hand: alone it is on with p + c, whose cosine with a child of size 3 is 3 / √10, and p is then left out."""
-    first = ordering_rules.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10")
+    first = pair_order.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10")
     assert first.has_hole
     assert first.cosines[1] == pytest.approx(3 / math.sqrt(10), abs=1e-2)
-    second = ordering_rules.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10")
+    second = pair_order.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10")
     assert not second.has_hole
     assert min(second.cosines) > 0.97
 
@@ -146,3 +150,13 @@ def test_theory_and_measurement_agree_by_rows_and_cells() -> None:
         },
     }
     assert ordering_rules.agreement(record, "lean") == {"a": (1, 2)}
+
+
+def test_of_two_latents_of_a_parent_the_one_that_is_less_often_on_is_spare() -> None:
+    """By hand: the second latent is on with the parent alone (.7), the third with the parent (1), the last is neither."""
+    tree = build_tree(Node(1.0, (Node(0.3),)))
+    features = np.array([[1.0, 0.0]] * 7 + [[1.0, 1.0]] * 3)
+    W_dec = np.array([[0.0, 1.0], [1.0, 0.1], [1.0, 0.0], [-1.0, 0.0]])
+    W_enc = np.array([[0.0, 1.0], [1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]]).T
+    sae = SAE(*map(jnp.asarray, (W_enc, np.zeros(4), W_dec, np.zeros(2))))
+    assert spare_latents.spare_of(sae, np.eye(2), tree, features) == [(1, pytest.approx(0.7))]

@@ -11,32 +11,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 from matplotlib.figure import Figure
 
 from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.cell import D_IN, Start
+from experiments.sweeps.cell import Start
 from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
 from experiments.sweeps.spec import Sweep
-from toy import prefixes
+from experiments.theory.pair_order import optimum, places
+from experiments.theory.spare_latents import spare_latents
 from toy.checks import POSITIVE, Real, Whole, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
-from toy.features.tree import Tree, build_tree, marginals
-from toy.prefixes import FixedWeights, inclusion
-from toy.sae import sae_of_directions
-from toy.theory import enumerate_states, first_latent_angle, minimised
+from toy.features.tree import build_tree
+from toy.theory import first_latent_angle
 from toy.training.config import MAX_STEPS
 from toy.training.loop import Progress
 
-SPARSITY_COEF = 0.1  # of the optimum, for inputs of mean norm √d_in
 THEORIES = {
     "lean": "a lone latent leans less than cos .9 to the child",
     "first": "the parent comes before the child",
@@ -172,7 +167,9 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         scene: {order: _of_scene(found[_method(scene, order)][scene], scene, order) for order in ORDERS}
         for scene in SCENES
     }
-    return {"recovered": diagram(recovered), "hole_rate": diagram(hole_rate), "predicted": predicted, "scenes": scenes}
+    spare = {order: spare_latents(order, cfg.seed, cfg.n_scene_seeds, cfg.n_steps) for order in ORDERS}
+    diagrams = {"recovered": diagram(recovered), "hole_rate": diagram(hole_rate), "predicted": predicted}
+    return {**diagrams, "scenes": scenes, "spare": spare}
 
 
 def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
@@ -200,47 +197,6 @@ def expected(name: str, ratio: float, prob: float) -> dict[str, bool]:
         "first": bool(parent < child),
         "optimum": bool(min(best.cosines) >= MIN_COSINE and not best.has_hole),
     }
-
-
-def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
-    """The place of each feature under a rule, from 0; of equals the first in the tree comes first."""
-    importance = np.zeros(tree.n_features) if power is None else marginals(tree) * tree.magnitude_mean**power
-    return np.argsort(np.argsort(-importance, kind="stable"))
-
-
-class Optimum(NamedTuple):
-    """What is left of a parent and its child where latents are on with their features and otherwise free."""
-
-    cosines: tuple[float, float]  # of the parent's and the child's latent with their features
-    parent_to_child: float
-    has_hole: bool  # whether the parent's latent is better off with the child
-
-
-def optimum(root: Node, power: float | None, weighting: str) -> Optimum:
-    """Of the first two features of a tree, whose other features are lone, on the prefixes that the rule gives them."""
-    tree = build_tree(root)
-    scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
-    states = enumerate_states(build_tree(forest(root.children[0])))
-    at = places(tree, power)[:2]
-    weights = prefixes.named(weighting.replace("sampled", "expected"), tree.n_features)
-    assert isinstance(weights, FixedWeights)
-    s = np.asarray(inclusion(weights, jnp.asarray(at)))
-    order = np.argsort(at)  # so that the latent of the first place is the first
-    features = states.features[:, order] * scale
-    saes, _ = minimised(
-        jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(2))),
-        jnp.asarray(features, jnp.float32),
-        jnp.asarray(states.prob, jnp.float32),
-        FixedWeights(jnp.asarray([s.max() - s.min(), s.min()], jnp.float32)),
-        sparsity_coef=SPARSITY_COEF,
-        support=jnp.asarray(features > 0),
-        n_steps=8_000,
-    )
-    W_enc, b_enc, W_dec = (np.asarray(leaf[0]) for leaf in saes[:3])
-    found = (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True))[order][:, order]  # [parent child]²
-    both = features[features.all(axis=1)][0]
-    parent, child, mixing = map(float, (found[0, 0], found[1, 1], found[0, 1]))
-    return Optimum((parent, child), mixing, bool((both @ W_enc + b_enc)[order][0] <= 0))
 
 
 def agreement(record: dict[str, Any], theory: str) -> dict[str, tuple[int, int]]:
@@ -278,6 +234,10 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(f"{what}: {told}")
     for scene, orders in results["scenes"].items():
         lines.append(f"{scene}: recovered {', '.join(f'{name} {_told(r)}' for name, r in orders.items())}")
+    for order, r in results["spare"].items():
+        of = f"of {r['n_failed']} failed runs of {r['n']} without restarts {len(r['place'])} have a spare parent"
+        told = f"place {np.mean(r['place']):.1f}, frequency {np.mean(r['frequency']):.3f}" if r["place"] else "none"
+        lines.append(f"{order}: {of}: {told}")
     return lines
 
 
