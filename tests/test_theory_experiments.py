@@ -153,7 +153,7 @@ def test_theory_and_measurement_agree_by_rows_and_cells() -> None:
 
 
 def test_of_two_latents_of_a_parent_the_one_that_is_less_often_on_is_spare() -> None:
-    """By hand: the second latent is on with the parent alone (.7), the third with the parent (1), the last is neither."""
+    """By hand: the second latent is on with the parent alone (.7), the third with it (1), the last is neither."""
     tree = build_tree(Node(1.0, (Node(0.3),)))
     features = np.array([[1.0, 0.0]] * 7 + [[1.0, 1.0]] * 3)
     W_dec = np.array([[0.0, 1.0], [1.0, 0.1], [1.0, 0.0], [-1.0, 0.0]])
