@@ -133,10 +133,10 @@ def test_a_rule_puts_features_in_its_order(power: float | None, expected: list[i
 
 def test_a_child_that_comes_first_takes_up_its_parent() -> None:
     """By hand: alone it is on with p + c, whose cosine with a child of size 3 is 3 / √10, and p is then left out."""
-    first = pair_order.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10")
+    first = pair_order.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10", 0.1)
     assert first.has_hole
     assert first.cosines[1] == pytest.approx(3 / math.sqrt(10), abs=1e-2)
-    second = pair_order.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10")
+    second = pair_order.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10", 0.1)
     assert not second.has_hole
     assert min(second.cosines) > 0.97
 

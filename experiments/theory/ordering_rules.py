@@ -29,7 +29,7 @@ from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree
 from toy.theory import first_latent_angle
-from toy.training.config import MAX_STEPS
+from toy.training.config import MAX_STEPS, Hypers
 from toy.training.loop import Progress
 
 THEORIES = {
@@ -46,6 +46,13 @@ class Rule(NamedTuple):
     power: float | None  # features come in the order of P(on) · magnitude^power; None: as in the tree, parents first
     weighting: str = "sampled_10"
     start: Start = "random"
+    sparsity_coef: float = Hypers._field_defaults["sparsity_coef"]  # the controller starts there, and stays near it
+    control_rate: float = Hypers._field_defaults["control_rate"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a cell."""
+        return {name: getattr(self, name) for name in ("start", "sparsity_coef", "control_rate")}
 
 
 RULES = {
@@ -54,6 +61,7 @@ RULES = {
     "frequency": Rule("matryoshka:order=frequency", 0),
     "learned": Rule("matryoshka:order=fixed", 2),  # never sorted: the first place learns what has the most energy
     "given": Rule("matryoshka:order=fixed", None, start="features"),
+    "given, little L1": Rule("matryoshka:order=fixed", None, start="features", sparsity_coef=0.1, control_rate=0.0),
     "frequency, half full": Rule("matryoshka:order=frequency,weighting=balanced_0.5", 0, "balanced_0.5"),
 }
 ORDERS = ("energy", "normalised", "frequency")
@@ -111,15 +119,19 @@ class Config(PanelConfig):
     @cached_property
     def runs(self) -> list[Run]:
         """Those of the phase diagram, then those of the scenes."""
-        shared = {"learning_rate": self.learning_rate, "reinit_below": 0.2, "start": "random", "tree_seed": 0}
+        shared = {"learning_rate": self.learning_rate, "reinit_below": 0.2, "tree_seed": 0}
         diagram = [
-            Run(rule.method, f"{name}: {tree}", shared | {"tree": tree, "start": rule.start, "seed": seed})
+            Run(rule.method, f"{name}: {tree}", shared | rule.settings | {"tree": tree, "seed": seed})
             for name, rule in RULES.items()
             for tree in self.trees
             for seed in self.seeds
         ]
         return diagram + [
-            Run(_method(scene, order), scene, shared | _settings(scene) | {"seed": seed, "tree_seed": seed})
+            Run(
+                _method(scene, order),
+                scene,
+                shared | RULES[order].settings | _settings(scene) | {"seed": seed, "tree_seed": seed},
+            )
             for scene in SCENES
             for order in ORDERS
             for seed in range(self.seed, self.seed + self.n_scene_seeds)
@@ -175,14 +187,14 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
     kept = [x for x, yes in zip(r["parent_to_child"], r["is_recovered"], strict=True) if yes]
     rule = RULES[order]
-    mixing = optimum(PAIRS[scene], rule.power, rule.weighting).parent_to_child if scene in PAIRS else None
+    best = optimum(PAIRS[scene], rule.power, rule.weighting, rule.sparsity_coef) if scene in PAIRS else None
     means = {name: mean(r[name]) for name in ("hole_rate", "min_cosine", "fvu")}
     return {
         "n": r["n"],
         "recovered": r["recovered"],
         **means,
         "parent_to_child": mean(kept) if kept else None,
-        "predicted_parent_to_child": mixing,
+        "predicted_parent_to_child": best.parent_to_child if best else None,
     }
 
 
@@ -191,9 +203,9 @@ def expected(name: str, ratio: float, prob: float) -> dict[str, bool]:
     rule, root = RULES[name], among(prob, ratio)
     leans = float(np.cos(first_latent_angle(prob, ratio))) < MIN_COSINE
     parent, child = places(build_tree(root), rule.power)[:2]
-    best = optimum(root, rule.power, rule.weighting)
+    best = optimum(root, rule.power, rule.weighting, rule.sparsity_coef)
     return {
-        "lean": name == "given" or not leans,
+        "lean": rule.start == "features" or not leans,
         "first": bool(parent < child),
         "optimum": bool(min(best.cosines) >= MIN_COSINE and not best.has_hole),
     }

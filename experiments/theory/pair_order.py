@@ -16,8 +16,6 @@ from toy.prefixes import FixedWeights, inclusion
 from toy.sae import sae_of_directions
 from toy.theory import enumerate_states, minimised
 
-SPARSITY_COEF = 0.1  # for inputs of mean norm √d_in
-
 
 def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
     """The place of each feature under a rule, from 0; of equals the first in the tree comes first."""
@@ -33,8 +31,11 @@ class Optimum(NamedTuple):
     has_hole: bool  # whether the parent's latent is better off with the child
 
 
-def optimum(root: Node, power: float | None, weighting: str) -> Optimum:
-    """Of the first two features of a tree, whose other features are lone, on the prefixes that the rule gives them."""
+def optimum(root: Node, power: float | None, weighting: str, sparsity_coef: float) -> Optimum:
+    """Of the first two features of a tree, whose other features are lone, on the prefixes that the rule gives them.
+
+    The coefficient is that of the L1 penalty for inputs of mean norm √d_in.
+    """
     tree = build_tree(root)
     scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
     states = enumerate_states(build_tree(forest(root.children[0])))
@@ -49,7 +50,7 @@ def optimum(root: Node, power: float | None, weighting: str) -> Optimum:
         jnp.asarray(features, jnp.float32),
         jnp.asarray(states.prob, jnp.float32),
         FixedWeights(jnp.asarray([s.max() - s.min(), s.min()], jnp.float32)),
-        sparsity_coef=SPARSITY_COEF,
+        sparsity_coef=sparsity_coef,
         support=jnp.asarray(features > 0),
         n_steps=8_000,
     )
