@@ -1,8 +1,12 @@
 """Does another order of the latents find a child that is larger than its parent? Ratio × P(child | parent) × rule.
 
-Claim: PLACEHOLDER
+Claim: no order that sorts latents moves the limit. Recovery ends where a lone latent leans too far towards the child
+(`toy.theory.first_latent_angle`), by energy, by normalised contribution and by frequency, though frequency keeps every
+parent first. Much further the truth is the optimum of the objective, and SAEs that start there in the truth's order
+stay. Where lone features come between a parent and its child decides how far the parent's latent mixes.
 Command: python -m experiments.theory.ordering_rules (about 8 minutes on 2 cores).
-Expected, seeds 7000 to 7015: PLACEHOLDER
+Expected, seeds 7000 to 7015: of 560 runs recovered 197 by energy, 184 by normalised contribution, 129 by frequency, 192
+where latents are never sorted, and 301 from the truth; of 32 on the reference tree 31, 8 and 15 by the three orders.
 In the post: a comment's example of a child that is larger than its parent, for latents ordered by energy.
 """
 
@@ -27,7 +31,7 @@ from toy.checks import POSITIVE, Real, Whole, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
-from toy.features.tree import build_tree
+from toy.features.tree import build_tree, marginals
 from toy.theory import first_latent_angle
 from toy.training.config import MAX_STEPS, Hypers
 from toy.training.loop import Progress
@@ -204,9 +208,14 @@ def expected(name: str, ratio: float, prob: float) -> dict[str, bool]:
     """Whether each theory has a rule recover a pair."""
     rule, root = RULES[name], among(prob, ratio)
     leans = float(np.cos(first_latent_angle(prob, ratio))) < MIN_COSINE
-    parent, child = places(build_tree(root), rule.power)[:2]
+    tree = build_tree(root)
+    parent, child = places(tree, rule.power)[:2]
     best = optimum(root, rule.power, rule.weighting, rule.sparsity_coef)
-    lean, holds = rule.start == "features" or not leans, min(best.cosines) >= MIN_COSINE and not best.has_hole
+    _, of_child, *of_lone = marginals(tree) * tree.magnitude_mean**2
+    # A place that is never sorted away learns what has most energy of what is left, so that the child has to have it.
+    stays = rule.power is not None or bool(of_child >= max(of_lone))
+    lean = rule.start == "features" or not leans
+    holds = stays and min(best.cosines) >= MIN_COSINE and not best.has_hole
     return {"lean": lean, "first": bool(parent < child), "optimum": holds, "both": lean and holds}
 
 
@@ -260,6 +269,13 @@ def _told(r: dict[str, Any]) -> str:
     return f"{told} parent → child {r['parent_to_child']:.3f} (optimum {r['predicted_parent_to_child']:.3f})"
 
 
+def _shown(r: dict[str, Any]) -> str:
+    told = f"{r['recovered']}/{r['n']}"
+    if r["parent_to_child"] is None or r["predicted_parent_to_child"] is None:
+        return told
+    return f"{told}; {r['parent_to_child']:.3f}, {r['predicted_parent_to_child']:.3f}"
+
+
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
@@ -267,8 +283,8 @@ def caption(record: dict[str, Any]) -> str:
         "what puts a latent before others (learned: never sorted; given: never sorted, from the features, parents "
         "first; little L1: a coefficient of .1 that stays; half full: half of the weight on the full prefix). Solid "
         "line: a lone latent's cosine with the parent falls below .9; dashed: the child comes first; dotted: the "
-        "optimum from the truth's supports is no recovery. Last panel: recovered runs of "
-        f"{config['n_scene_seeds']} with 95% intervals; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
+        "optimum from the truth's supports is no recovery (given: or a lone feature has more energy than the child). "
+        f"Last panel: {config['n_scene_seeds']} runs; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
         f"{record['seeds'][-1]}."
     )
 
@@ -295,8 +311,8 @@ def plot(record: dict[str, Any]) -> Figure:
             if i == 0:
                 ax.set_ylabel("child / parent")
         shares = [[r["recovered"] / r["n"] for r in orders.values()] for orders in results["scenes"].values()]
-        text = [[_told(r) for r in orders.values()] for orders in results["scenes"].values()]
-        title = f"{'abcdefgh'[len(RULES)]}  Orders on other trees"
+        text = [[_shown(r) for r in orders.values()] for orders in results["scenes"].values()]
+        title = f"{'abcdefgh'[len(RULES)]}  Orders on other trees: recovered; parent → child, at the optimum"
         plots.table(bottom.subplots(), title, shares, text, scenes, list(ORDERS), high=1.0)
     return figure
 
