@@ -17,6 +17,7 @@ from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree, mean_l0
 from toy.io import plain
+from toy.loss import LossParts
 from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
@@ -290,6 +291,14 @@ def test_latents_are_ordered_by_what_the_method_says() -> None:
     assert 1.2 * by_energy[0] < by_energy[1]
     assert 1.2 * by_frequency[1] < by_frequency[0]
     assert min(fixed) > max(by_energy[0], by_frequency[1]) + 1
+
+
+def test_the_normalised_order_is_how_often_a_latent_is_on_times_its_root_mean_square_where_it_is() -> None:
+    """By hand: on in a quarter of the rows with 3 and 5 for rows of 1: √(mean square) is √17."""
+    mean_square = np.array([(3**2 + 5**2) / 8, 1.0])
+    parts = LossParts(jnp.zeros(()), jnp.zeros(()), jnp.asarray(mean_square), jnp.zeros(()), jnp.asarray([0.25, 1.0]))
+    found = named("vanilla:order=normalised").method.importance(parts)
+    np.testing.assert_allclose(found, [0.25 * 17**0.5, 1.0], rtol=1e-6)
 
 
 def test_an_order_that_is_none_is_refused() -> None:

@@ -148,6 +148,17 @@ def test_cells_of_every_kind_have_numbers(training: Any, tree: Any) -> None:
     assert row.metrics["fvu"] is not None
 
 
+def test_a_cell_may_start_at_its_features() -> None:
+    """With next to no learning they stay; padding is no latent that could be lost."""
+    still = {**SHORT, "n_steps": 5, "learning_rate": 1e-9, "norm_std": 0.0}
+    tree = CELLS[0].tree
+    (row,) = run_cells([Cell(tree, Training(start="features", method="matryoshka:order=fixed", **still))])
+    assert row.metrics is not None
+    assert row.metrics["min_cosine"] == pytest.approx(1, abs=1e-5)
+    (row,) = run_cells([Cell(tree, Training(start="features", latents_per_feature=0.5, **still))])
+    assert row.error is None
+
+
 def test_a_training_that_diverges_is_a_failure_of_its_cell_alone() -> None:
     wild = CELLS[0]._replace(training=Training(**SHORT, learning_rate=1e30, clip_norm=1e30))
     good, bad = run_cells([CELLS[0], wild])

@@ -11,6 +11,7 @@ from experiments.sweeps.cell import (
     Training,
     as_data,
     built,
+    cell_digest,
     cell_key,
     d_in,
     n_latents,
@@ -107,6 +108,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
     base = Cell(RegularTree(), Training())
     others = [base._replace(tree=tree) for tree in (RegularTree(depth=2), RandomTree(), GivenTree("a", "{}"))]
     other = {"weighting": "all", "sparsity": "log", "d_in": 40, "max_cosine": 0.5, "method": "tied", "most_lanes": 16}
+    other["start"] = "features"
     for name, value in vars(base.training).items():
         changed = other.get(name)
         changed = value + (1 if isinstance(value, int) else 0.01) if changed is None else changed  # type: ignore[operator]
@@ -114,6 +116,20 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
     assert len({cell_key(cell, "c") for cell in (base, *others)}) == 1 + len(others)
     assert cell_key(base, "c") != cell_key(base, "d")
     assert json.loads(json.dumps(as_data(base)))["training"]["seed"] == 0
+
+
+def test_a_start_at_the_features_is_said_only_where_it_is_one_and_needs_as_many_features() -> None:
+    assert "start" not in as_data(Cell(RegularTree(), Training()))["training"]  # so that digests stay
+    program_of(Cell(RegularTree(), Training(start="features")))
+    with pytest.raises(ValueError, match="start: 30 latents cannot start at 20 features"):
+        program_of(Cell(RegularTree(), Training(start="features", latents_per_feature=1.5)))
+
+
+def test_a_method_on_an_impossible_tree_has_a_digest() -> None:
+    """Its mean L0, for which a method's k may stand, is not known."""
+    impossible, method = RegularTree(edge_prob=0.5), "batchtopk:k=l0"
+    one, other = (cell_digest(Cell(impossible, Training(method=method, seed=seed))) for seed in (0, 1))
+    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -130,6 +146,7 @@ def test_everything_that_a_cell_says_is_in_its_key() -> None:
         ({"learning_rate": [-1]}, "learning_rate: must be above 0, got -1"),
         ({"weighting": ["matryoshka"]}, "weighting: expected vanilla, all, sampled_N"),
         ({"weighting": ["sampled_0"]}, "weighting: expected vanilla, all, sampled_N"),
+        ({"start": ["truth"]}, "start: expected 'random' or 'features', got 'truth'"),
         ({"sparsity": ["l2"]}, "sparsity: expected 'l1' or 'log', got 'l2'"),
         ({"edge_prob": [1.5]}, "edge_prob: must be at most 1, got 1.5"),
         ({"max_cosine": [1.5]}, "max_cosine: must be at most 1, got 1.5"),

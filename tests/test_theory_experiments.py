@@ -4,12 +4,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import codes, corrector, identifiability, mixing, recovery
+from experiments.theory import (
+    codes,
+    corrector,
+    identifiability,
+    mixing,
+    ordering_rules,
+    pair_order,
+    recovery,
+    spare_latents,
+)
 from experiments.theory.correctors import correctors, lost
 from toy.features.named import forest
 from toy.features.node import Node
@@ -210,3 +220,57 @@ def test_corrector_follows_runs_and_compares_codes() -> None:
     assert len(runs["with_corrector"]["failed"]) == 20
     assert len(runs["lost"]) == len(runs["recovered"]) == 2
     assert len(corrector.summary(record)) == 2 + 4 + 1 + 2
+
+
+@pytest.mark.slow
+def test_ordering_rules_compares_rules_and_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules, scenes = ordering_rules.RULES, ordering_rules.SCENES
+    monkeypatch.setattr(ordering_rules, "ORDERS", ("energy",))
+    monkeypatch.setattr(ordering_rules, "RULES", {name: rules[name] for name in ("energy", "given")})
+    monkeypatch.setattr(ordering_rules, "SCENES", {"rare, large lone": scenes["rare, large lone"]})
+    given = {"edge_probs": (0.2,), "ratios": (1.0, 5.0), "seed": 3, "n_seeds": 2, "n_scene_seeds": 3, "n_steps": 30}
+    record = made(ordering_rules.EXPERIMENT, ordering_rules.Config(**given, store=tmp_path / "a.sqlite"))
+    results = record["results"]
+    assert results["recovered"] == {"energy": [[0], [0]], "given": [[2], [2]]}  # it starts there
+    assert results["predicted"]["first"]["energy"] == [[True], [False]]
+    assert results["scenes"]["rare, large lone"]["energy"]["n"] == 3
+    assert results["spare"]["energy"]["n"] == results["spare"]["energy"]["n_failed"] == 3
+    assert len(ordering_rules.summary(record)) == 2 * 3 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize(("power", "expected"), [(2, [1, 0]), (1, [0, 1]), (0, [0, 9]), (None, [0, 1])])
+def test_a_rule_puts_features_in_its_order(power: float | None, expected: list[int]) -> None:
+    """By hand: .3 and .03 of sizes 1 and 4 have energies .3 and .48; of 8 lone features each has .05."""
+    tree = build_tree(ordering_rules.among(0.1, 4.0))
+    assert pair_order.places(tree, power)[:2].tolist() == expected
+
+
+def test_a_child_that_comes_first_takes_up_its_parent() -> None:
+    """By hand: alone it is on with p + c, whose cosine with a child of size 3 is 3 / √10, and p is then left out."""
+    first = pair_order.optimum(ordering_rules.among(0.4, 3.0), 2, "sampled_10", 0.1)
+    assert first.has_hole
+    assert first.cosines[1] == pytest.approx(3 / math.sqrt(10), abs=1e-2)
+    second = pair_order.optimum(ordering_rules.among(0.2, 3.0), 0, "sampled_10", 0.1)
+    assert not second.has_hole
+    assert min(second.cosines) > 0.97
+
+
+def test_theory_and_measurement_agree_by_rows_and_cells() -> None:
+    record = {
+        "config": {"n_seeds": 16},
+        "results": {
+            "recovered": {"a": [[16, 8, 7], [0, 0, 0]]},
+            "predicted": {"lean": {"a": [[True, False, False], [True, True, True]]}},
+        },
+    }
+    assert ordering_rules.agreement(record, "lean") == {"a": (1, 2)}
+
+
+def test_of_two_latents_of_a_parent_the_one_that_is_less_often_on_is_spare() -> None:
+    """By hand: the second latent is on with the parent alone (.7), the third with it (1), the last is neither."""
+    tree = build_tree(Node(1.0, (Node(0.3),)))
+    features = np.array([[1.0, 0.0]] * 7 + [[1.0, 1.0]] * 3)
+    W_dec = np.array([[0.0, 1.0], [1.0, 0.1], [1.0, 0.0], [-1.0, 0.0]])
+    W_enc = np.array([[0.0, 1.0], [1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]]).T
+    sae = SAE(*map(jnp.asarray, (W_enc, np.zeros(4), W_dec, np.zeros(2))))
+    assert spare_latents.spare_of(sae, np.eye(2), tree, features) == [(1, pytest.approx(0.7))]

@@ -4,14 +4,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from toy import prefixes
-from toy.checks import SEED, Real, Whole, check_numbers
+from toy.checks import SEED, Real, Whole, check_numbers, check_option
 from toy.features.named import RandomTree, RegularTree, random_tree, regular_tree
-from toy.features.node import Node
+from toy.features.node import Node, TreeError
 from toy.features.tree import Tree, build_tree, mean_l0
 from toy.features.tree_json import parse_tree
 from toy.loss import Sparsity
@@ -33,6 +33,7 @@ class GivenTree:
 
 
 TreeSpec = RegularTree | RandomTree | GivenTree
+Start = Literal["random", "features"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class Training:
     reinit_below: float = _HYPERS["reinit_below"]
     n_eval_rows: int = 5_000
     seed: int = 0
+    start: Start = "random"  # or the features, parents before their children, a latent each: this uses the truth
     most_lanes: int | None = None  # cells that are trained at once (None: 32), on which the last bits depend
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
+        check_option("start", self.start, get_args(Start))
         prefixes.named(self.weighting, 2)
         if self.method is not None:
             named(self.method)
@@ -168,11 +171,21 @@ def as_data(cell: Cell) -> dict:
     training = dict(vars(cell.training))
     if cell.training.most_lanes is None:  # so that digests are those of before there was a choice
         del training["most_lanes"]
+    if cell.training.start == "random":  # likewise
+        del training["start"]
     if cell.training.method is None:  # and of before there were methods
         del training["method"]
     else:
-        training["method"] = method_facts(method_of(cell).method) | {"name": cell.training.method}
+        training["method"] = method_facts(_method_of_any(cell)) | {"name": cell.training.method}
     return {"tree": tree, "training": training}
+
+
+def _method_of_any(cell: Cell) -> Method:
+    """The cell's method, also where its tree is impossible and so has no L0."""
+    try:
+        return method_of(cell).method
+    except TreeError:
+        return named(cell.training.method or "").method
 
 
 def cell_digest(cell: Cell) -> str:

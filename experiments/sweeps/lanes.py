@@ -23,7 +23,7 @@ from toy.eval.against_tree import Evaluation, evaluate
 from toy.eval.metrics import Mixing
 from toy.features.directions import make_directions
 from toy.features.tree import held_out_key, sample_features
-from toy.sae import SAE, encode
+from toy.sae import SAE, encode, sae_of_directions
 from toy.training.advance import many_steps
 from toy.training.config import Hypers
 from toy.training.grid import each_lane
@@ -126,8 +126,12 @@ def make_lanes(cells: Sequence[Cell], program: Program) -> Lanes:
     given: dict[str, Any] = {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
     given["n_latents"] = jnp.asarray([n_latents(cell) for cell in cells], jnp.int32)
     hypers = Hypers(_stacked([_weighting(cell, program) for cell in cells]), **given)
-    trees = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells]
-    return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(_directions(cells, program))), hypers)
+    trees, W_feat = [pad_tree(built(cell.tree).tree, program.shape) for cell in cells], _directions(cells, program)
+    if program.start == "features":
+        directions = W_feat[:, : program.cfg.n_latents]
+        padding = ~directions.any(axis=2, keepdims=True)  # which loses its encoder, but a norm of 0 has no gradient
+        hypers = hypers._replace(start=sae_of_directions(directions + padding))
+    return Lanes(_seeds(cells), TreeSource(_stacked(trees), jnp.asarray(W_feat)), hypers)
 
 
 def _weighting(cell: Cell, program: Program) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from experiments.sweeps.cell import Cell, built, d_in, method_of, n_latents, train_config
+from experiments.sweeps.cell import Cell, Start, built, d_in, method_of, n_latents, train_config
 from experiments.sweeps.padding import TreeShape, tree_shape
 from toy.features.directions import check_directions
 from toy.training.config import TrainConfig
@@ -25,6 +25,7 @@ class Program(NamedTuple):
     cfg: TrainConfig  # of the padded latents
     n_eval_rows: int
     most_lanes: int | None = None  # None: MOST_LANES
+    start: Start = "random"
 
     @property
     def n_lanes(self) -> int:
@@ -57,6 +58,8 @@ def program_of(cell: Cell) -> Program:
         found = f"{n_latents(cell):,} latents, d_in {d_in(cell):,}"
         raise ValueError(f"{found}: at most {MAX_WIDTH:,} of each are trained")
     check_directions(own.n_features, d_in(cell), training.max_cosine)
+    if training.start == "features" and n_latents(cell) > own.n_features:
+        raise ValueError(f"start: {n_latents(cell):,} latents cannot start at {own.n_features:,} features: take random")
     n_nodes = _size(own.n_nodes + own.has_readout)
     shape = own._replace(
         n_nodes=n_nodes,
@@ -70,7 +73,8 @@ def program_of(cell: Cell) -> Program:
     cfg = train_config(n, training.n_steps, training.batch_size, method)
     n_prefixes = _n_prefixes(weighting, n_latents(cell))
     n_sampled = min(n_prefixes, cfg.n_latents) if weighting.startswith("sampled") else 0
-    return _checked(Program(shape, d_in(cell), n_sampled, cfg, training.n_eval_rows, training.most_lanes))
+    fixed = (training.n_eval_rows, training.most_lanes, training.start)
+    return _checked(Program(shape, d_in(cell), n_sampled, cfg, *fixed))
 
 
 def _n_prefixes(weighting: str, n_latents: int) -> int:

@@ -14,7 +14,7 @@ from toy.prefixes import Prefixes
 from toy.sae import RELU, SAE, Activation, init_sae
 
 Params = PyTree  # an SAE, or a pytree that holds one; other leaves lead with the axis of latents
-Order = Literal["energy", "frequency", "fixed"]
+Order = Literal["energy", "frequency", "normalised", "fixed"]
 Sample = Callable[[Key[Array, ""], int], Float[Array, "rows d_in"]]
 Memory = PyTree  # what a method keeps between steps beside its parameters; None where it keeps nothing
 
@@ -117,10 +117,17 @@ class Method:
         return memory
 
     def importance(self, parts: LossParts) -> Float[Array, " n_latents"]:
-        """Returns what latents are ordered by, the largest running mean first: energy, or how often they are on."""
-        if self.order == "fixed":
-            return jnp.ones_like(parts.contribution)
-        return parts.frequency if self.order == "frequency" else parts.contribution
+        """Returns what latents are ordered by, the largest running mean first.
+
+        That is their energy, how often they are on, the geometric mean of the two (which is how often times their root
+        mean square where they are on), or nothing.
+        """
+        return {
+            "energy": parts.contribution,
+            "frequency": parts.frequency,
+            "normalised": jnp.sqrt(parts.contribution * parts.frequency),
+            "fixed": jnp.ones_like(parts.contribution),
+        }[self.order]
 
     def export(self, params: Params, memory: Memory) -> SAE:
         """The trained SAE, on inputs scaled as in training."""
