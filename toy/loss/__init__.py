@@ -11,6 +11,7 @@ from toy.loss.auxk import auxk_mse
 from toy.loss.gram import gram_mse
 from toy.loss.objective import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
 from toy.loss.penalty import Sparsity, sparsity_penalty
+from toy.loss.sparse import ordered_mse
 
 __all__ = [
     "Form",
@@ -21,6 +22,7 @@ __all__ = [
     "choose_form",
     "gram_mse",
     "needs_order",
+    "ordered_mse",
     "reconstruct",
     "sae_loss",
     "sparsity_penalty",
