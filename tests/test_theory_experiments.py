@@ -9,7 +9,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, mixing, recovery
+from experiments.theory import identifiability, mixing, recovery, weightings
 from toy.theory import first_latent_angle
 
 
@@ -102,3 +102,41 @@ def test_the_weights_of_a_subtree_s_latents_hold_those_of_longer_prefixes() -> N
 
 def test_r_squared_by_hand() -> None:
     assert mixing.r_squared(np.array([1.0, 2, 3]), np.array([1.0, 2, 4])) == pytest.approx(1 - 1 / (14 / 3))
+
+
+@pytest.mark.slow
+def test_weightings_measure_the_best_setting_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("matryoshka:weighting=all", "hierarchical_topk:k=l0,levels=3", "hierarchical_topk:k=l0")
+    monkeypatch.setattr(weightings, "METHODS", {method: weightings.METHODS[method] for method in methods})
+    cfg = weightings.Config(
+        scenes=("reference", weightings.PAIR),
+        learning_rates=(0.01,),
+        l0_ratios=(1.0, 1.4),
+        topk_ratios=(2.0,),
+        n_tuning_seeds=1,
+        seed=3,
+        n_seeds=2,
+        n_other_seeds=1,
+        n_steps=30,
+        store=tmp_path / "a.sqlite",
+    )
+    assert weightings.EXPERIMENT.n_steps(cfg) == (2 + 2 + 1) + 3 * (2 + 1)
+    record = made(weightings.EXPERIMENT, cfg)
+    assert {name: list(tried) for name, tried in record["results"]["tuning"].items()} == {
+        methods[0]: ["0.01, 1", "0.01, 1.4"],
+        methods[1]: ["0.01, 1", "0.01, 1.4"],
+        methods[2]: ["0.01, 2"],
+    }
+    for method, tried in record["results"]["tuning"].items():
+        best = max(tried, key=lambda panel: tried[panel]["min_cosine"])  # nothing is recovered in 30 steps
+        assert record["results"]["chosen"][method] == best
+    found = record["results"]["found"].values()
+    assert [[r["n"] for r in scenes.values()] for scenes in found] == [[2, 1]] * 3
+    assert len(weightings.summary(record)) == 3 * (1 + 2)
+
+
+def test_the_best_setting_recovers_most_and_then_has_the_greatest_least_cosines() -> None:
+    settings = [weightings.Setting(rate, 1.0) for rate in (0.1, 0.2, 0.3)]
+    tried = {"0.1, 1": (7, 0.99), "0.2, 1": (8, 0.91), "0.3, 1": (8, 0.95)}
+    found = {name: {"recovered": n, "min_cosine": cosine} for name, (n, cosine) in tried.items()}
+    assert weightings.best(settings, found) == settings[2]
