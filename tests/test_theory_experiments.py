@@ -9,7 +9,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
-from experiments.theory import identifiability, mixing, recovery, weightings
+from experiments.theory import identifiability, log_sparsity, mixing, recovery, weightings
 from toy.theory import first_latent_angle
 
 
@@ -140,3 +140,41 @@ def test_the_best_setting_recovers_most_and_then_has_the_greatest_least_cosines(
     tried = {"0.1, 1": (7, 0.99), "0.2, 1": (8, 0.91), "0.3, 1": (8, 0.95)}
     found = {name: {"recovered": n, "min_cosine": cosine} for name, (n, cosine) in tried.items()}
     assert weightings.best(settings, found) == settings[2]
+
+
+@pytest.mark.slow
+def test_log_sparsity_draws_the_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"L1": log_sparsity.Row("l1"), "faster": log_sparsity.Row("l1", 3e-3)}
+    monkeypatch.setattr(log_sparsity, "ROWS", rows)
+    cfg = log_sparsity.Config(prices=(0.5, 5.0), seed=3, n_seeds=2, n_steps=2_000, store=tmp_path / "a.sqlite")
+    record = made(log_sparsity.EXPERIMENT, cfg)
+    slow, fast = record["results"].values()
+    assert [of["n"] for of in slow["found"] + fast["found"]] == [2] * 4
+    assert slow["limit"] == fast["limit"]
+    assert 1 < slow["growth"] < fast["growth"]
+    assert slow["truth_stays"] == [True, True]
+    assert len(log_sparsity.summary(record)) == 2 * (1 + 2)
+
+
+def test_the_controller_can_raise_the_coefficient_from_the_warm_up_to_the_last_restart() -> None:
+    """8,000 steps: it moves from step 1,600 on, and 4,500 is the last multiple of 500 up to 4,800."""
+    assert log_sparsity.growth(7.5e-4, 8_000) == pytest.approx(1.00075**2_900)
+    assert log_sparsity.growth(0.0, 8_000) == 1
+
+
+@pytest.mark.slow
+def test_a_corrector_stays_at_a_low_price_alone() -> None:
+    start = log_sparsity.corrector()
+    low, high = (log_sparsity.descended(start, "l1", price) for price in (0.5, 8.0))
+    cosines = [log_sparsity.least_cosine(sae, [log_sparsity.LOST]) for sae in (start, low, high)]
+    assert cosines[0] < 0.5
+    assert cosines[1] < 0.6
+    assert cosines[2] > 0.9
+
+
+def test_the_price_of_a_whole_feature_is_its_penalty() -> None:
+    """Inputs are scaled to a mean norm of √32, and a feature has the norm of 1 before."""
+    size = log_sparsity.scale()
+    assert log_sparsity.whole("l1") == pytest.approx(size, rel=1e-6)
+    assert log_sparsity.whole("log_0.1") == pytest.approx(math.log(1 + size / 0.1), rel=1e-6)
+    assert log_sparsity.Row("l1").start(2 * size)["sparsity_coef"] == pytest.approx(2, rel=1e-6)
