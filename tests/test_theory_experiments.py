@@ -170,6 +170,7 @@ def test_a_corrector_stays_at_a_low_price_alone() -> None:
     assert cosines[0] < 0.5
     assert cosines[1] < 0.6
     assert cosines[2] > 0.9
+    assert 5 < log_sparsity.corrector_limit("l1") < 8
 
 
 def test_the_price_of_a_whole_feature_is_its_penalty() -> None:
