@@ -73,9 +73,9 @@ class Config(PanelConfig):
     """Trees on which the best settings of the reference tree are measured."""
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.02)
     """Learning rates among which the best is chosen for every method."""
-    l0_ratios: tuple[float, ...] = (1.0, 1.15, 1.4)
+    l0_ratios: tuple[float, ...] = (1.0, 1.3)
     """Targets of L0 over the tree's mean L0, likewise."""
-    topk_ratios: tuple[float, ...] = (1.0, 2.0, 3.0)
+    topk_ratios: tuple[float, ...] = (2.0, 3.0)
     """The same for TopK, whose k is a whole number."""
     tuning_seed: int = 1_000
     """The first seed of the choice."""
@@ -85,7 +85,7 @@ class Config(PanelConfig):
     """The first seed, which no tuning has seen."""
     n_seeds: int = 32
     """Number of seeds on the reference tree; each has directions, an initialisation and data of its own."""
-    n_other_seeds: int = 16
+    n_other_seeds: int = 8
     """Number of seeds on the other trees."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "weightings.sqlite"))
     """SQLite file of what was trained before."""
