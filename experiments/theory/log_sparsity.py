@@ -219,8 +219,8 @@ def summary(record: dict[str, Any]) -> list[str]:
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
-        f"a: recovered runs of {config['n_seeds']} on the reference tree; b: mean of the least cosines; c: mean L0 "
-        "(true: 1.12); price: the penalty of a latent with the whole of a feature times the coefficient, from "
+        f"a: recovered runs of {config['n_seeds']} on the reference tree; b: mean of the least cosines; c: "
+        "mean number of dead latents of 20; price: the penalty of a latent with the whole of a feature times the coefficient, from "
         "which the controller starts; solid line: the price at which theory has a corrector give its feature back; "
         "dashed: the start from which the controller can reach that before the last restart of weak latents; "
         f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
@@ -231,16 +231,20 @@ def plot(record: dict[str, Any]) -> Figure:
     results, prices = record["results"], record["config"]["prices"]
     rows, columns = list(results), [f"{price:g}" for price in prices]
     with plots.styled(2.6) as figure:
-        panels = {"a  Recovered": "recovered", "b  Least cosine": "min_cosine", "c  L0": "l0"}
+        panels = {"a  Recovered": "recovered", "b  Least cosine": "min_cosine", "c  Dead latents": "dead_latents"}
         for ax, (title, metric) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
             values = [[_value(of, metric) for of in r["found"]] for r in results.values()]
             text = [[f"{x:.0f}" if metric == "recovered" else f"{x:.2f}" for x in row] for row in values]
-            plots.table(ax, title, values, text, rows, columns, high=float(np.nanmax(values)))
-            for style, grown in (("-", False), ("--", True)):
-                needed = [r["limit"] / (r["growth"] if grown else 1) for r in results.values()]
-                places = np.interp(np.log(needed), np.log(prices), np.arange(len(prices)), left=-0.5, right=len(prices))
-                ax.plot(places, range(len(rows)), style, color=plots.COLOURS["vanilla"], linewidth=1.0)
-            ax.set(xlabel="price at the start", xlim=(-0.5, len(prices) - 0.5))
+            plots.table(ax, title, values, text, rows, columns, high=max(1.0, np.nanmax(values)))
+            ax.set(xlabel="price at the start")
+        for style, grown in (("-", False), ("--", True)):
+            needed = [r["limit"] / (r["growth"] if grown else 1) for r in results.values()]
+            places = np.interp(
+                np.log(needed), np.log(prices), np.arange(len(prices)), left=-0.5, right=len(prices) - 0.5
+            )
+            at = np.arange(len(rows))
+            colour = plots.COLOURS["vanilla"]
+            figure.axes[0].vlines(places, at - 0.4, at + 0.4, color=colour, linestyle=style, linewidth=1.2)
     return figure
 
 
