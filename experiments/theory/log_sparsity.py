@@ -219,8 +219,8 @@ def summary(record: dict[str, Any]) -> list[str]:
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
-        f"a: recovered runs of {config['n_seeds']} on the reference tree; b: mean of the least cosines; c: "
-        "mean number of dead latents of 20; price: the penalty of a latent with the whole of a feature times the coefficient, from "
+        f"a: recovered runs of {config['n_seeds']} on the reference tree; b: mean of the least cosines; c: mean number "
+        "of dead latents of 20; price: the penalty of a latent with the whole of a feature times the coefficient, from "
         "which the controller starts; solid line: the price at which theory has a corrector give its feature back; "
         "dashed: the start from which the controller can reach that before the last restart of weak latents; "
         f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
