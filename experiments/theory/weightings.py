@@ -4,8 +4,8 @@ Claim: at the best settings of each, prefixes of the dictionary recover the refe
 all trained, and none of them exactly: each mixes a parent's latent with its children, the less the more weight the full
 prefix has. Two and three levels recover it less often than six and more. Prefixes in the order of a row's activations
 (HierarchicalTopK) do not stop absorption: the code that absorbs has one latent on where the truth has two.
-Command: python -m experiments.theory.weightings (about 7 minutes on 2 cores, 13 on one). What was trained before is taken from
-the user's cache.
+Command: python -m experiments.theory.weightings (about 7 minutes on 2 cores, 13 on one). What was trained before is
+taken from the user's cache.
 Expected, seeds 5000 to 5031, recovered of 32: 32 with 10 prefixes, six levels or half of the weight on the full one, 31
 with every prefix, 29 and 22 with two and three levels; with BatchTopK 30 in the dictionary's order, 0 in that of
 activations.
