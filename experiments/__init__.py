@@ -3,13 +3,8 @@
 import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-THEORY = (
-    "theory.corrector",
-    "theory.identifiability",
-    "theory.mixing",
-    "theory.ordering_rules",
-    "theory.recovery",
-)
+_THEORY = ("corrector", "identifiability", "log_sparsity", "mixing", "ordering_rules", "recovery", "weightings")
+THEORY = tuple(f"theory.{name}" for name in _THEORY)
 STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
 LANGUAGE_SET = ("tinystories",)  # three figures

@@ -13,7 +13,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import PARAMETERS, QUICK, as_sae, dense_weights, naive_loss, random_arrays, slow_loss
 
-from toy.loss import Form, LossParts, Sparsity, choose_form, needs_order, reconstruct, sae_loss, sparsity_penalty
+from toy.loss import (
+    Form,
+    LossParts,
+    Sparsity,
+    choose_form,
+    log_offset,
+    needs_order,
+    reconstruct,
+    sae_loss,
+    sparsity_penalty,
+)
 from toy.loss.gram import gram_mse
 from toy.loss.products import dot
 from toy.loss.tiled import full_mse
@@ -388,6 +398,18 @@ def test_the_penalties_are_the_formulas_of_the_post() -> None:
     np.testing.assert_allclose(sparsity_penalty(acts, norms, "l1"), [0.25, 3.0])
     logs = [(np.log(0.6) - np.log(0.1)) / 2, (np.log(6.1) - np.log(0.1)) / 2]
     np.testing.assert_allclose(sparsity_penalty(acts, norms, "log"), logs, rtol=1e-6)
+
+
+def test_a_logarithm_has_the_offset_of_its_name_and_is_l1_where_that_is_large() -> None:
+    acts, norms = jnp.array([[0.0, 2.0], [1.0, 0.0]]), jnp.array([0.5, 3.0])
+    np.testing.assert_allclose(sparsity_penalty(acts, norms, "log_2"), np.log([1.25, 4.0]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(1e4 * sparsity_penalty(acts, norms, "log_1e4"), [0.25, 3.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["log_", "log_0", "log_-1", "log_nan", "log_1e999", "log_x", "L1"])
+def test_an_offset_that_cannot_be_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"^sparsity: expected l1, log or log_O with an offset O > 0, got"):
+        log_offset(kind)
 
 
 def test_an_unknown_penalty_is_refused_by_name() -> None:

@@ -17,11 +17,12 @@ from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import build_tree, mean_l0
 from toy.io import plain
-from toy.loss import LossParts
-from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
+from toy.loss import Form, LossParts
+from toy.methods import METHODS, Batch, Detached, HierarchicalTopK, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
 from toy.methods.tied_finish import HeldFinish
+from toy.methods.topk import Kept
 from toy.sae import SAE, MatchingPursuit, encode, init_sae
 from toy.training.config import Hypers, TrainConfig
 from toy.training.feed import run_facts
@@ -33,7 +34,8 @@ HERE = Path(__file__).parent / "methods"
 TREE = build_tree(reference_tree())
 SOURCE = TreeSource(TREE, make_directions(jax.random.key(0)[None], 20, 30)[0])
 KEY = jax.random.key(1)
-SHIPPED = [*(name + {"topk": ":k=2"}.get(name, "") for name in METHODS), "batchtopk:k=1.12"]
+NEED_K = ("topk", "hierarchical_topk")
+SHIPPED = [*(name + (":k=2" if name in NEED_K else "") for name in METHODS), "batchtopk:k=1.12"]
 OF_USERS = [f"{HERE}/{name}.py:{name}" for name in ("orthogonality", "tied", "jumprelu")]
 
 
@@ -168,6 +170,51 @@ def test_a_latent_of_detached_levels_learns_from_its_own_prefix_alone() -> None:
         np.testing.assert_allclose(getattr(gradient, name), getattr(expected, name), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", ["gram", "wide"])
+@pytest.mark.parametrize("fields", ["k=3", "k=2.5,levels=2", "k=1.5,levels=5"])
+def test_hierarchical_topk_averages_over_the_largest_latents_of_each_row(fields: str, form: Form) -> None:
+    """Against the definition: a row at a time, and one latent more at a time."""
+    method = named(f"hierarchical_topk:{fields}").method
+    assert isinstance(method, HierarchicalTopK)
+    sae = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), init_sae(KEY, 30, 20))
+    sae = sae._replace(b_dec=jnp.full(30, 0.01), W_dec=sae.W_dec * jnp.arange(1.0, 21.0)[:, None])
+    x = SOURCE.sample(KEY, 40).astype(jnp.float64)
+    given: dict[str, Any] = dict(
+        x=x, prefixes=prefixes.full(20), ranks=jnp.arange(20), sparsity_coef=0.0, target_l0=None, done=jnp.zeros(())
+    )
+    batch = Batch(**given, key=KEY, memory=Kept(jnp.ones(()), None), form=form)
+
+    def slow(sae: SAE) -> jax.Array:
+        acts, total = encode(sae, x, method.kept), jnp.zeros(())
+        for row, of_row, places in zip(x, acts, order, strict=True):
+            left = row - sae.b_dec
+            for level in range(1, method.levels + 1):
+                taken = places[level - 1 : None if level == method.levels else level]
+                left -= of_row[taken] @ sae.W_dec[taken]
+                total += jnp.sum(left**2) / method.levels
+        return total / len(x)
+
+    order = np.argsort(-np.asarray(encode(sae, x, method.kept)) * np.linalg.norm(sae.W_dec, axis=1), axis=1)
+    loss, gradient = jax.value_and_grad(lambda sae: method.loss(sae, batch)[0])(sae)
+    expected_loss, expected = jax.value_and_grad(slow)(sae)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-9)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        np.testing.assert_allclose(getattr(gradient, name), getattr(expected, name), rtol=1e-7, atol=1e-9)
+
+
+def test_the_order_of_activations_charges_the_hierarchy_and_not_the_code_that_absorbs() -> None:
+    """By hand: a row with a parent of magnitude 1 and a child of 2. Of the child alone the parent's 1 is left over."""
+    method = named("hierarchical_topk:k=2").method
+    both = jnp.array([[1.0, 2.0]])
+    given: dict[str, Any] = dict(prefixes=prefixes.full(2), ranks=jnp.arange(2), sparsity_coef=0.0, target_l0=None)
+    batch = Batch(both, **given, done=jnp.zeros(()), key=KEY, memory=Kept(None, None), form="gram")
+    zeros = jnp.zeros(2)
+    hierarchy = SAE(jnp.eye(2), zeros, jnp.eye(2), zeros)
+    absorbs = SAE(jnp.array([[1.0, 0.0], [-1.0, 1.0]]), zeros, jnp.array([[1.0, 0.0], [0.5, 1.0]]), zeros)
+    assert [float(method.loss(sae, batch)[0]) for sae in (hierarchy, absorbs)] == [0.5, 0.0]
+
+
 def test_a_gated_sae_is_the_jumprelu_sae_that_it_is_exported_as() -> None:
     rng = np.random.default_rng(0)
     sae = init_sae(KEY, 30, 20)._replace(b_enc=jnp.asarray(rng.normal(size=20), jnp.float32) / 4)
@@ -203,6 +250,7 @@ def test_a_name_gives_fields_and_a_weighting() -> None:
     [
         ("matrioshka", r"^method: expected vanilla, matryoshka, .*, or FILE\.py:NAME, got 'matrioshka'"),
         ("topk", r"^topk: give the number of latents that are on, as in topk:k=2"),
+        ("hierarchical_topk", r"^hierarchical_topk: give k, as in hierarchical_topk:k=2"),
         ("vanilla:sparsity=l2", r"sparsity"),
         ("vanilla:coef=1", r"^method vanilla:coef=1: .*unexpected keyword argument 'coef'"),
         ("tied:weighting=most", r"^weighting: expected vanilla, all"),

@@ -14,11 +14,13 @@ from experiments.theory import (
     codes,
     corrector,
     identifiability,
+    log_sparsity,
     mixing,
     ordering_rules,
     pair_order,
     recovery,
     spare_latents,
+    weightings,
 )
 from experiments.theory.correctors import correctors, lost
 from toy.features.named import forest
@@ -274,3 +276,80 @@ def test_of_two_latents_of_a_parent_the_one_that_is_less_often_on_is_spare() -> 
     W_enc = np.array([[0.0, 1.0], [1.0, -1.0], [1.0, 0.0], [-1.0, 0.0]]).T
     sae = SAE(*map(jnp.asarray, (W_enc, np.zeros(4), W_dec, np.zeros(2))))
     assert spare_latents.spare_of(sae, np.eye(2), tree, features) == [(1, pytest.approx(0.7))]
+
+
+@pytest.mark.slow
+def test_weightings_measure_the_best_setting_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("matryoshka:weighting=all", "hierarchical_topk:k=l0,levels=3", "hierarchical_topk:k=l0")
+    monkeypatch.setattr(weightings, "METHODS", {method: weightings.METHODS[method] for method in methods})
+    cfg = weightings.Config(
+        scenes=("reference", weightings.PAIR),
+        learning_rates=(0.01,),
+        l0_ratios=(1.0, 1.4),
+        topk_ratios=(2.0,),
+        n_tuning_seeds=1,
+        seed=3,
+        n_seeds=2,
+        n_other_seeds=1,
+        n_steps=30,
+        store=tmp_path / "a.sqlite",
+    )
+    assert weightings.EXPERIMENT.n_steps(cfg) == (2 + 2 + 1) + 3 * (2 + 1)
+    record = made(weightings.EXPERIMENT, cfg)
+    assert {name: list(tried) for name, tried in record["results"]["tuning"].items()} == {
+        methods[0]: ["0.01, 1", "0.01, 1.4"],
+        methods[1]: ["0.01, 1", "0.01, 1.4"],
+        methods[2]: ["0.01, 2"],
+    }
+    for method, tried in record["results"]["tuning"].items():
+        best = max(tried, key=lambda panel: tried[panel]["min_cosine"])  # nothing is recovered in 30 steps
+        assert record["results"]["chosen"][method] == best
+    found = record["results"]["found"].values()
+    assert [[r["n"] for r in scenes.values()] for scenes in found] == [[2, 1]] * 3
+    assert len(weightings.summary(record)) == 3 * (1 + 2)
+
+
+def test_the_best_setting_recovers_most_and_then_has_the_greatest_least_cosines() -> None:
+    settings = [weightings.Setting(rate, 1.0) for rate in (0.1, 0.2, 0.3)]
+    tried = {"0.1, 1": (7, 0.99), "0.2, 1": (8, 0.91), "0.3, 1": (8, 0.95)}
+    found = {name: {"recovered": n, "min_cosine": cosine} for name, (n, cosine) in tried.items()}
+    assert weightings.best(settings, found) == settings[2]
+
+
+@pytest.mark.slow
+def test_log_sparsity_draws_the_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"L1": log_sparsity.Row("l1"), "faster": log_sparsity.Row("l1", 3e-3)}
+    monkeypatch.setattr(log_sparsity, "ROWS", rows)
+    cfg = log_sparsity.Config(prices=(0.5, 5.0), seed=3, n_seeds=2, n_steps=2_000, store=tmp_path / "a.sqlite")
+    record = made(log_sparsity.EXPERIMENT, cfg)
+    slow, fast = record["results"].values()
+    assert [of["n"] for of in slow["found"] + fast["found"]] == [2] * 4
+    assert slow["limit"] == fast["limit"]
+    assert 1 < slow["growth"] < fast["growth"]
+    assert slow["truth_stays"] == [True, True]
+    assert len(log_sparsity.summary(record)) == 2 * (1 + 2)
+
+
+def test_the_controller_can_raise_the_coefficient_from_the_warm_up_to_the_last_restart() -> None:
+    """8,000 steps: it moves from step 1,600 on, and 4,500 is the last multiple of 500 up to 4,800."""
+    assert log_sparsity.growth(7.5e-4, 8_000) == pytest.approx(1.00075**2_900)
+    assert log_sparsity.growth(0.0, 8_000) == 1
+
+
+@pytest.mark.slow
+def test_a_corrector_stays_at_a_low_price_alone() -> None:
+    start = log_sparsity.corrector()
+    low, high = (log_sparsity.descended(start, "l1", price) for price in (0.5, 8.0))
+    cosines = [log_sparsity.least_cosine(sae, [log_sparsity.LOST]) for sae in (start, low, high)]
+    assert cosines[0] < 0.5
+    assert cosines[1] < 0.6
+    assert cosines[2] > 0.9
+    assert 5 < log_sparsity.corrector_limit("l1") < 8
+
+
+def test_the_price_of_a_whole_feature_is_its_penalty() -> None:
+    """Inputs are scaled to a mean norm of √32, and a feature has the norm of 1 before."""
+    size = log_sparsity.scale()
+    assert log_sparsity.whole("l1") == pytest.approx(size, rel=1e-6)
+    assert log_sparsity.whole("log_0.1") == pytest.approx(math.log(1 + size / 0.1), rel=1e-6)
+    assert log_sparsity.Row("l1").start(2 * size)["sparsity_coef"] == pytest.approx(2, rel=1e-6)

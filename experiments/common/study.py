@@ -96,7 +96,7 @@ class StudyConfig(TreeConfig):
     """Training steps."""
     batch_size: int = TrainConfig.batch_size
     """Rows per training step."""
-    sparsity: Sparsity = Standard.sparsity
+    sparsity: Sparsity = "l1"
     """Penalty of activations weighted by decoder norm: L1, or the post's logarithm."""
     learning_rate: float = _HYPERS["learning_rate"]
     """Adam's, between warm-up and cool-down."""

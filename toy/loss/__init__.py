@@ -10,7 +10,8 @@ relu_all_prefixes   every prefix
 from toy.loss.auxk import auxk_mse
 from toy.loss.gram import gram_mse
 from toy.loss.objective import Form, LossParts, acts_mse, choose_form, needs_order, reconstruct, sae_loss
-from toy.loss.penalty import Sparsity, sparsity_penalty
+from toy.loss.penalty import Sparsity, log_offset, sparsity_penalty
+from toy.loss.sparse import ordered_mse
 
 __all__ = [
     "Form",
@@ -20,7 +21,9 @@ __all__ = [
     "auxk_mse",
     "choose_form",
     "gram_mse",
+    "log_offset",
     "needs_order",
+    "ordered_mse",
     "reconstruct",
     "sae_loss",
     "sparsity_penalty",

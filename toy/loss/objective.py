@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from toy.loss.gram import gram_mse
-from toy.loss.penalty import Sparsity, sparsity_penalty
+from toy.loss.penalty import sparsity_penalty
 from toy.loss.products import in_full
 from toy.loss.sparse import sparse_decode, sparse_mse
 from toy.loss.tiled import tiled_mse
@@ -47,7 +47,7 @@ def sae_loss(
     ranks: Int[Array, " n_latents"],
     sparsity_coef: Float[Array, ""] | float = 0.0,
     *,
-    sparsity: Sparsity = "l1",
+    sparsity: str = "l1",
     activation: Activation = RELU,
     form: Form | None = None,
     tile: int | None = None,

@@ -21,7 +21,18 @@ def sparse_mse(
     """
     # No prefix with a weight separates latents of equal inclusion, so their order does not matter.
     descending, latents, values = lax.sort((-inclusion[latents], latents, values), num_keys=1, dimension=1)
-    return scalar_loss(_by_slot)(values, W_dec, error, (latents, lax.stop_gradient(-descending)))
+    return ordered_mse(values, W_dec, error, latents, -descending)
+
+
+def ordered_mse(
+    values: Float[Array, "batch slots"],
+    W_dec: Float[Array, "n_latents d_in"],
+    error: Float[Array, "batch d_in"],
+    latents: Int[Array, "batch slots"],
+    inclusion: Float[Array, "batch slots"],
+) -> Float[Array, ""]:
+    """`sparse_mse` of slots that stand in the order of each row's own prefixes, with the s of each slot."""
+    return scalar_loss(_by_slot)(values, W_dec, error, (latents, lax.stop_gradient(inclusion)))
 
 
 def sparse_decode(

@@ -7,12 +7,15 @@ detached      levels without gradients between them      tied_finish   Matryoshk
 pursuit       matching pursuit                           rotated       Matryoshka, its sparsest rotation, tied
 rotation      the search for that rotation               from_file     methods of a user's file
 named         methods by their names on a command line
+
+hierarchical_topk: prefixes of each row's own latents, the largest first
 """
 
 from toy.methods.constrained import Aligned, Orthogonal, Tied
 from toy.methods.detached import Detached
 from toy.methods.from_file import method_facts
 from toy.methods.gated import Gated
+from toy.methods.hierarchical_topk import HierarchicalTopK
 from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Batch, Method
 from toy.methods.named import METHODS, Named, named
@@ -26,6 +29,7 @@ __all__ = [
     "Batch",
     "Detached",
     "Gated",
+    "HierarchicalTopK",
     "JumpReLU",
     "Matryoshka",
     "Method",

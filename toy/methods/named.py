@@ -17,6 +17,7 @@ from toy.methods.constrained import Aligned, Orthogonal, Tied
 from toy.methods.detached import Detached
 from toy.methods.from_file import of_file
 from toy.methods.gated import Gated
+from toy.methods.hierarchical_topk import HierarchicalTopK
 from toy.methods.jumprelu import JumpReLU
 from toy.methods.method import Method
 from toy.methods.pursuit import Pursuit
@@ -38,6 +39,13 @@ def _batchtopk(k: float = 0, aux_k: int = 0, **fields: Any) -> TopKFamily:
     return TopKFamily(BatchTopK(k), aux_k, **fields) if k else TargetedBatchTopK(aux_k=aux_k, **fields)
 
 
+def _hierarchical_topk(k: float = 0, levels: int = 0, aux_k: int = 0, **fields: Any) -> HierarchicalTopK:
+    if not k:
+        raise ValueError("hierarchical_topk: give k, as in hierarchical_topk:k=2, or k=1.5,levels=3 for BatchTopK")
+    kept = BatchTopK(k) if levels else TopK(max(1, round(k)))
+    return HierarchicalTopK(kept, aux_k, levels=levels or kept.k, **fields)
+
+
 def _pursuit(k: int = 8, tolerance: float = 1e-3, **fields: Any) -> Pursuit:
     return Pursuit(MatchingPursuit(k, tolerance), **fields)
 
@@ -53,6 +61,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "matryoshka": Matryoshka,
     "topk": _topk,
     "batchtopk": _batchtopk,
+    "hierarchical_topk": _hierarchical_topk,
     "jumprelu": JumpReLU,
     "gated": Gated,
     "tied": Tied,

@@ -1,12 +1,11 @@
 """ReLU SAEs with a sparsity penalty: the standard SAE, and the Matryoshka SAE, which differs in its prefixes alone."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from toy.checks import check_option
-from toy.loss import LossParts, Sparsity
+from toy.loss import LossParts, log_offset
 from toy.methods.method import Batch, Method, Params
 
 
@@ -19,14 +18,14 @@ class Standard(Method):
 
     pads: ClassVar[bool] = True
 
-    sparsity: Sparsity = "l1"
+    sparsity: str = "l1"  # or log, or log_O with the offset O
 
     aims_at_l0: ClassVar[bool] = True
     controls_l0: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_option("sparsity", self.sparsity, get_args(Sparsity))
+        log_offset(self.sparsity)  # its own checks
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         sae = self.sae(params, batch.done)

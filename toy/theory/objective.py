@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from toy.compiled import compiled
-from toy.loss import Sparsity, gram_mse, sparsity_penalty
+from toy.loss import gram_mse, sparsity_penalty
 from toy.methods.constrained import tied
 from toy.prefixes import Prefixes, inclusion
 from toy.sae import SAE, decoder_norms, encode
@@ -20,7 +20,7 @@ def population_loss(
     prefixes: Prefixes,
     *,
     sparsity_coef: Float[Array, ""] | float,
-    sparsity: Sparsity = "l1",
+    sparsity: str = "l1",
 ) -> Float[Array, ""]:
     """`toy.loss.sae_loss` of any code with latents in their places, as a mean over states in place of a batch's rows.
 
@@ -42,7 +42,7 @@ def minimised(
     prefixes: Prefixes,
     *,
     sparsity_coef: Float[Array, ""] | float,
-    sparsity: Sparsity = "l1",
+    sparsity: str = "l1",
     support: Bool[Array, "n_states n_latents"] | None = None,
     is_tied: bool = False,
     n_steps: int = 20_000,
