@@ -109,11 +109,11 @@ class Page:
         return self.js(f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.textContent)")
 
     def _centre(self, selector: str) -> dict[str, float]:
-        box = self.js(
-            f"(() => {{const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: 'center'}});"
-            "const b = one.getBoundingClientRect(); return {x: b.x + b.width / 2, y: b.y + b.height / 2}; })()"
+        return self.js(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'center'}); const box = one.getClientRects()[0];"
+            "return {x: box.x + box.width / 2, y: box.y + box.height / 2}; })()"
         )
-        return box
 
     def hover(self, selector: str) -> None:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", **self._centre(selector))
@@ -133,7 +133,9 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def size(self, width: int, height: int) -> None:
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def scheme(self, name: str) -> None:
         """Light or dark."""

@@ -17,7 +17,9 @@ from toy.lm.tokens import Tokenizer, make_rows, save_tokenizer, train_tokenizer
 from toy.lm.weights import save_model
 from toy.sae import SAE, init_sae
 
-HOSTILE = '</script><script>document.title = "owned"</script><img src=x onerror="document.title = 1"> &lt;b&gt; {{data}}'
+HOSTILE = (
+    '</script><script>document.title = "owned"</script><img src=x onerror="document.title = 1"> &lt;b&gt; {{data}}'
+)
 SITE = "resid_pre.1"
 
 

@@ -31,7 +31,7 @@ class Options:
     """What is shown, and where the page is written."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The chain's cache or its folders saes-…, SAEs of any library that read_sae reads, or runs of experiments.train."""
+    """The chain's cache or its folders saes-…, SAEs that read_sae reads, or runs of experiments.train."""
     acts: Path | None = None
     """The activations: a store, or a language model (its folder or file), which then reads --corpus."""
     site: str | None = None

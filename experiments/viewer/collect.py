@@ -42,7 +42,7 @@ class Book(NamedTuple):
 
     def columns(self) -> list[Column]:
         """The activations of all latents; views of the matrices."""
-        return [ctx.column(of.acts, i) for of in self.activities for i in range(of.acts.shape[1])]
+        return [ctx.column(of.acts, i) for of in self.activities for i in range(len(of.max))]
 
     def partners(self) -> list[list[int]]:
         """The latents whose activations are laid over each latent's contexts, itself first."""
@@ -176,4 +176,9 @@ def _overlays(book: Book, columns: list[Column], shown: list[Contexts]) -> dict[
 
 def _tree(tree: LatentTree, first: np.ndarray) -> dict[str, Any]:
     levels = [[int(first[of.sae]) + of.first, int(first[of.sae]) + of.end] for of in tree.levels]
-    return {"name": tree.name, "levels": levels, "parent": packed(tree.parent, "i4"), "weight": packed(tree.weight, "f4")}
+    return {
+        "name": tree.name,
+        "levels": levels,
+        "parent": packed(tree.parent, "i4"),
+        "weight": packed(tree.weight, "f4"),
+    }

@@ -4,7 +4,7 @@ Activations are sparse and never negative, so that products of two matrices have
 together, and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -48,9 +48,8 @@ class LatentTree(NamedTuple):
 
 def best_of_rows(matrix: csr_matrix, k: int) -> Best:
     """The k largest entries; of equal ones those of the lower column come first."""
-    n_rows = matrix.shape[0]
-    row = np.repeat(np.arange(n_rows), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, row))
+    row, n_rows = _rows_of(matrix), len(matrix.indptr) - 1
+    order = np.lexsort((matrix.indices, np.negative(matrix.data), row))
     rank = np.arange(len(row)) - matrix.indptr[row]
     kept = rank < k
     best = Best(np.full((n_rows, k), -1), np.full((n_rows, k), np.nan))
@@ -60,23 +59,31 @@ def best_of_rows(matrix: csr_matrix, k: int) -> Best:
 
 
 def _product(a: csc_matrix, b: csc_matrix) -> csr_matrix:
-    found = csr_matrix(a.T @ b)
+    found = csr_matrix(a.transpose() @ b)
     found.sort_indices()
     return found
 
 
+def mapped(matrix: csc_matrix, of: Callable[[np.ndarray], np.ndarray]) -> csc_matrix:
+    """A function of every entry, in float64."""
+    return csc_matrix((of(matrix.data.astype(float)), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def column_sum(matrix: csc_matrix) -> Float[np.ndarray, " n_columns"]:
+    return np.asarray(matrix.sum(axis=0)).ravel()
+
+
 def _rows_of(matrix: csr_matrix) -> np.ndarray:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))
 
 
 def edge_weights(smaller: csc_matrix, larger: csc_matrix) -> csr_matrix:
     """[n_larger n_smaller] cos(A, B) over the places where B is on, times max(B) / max(A): B of the larger SAE."""
-    a, b = smaller.astype(float), larger.astype(float)
-    on = b.copy()
-    on.data[:] = 1
-    found, squares = _product(b, a), _product(on, a.multiply(a).tocsc())  # with the same entries
+    a, b = (mapped(one, np.array) for one in (smaller, larger))
+    on = mapped(b, np.ones_like)
+    found, squares = _product(b, a), _product(on, mapped(a, np.square))  # with the same entries
     row, column = _rows_of(found), found.indices
-    norms = np.asarray(b.multiply(b).sum(axis=0)).ravel()
+    norms = column_sum(mapped(b, np.square))
     cosine = found.data / np.sqrt(squares.data * norms[row])
     found.data = cosine * column_max(b)[row] / column_max(a)[column]
     return found
@@ -92,7 +99,7 @@ def parents(smaller: csc_matrix, larger: csc_matrix) -> Best:
 
 def correlations(a: csc_matrix, b: csc_matrix, n_tokens: int) -> csr_matrix:
     """Pearson correlation of activations over all tokens, where two latents are on together; less than 0 elsewhere."""
-    a, b = a.astype(float), b.astype(float)
+    a, b = (mapped(one, np.array) for one in (a, b))
     found = _product(a, b)
     (mean_a, sd_a), (mean_b, sd_b) = (_moments(one, n_tokens) for one in (a, b))
     row, column = _rows_of(found), found.indices
@@ -102,7 +109,7 @@ def correlations(a: csc_matrix, b: csc_matrix, n_tokens: int) -> csr_matrix:
 
 
 def _moments(a: csc_matrix, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    mean, square = (np.asarray(m.sum(axis=0)).ravel() / n_tokens for m in (a, a.multiply(a)))
+    mean, square = (column_sum(one) / n_tokens for one in (a, mapped(a, np.square)))
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -99,30 +99,23 @@ def of_store(store: Store, given: Given) -> Source:
     if given.site is None and len(store.sites) > 1:
         raise ValueError(f"site: {store.folder} has {', '.join(store.sites)}: give one of them")
     cache = store.folder.absolute().parents[1]
-    if given.tokenizer is not None:
-        tokenizer = load_tokenizer(given.tokenizer)
-    else:
-        tokenizer = _of_cache(cache, "tokens", store.facts.get("tokenizer_sha256"))
+    tokenizer = _tokenizer_of(cache, store.facts) if given.tokenizer is None else load_tokenizer(given.tokenizer)
     if tokenizer is None:
         raise ValueError(f"tokenizer: {store.folder} has none beside it: give the folder of its tokenizer.json")
-    lm = load_model(given.model) if given.model is not None else None
-    if lm is None:
-        lm = _of_cache(cache, "model", store.facts.get("model_sha256"))
+    lm = _model_of(cache, store.facts) if given.model is None else load_model(given.model)
     return source_of(store, site, given.n_tokens, tokenizer, lm)
 
 
-def _of_cache(cache: Path, kind: str, digest: str | None) -> LM | Tokenizer | None:
-    """The tokenizer ("tokens") or model of a chain's cache that has a digest; None where there is none."""
-    for folder in sorted(cache.glob(f"{kind}-*")) if digest else []:
-        if kind == "tokens" and (folder / "tokenizer.json").exists():
-            tokenizer = load_tokenizer(folder)
-            if tokenizer.digest() == digest:
-                return tokenizer
-        elif kind == "model" and (folder / "config.json").exists():
-            lm = load_model(folder)
-            if model_digest(lm) == digest:
-                return lm
-    return None
+def _tokenizer_of(cache: Path, facts: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer in a chain's cache that a store's tokens are of; None if it is not there."""
+    found = (load_tokenizer(file.parent) for file in sorted(cache.glob("tokens-*/tokenizer.json")))
+    return next((one for one in found if one.digest() == facts.get("tokenizer_sha256")), None)
+
+
+def _model_of(cache: Path, facts: dict[str, Any]) -> LM | None:
+    """The model in a chain's cache that a store's activations are of; None if it is not there."""
+    found = (load_model(file.parent) for file in sorted(cache.glob("model-*/config.json")))
+    return next((one for one in found if model_digest(one) == facts.get("model_sha256")), None)
 
 
 def source_of(store: Store, site: str, n_tokens: int, tokenizer: Tokenizer, lm: LM | None) -> Source:

@@ -231,7 +231,7 @@ function relations(id, state) {
   const match = bestOf({k: SAES.length, ...DATA.latents.match}, id);
   const matched = match.map(({id: one, value}) => [latentLink(one, " ", el("small", {}, `r ${rounded(value)}`)), " ", pinButton(one, state), " ",
     el("a", {class: "button", href: hashWith({beside: nameOf(one)})}, "beside")]);
-  const near = (table, sign) => bestOf(table, id).map(({id: one, value}) => latentLink(one, " ", el("small", {}, `${sign} ${rounded(value)}`)));
+  const near = (table, sign) => bestOf(table, id).filter(({value}) => value > 0).map(({id: one, value}) => latentLink(one, " ", el("small", {}, `${sign} ${rounded(value)}`)));
   return [
     ...found,
     group("best matches in other SAEs, by correlation", matched),
