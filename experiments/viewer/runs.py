@@ -103,13 +103,13 @@ def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
 
 def _of_folder(folder: Path) -> Shown:
     sae, activation = read_sae(folder)
-    told = _training(folder)
+    told = training_of(folder)
     kind = MATRYOSHKA if told.get("weighting", VANILLA) != VANILLA else REFERENCE
     name = "/".join(folder.absolute().parts[-2:])
     return Shown(name, kind, sae, activation, tuple(told.get("prefix_lengths", ())))
 
 
-def _training(folder: Path) -> dict[str, Any]:
+def training_of(folder: Path) -> dict[str, Any]:
     """What `experiments.train` says of an SAE's training; nothing for SAEs from elsewhere."""
     path = folder / "cfg.json"
     told = load_json(path) if path.is_file() else {}

@@ -17,7 +17,7 @@ function drawToy(state) {
     el("p", {}, choose("run", toys.map((one, i) => [i, one.name, i === index])), " ",
       choose("seed", toy.seeds.map((one) => [one.seed, `seed ${one.seed}`, one === seed]))),
     el("p", {class: "slider"}, slider, " ", el("output", {id: "toy-step"})),
-    last ? null : el("p", {class: "note", id: "no-steps"}, "This run has kept its last step alone; experiments.train --snapshots 20 keeps others."),
+    el("p", {class: "note", id: "no-steps", hidden: last > 0}, "This run has kept its last step alone; experiments.train --snapshots 20 keeps others."),
     el("div", {id: "toy"}),
   );
   fillToy(toy, seed, at);
@@ -25,11 +25,11 @@ function drawToy(state) {
 
 function fillToy(toy, seed, at) {
   const step = seed.steps[at];
-  $("#toy-step").textContent = step.step === null ? "the end of training" : `step ${step.step}`;
+  $("#toy-step").textContent = `${step.step === null ? "" : `step ${step.step}`}${step === seed.steps.at(-1) ? ", the end" : ""}`.replace(/^, /, "");
   const holes = step.holes.filter((rate) => rate !== null), mean = holes.reduce((sum, rate) => sum + rate, 0) / holes.length;
   $("#toy").replaceChildren(
     el("p", {}, `${step.recovered ? "Recovered" : "Not recovered"}: least cosine ${rounded(Math.min(...step.cosine))}, mean hole rate ${rounded(mean)}, FVU ${rounded(step.fvu ?? NaN)}, L0 ${rounded(step.l0 ?? NaN)}.`),
-    el("div", {class: "pair"},
+    el("div", {class: "toy"},
       el("div", {}, el("h2", {}, "Features and their latents"), toyTree(toy, step, -1)),
       el("div", {class: "maps"}, heatmap("truth", toy, seed.truth), heatmap("latents", toy, step.acts))),
   );

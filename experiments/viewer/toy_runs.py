@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.common.study import shown_batch
 from experiments.viewer.collect import number, packed
-from experiments.viewer.runs import TREE
+from experiments.viewer.runs import TREE, training_of
 from toy.eval import metrics
 from toy.eval.against_tree import evaluate, feature_sizes
 from toy.features.node import feature_names
@@ -56,10 +56,13 @@ def _seed(run: Path, seed: int, tree: Tree, features: np.ndarray, shown: np.ndar
 
 
 def _kept(run: Path, seed: int) -> Iterator[tuple[int | None, tuple[SAE, Activation]]]:
-    """The SAEs of a seed by step; the last, whose step is None, is that at the end."""
+    """The SAEs of a seed by step; the last is that at the end, whose step is None if it does not say."""
+    last = run / f"sae_{seed}"
+    n_steps = training_of(last).get("n_steps")
     for folder in sorted((run / f"snapshots_{seed}").glob("step_*")):
-        yield int(folder.name.split("_")[1]), read_sae(folder)
-    yield None, read_sae(run / f"sae_{seed}")
+        if (step := int(folder.name.split("_")[1])) != n_steps:
+            yield step, read_sae(folder)
+    yield n_steps, read_sae(last)
 
 
 def _measured(
