@@ -1,4 +1,7 @@
-"""The activations of SAEs on a text as sparse matrices, in one pass over its tokens."""
+"""The activations of SAEs on a text as sparse matrices, in one pass over its tokens.
+
+They are sizes a‖d‖, in units of the language model's own activations, so that latents and SAEs can be compared.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +14,7 @@ from scipy.sparse import csc_matrix
 
 from experiments.viewer.runs import Shown
 from experiments.viewer.text import Source
-from toy.sae import SAE, Activation, encode
+from toy.sae import SAE, Activation, decoder_norms, encode
 
 MOST_ON = 2 * 10**8  # activations above 0 of one SAE, which take 12 bytes each
 PAIRS = 2**18  # of latents that are on together, whose decoder products are computed at once
@@ -20,7 +23,7 @@ PAIRS = 2**18  # of latents that are on together, whose decoder products are com
 class Activity(NamedTuple):
     """What an SAE does on the text."""
 
-    acts: csc_matrix  # [n_places n_latents]; places that hold no token are 0
+    acts: csc_matrix  # [n_places n_latents] a‖d‖; places that hold no token are 0
     fvu: float
     prefix_fvu: Float[np.ndarray, " n_latents"]  # of the first 1, 2, … latents alone
     l0: float
@@ -44,7 +47,7 @@ def measure(one: Shown, source: Source) -> Activity:
     matrix = csc_matrix((value, (place, latent)), shape=shape)
     matrix.sort_indices()
     n_tokens = len(source.rows)
-    fvus = _prefix_fvu(matrix, one.sae, sums, n_tokens)
+    fvus = _prefix_fvu(matrix, one.directions, sums, n_tokens)
     density = np.diff(matrix.indptr) / n_tokens
     return Activity(matrix, float(fvus[-1]), fvus, float(density.sum()), column_max(matrix), density)
 
@@ -59,7 +62,7 @@ class _Sums(NamedTuple):
     x: np.ndarray  # [d_in]
     x_squared: np.ndarray
     error_squared: np.ndarray  # of x − b_dec
-    along: np.ndarray  # [n_latents], of acts · (x − b_dec) W_decᵀ
+    along: np.ndarray  # [n_latents], of a (x − b_dec) · d
 
     @classmethod
     def zero(cls, sae: SAE) -> "_Sums":
@@ -70,18 +73,19 @@ class _Sums(NamedTuple):
 def _encode(sae: SAE, x: Float[Array, "rows d_in"], *, activation: Activation) -> tuple[Array, _Sums]:
     acts, error = encode(sae, x, activation), x - sae.b_dec
     along = jnp.sum(acts * (error @ sae.W_dec.T), axis=0)
-    return acts, _Sums(x.sum(axis=0), jnp.sum(x**2), jnp.sum(error**2), along)  # type: ignore[arg-type]
+    return acts * decoder_norms(sae), _Sums(x.sum(axis=0), jnp.sum(x**2), jnp.sum(error**2), along)  # type: ignore[arg-type]
 
 
-def _prefix_fvu(matrix: csc_matrix, sae: SAE, sums: _Sums, n_rows: int) -> Float[np.ndarray, " n_latents"]:
+def _prefix_fvu(
+    matrix: csc_matrix, directions: Float[np.ndarray, "n_latents d_in"], sums: _Sums, n_rows: int
+) -> Float[np.ndarray, " n_latents"]:
     """`toy.eval.metrics.prefix_fvu`, whose Gram matrix has entries only where two latents are on together."""
-    W_dec = np.asarray(sae.W_dec, float)
     gram = (matrix.T @ matrix).tocoo()
-    added = np.zeros(len(W_dec))
+    added = np.zeros(len(directions))
     for first in range(0, gram.nnz, PAIRS):
         i, j, value = (column[first : first + PAIRS] for column in (gram.row, gram.col, gram.data))
-        products = value * np.einsum("nd,nd->n", W_dec[i], W_dec[j])
-        added += np.bincount(np.maximum(i, j), products, minlength=len(W_dec))
+        products = value * np.einsum("nd,nd->n", directions[i], directions[j])
+        added += np.bincount(np.maximum(i, j), products, minlength=len(directions))
     squared = sums.error_squared - 2 * np.cumsum(sums.along) + np.cumsum(added)
     variance = float(sums.x_squared - (sums.x**2).sum() / n_rows)
-    return squared / variance if variance > 0 else np.full(len(W_dec), np.nan)
+    return squared / variance if variance > 0 else np.full(len(directions), np.nan)

@@ -114,9 +114,9 @@ def _latents(source: Source, book: Book, columns: list[Column]) -> dict[str, Any
     activities, pieces, flat = book.activities, source.text.pieces, source.text.tokens.ravel()
     largest = np.concatenate([of.max for of in activities])
     bins = [ctx.histogram(column, top) for column, top in zip(columns, largest, strict=True)]
-    decoders = [np.asarray(one.sae.W_dec) for one in book.saes]
+    directions = [one.directions for one in book.saes]
     by_activation = [relations.nearest_by_activation(of.acts, source.text.n_tokens, N_NEAREST) for of in activities]
-    by_decoder = [relations.nearest_by_decoder(W_dec, N_NEAREST) for W_dec in decoders]
+    by_decoder = [relations.nearest_by_decoder(own, N_NEAREST) for own in directions]
     found = {
         "max": packed(largest, "f4"),
         "density": packed(np.concatenate([of.density for of in activities]), "f4"),
@@ -129,7 +129,7 @@ def _latents(source: Source, book: Book, columns: list[Column]) -> dict[str, Any
     }
     if source.lm is not None:
         k = min(N_EFFECTS, source.lm.cfg.vocab_size)
-        raised, lowered = relations.logit_effects(source.lm, np.concatenate(decoders), k)
+        raised, lowered = relations.logit_effects(source.lm, np.concatenate(directions), k)
         found |= {"raised": _best(raised), "lowered": _best(lowered)}
     return found
 

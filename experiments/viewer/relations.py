@@ -123,13 +123,12 @@ def nearest_by_activation(a: csc_matrix, n_tokens: int, k: int) -> Best:
     return best
 
 
-def nearest_by_decoder(W_dec: Float[np.ndarray, "n_latents d_in"], k: int) -> Best:
-    """The latents of the same SAE with the highest cosine of decoder rows, without the latent itself."""
-    unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
-    n = len(unit)
+def nearest_by_decoder(directions: Float[np.ndarray, "n_latents d_in"], k: int) -> Best:
+    """The latents of the same SAE with the highest cosine of decoder rows (at norm 1), without the latent itself."""
+    n = len(directions)
     column, value = np.full((n, k), -1), np.full((n, k), np.nan)
     for first in range(0, n, ROWS):
-        cosines = unit[first : first + ROWS] @ unit.T
+        cosines = directions[first : first + ROWS] @ directions.T
         rows = np.arange(len(cosines))
         cosines[rows, first + rows] = -np.inf
         order = np.argsort(-cosines, axis=1, kind="stable")[:, : min(k, n - 1)]
@@ -138,16 +137,16 @@ def nearest_by_decoder(W_dec: Float[np.ndarray, "n_latents d_in"], k: int) -> Be
     return Best(column, value)
 
 
-def logit_effects(lm: LM, W_dec: Float[np.ndarray, "n_latents d_in"], k: int) -> tuple[Best, Best]:
-    """The tokens whose logits each decoder row raises and lowers most, on the direct way through the last norm.
+def logit_effects(lm: LM, directions: Float[np.ndarray, "n_latents d_in"], k: int) -> tuple[Best, Best]:
+    """The tokens whose logits each decoder row raises and lowers most, straight to the end of the residual stream.
 
     Where the model has a last norm, the row is normalised by it alone, and the effects are known up to a factor.
     """
     last = lm.cfg.n_layers
-    none = np.asarray(lm.logits_from(jnp.zeros((1, 1, W_dec.shape[1])), last))[0, 0]
+    none = np.asarray(lm.logits_from(jnp.zeros((1, 1, directions.shape[1])), last))[0, 0]
     up, down = [], []
-    for first in range(0, len(W_dec), ROWS):
-        rows = jnp.asarray(W_dec[first : first + ROWS])
+    for first in range(0, len(directions), ROWS):
+        rows = jnp.asarray(directions[first : first + ROWS], jnp.float32)
         effects = np.asarray(lm.logits_from(rows[:, None], last))[:, 0] - none
         for found, order in ((up, np.argsort(-effects, axis=1)), (down, np.argsort(effects, axis=1))):
             found.append((order[:, :k], np.take_along_axis(effects, order[:, :k], axis=1)))

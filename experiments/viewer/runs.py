@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from experiments.common.measured import lane
 from experiments.language.stages import DONE
@@ -30,6 +32,12 @@ class Shown(NamedTuple):
     @property
     def n_latents(self) -> int:
         return self.sae.b_enc.shape[0]
+
+    @property
+    def directions(self) -> Float[np.ndarray, "n_latents d_in"]:
+        """The decoder rows, at norm 1."""
+        W_dec = np.asarray(self.sae.W_dec, float)
+        return W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
