@@ -12,7 +12,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FOUND = next((path for path in map(shutil.which, NAMES) if path), None)
-TIMEOUT = 60.0  # seconds of a command
+TIMEOUT = 20.0  # seconds of a command
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
 FLAGS += ("--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking")
 
@@ -96,12 +96,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
+    def wait(self, expression: str) -> None:
         """Waits until an expression is true. Raises: AssertionError."""
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
-            if value := self.js(expression):
-                return value
+            if self.js(f"Boolean({expression})"):
+                return
             time.sleep(0.02)
         raise AssertionError(f"never: {expression}")
 
@@ -125,7 +125,7 @@ class Page:
 
     def press(self, key: str) -> None:
         text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
-        code = 13 if key == "Enter" else 0
+        code = {"Enter": 13, "Escape": 27}.get(key, 0)
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 

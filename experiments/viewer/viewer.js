@@ -182,9 +182,11 @@ function overview(state) {
 function latentArticle(id, state, isMain) {
   const article = el("article", {"data-latent": id}, el("h2", {}, el("a", {href: hashWith({id: nameOf(id), over: null, beside: null})}, nameOf(id)), " ", labels(id)));
   article.append(facts(id), histogram(id));
-  if (isMain) article.append(...relations(id, state), el("p", {id: "over", class: "note"}, ""));
+  if (isMain) article.append(...relations(id, state));
+  article.append(el("p", {class: "note"}, "Contexts by their largest activation; in front, the share of contexts with no larger one."));
+  if (isMain) article.append(el("p", {id: "over", class: "note", "aria-live": "polite"}, ""));
   article.append(contextList(id, state, isMain));
-  if (isMain && DATA.latents.raised) article.append(effects(id));
+  if (isMain) article.append(...neighbours(id), DATA.latents.raised ? effects(id) : "");
   return article;
 }
 
@@ -217,27 +219,28 @@ function histogram(id) {
   return el("figure", {}, svg, el("figcaption", {}, `activations above 0, from 0 to ${rounded(column("max")[id])}; bars are logarithmic`));
 }
 
-// Parents, children, matches and neighbours, each a row of links.
+const group = (name, links) =>
+  links.length ? [el("div", {class: "relation"}, el("h3", {}, name), el("ul", {class: "list"}, links.map((link) => el("li", {}, link))))] : [];
+
+// Parents, children and matches, each a row of links; their activations on these contexts can be laid over.
 function relations(id, state) {
-  const group = (name, links) => (links.length ? el("div", {class: "relation"}, el("h3", {}, name), el("ul", {class: "list"}, links.map((link) => el("li", {}, link)))) : null);
-  const found = treeViews.flatMap((view, index) => {
-    const {parent, children, weight} = treeView(index);
-    const below = children.get(id) || [], other = (one, value) => [latentLink(one, " ", el("small", {}, rounded(value))), " ", pinButton(one, state)];
+  const link = (one, told) => [latentLink(one, " ", el("small", {}, told)), " ", pinButton(one, state)];
+  const family = treeViews.flatMap((view, index) => {
+    const {parent, children, weight} = treeView(index), below = children.get(id) || [];
     return [
-      parent[id] >= 0 ? group(`parent (${view.name})`, [other(parent[id], weight[id])]) : null,
-      group(`children (${view.name})`, below.map((child) => other(child, weight[child]))),
+      ...group(`parent (${view.name})`, parent[id] >= 0 ? [link(parent[id], rounded(weight[id]))] : []),
+      ...group(`children (${view.name})`, below.map((child) => link(child, rounded(weight[child])))),
     ];
   });
-  const match = bestOf({k: SAES.length, ...DATA.latents.match}, id);
-  const matched = match.map(({id: one, value}) => [latentLink(one, " ", el("small", {}, `r ${rounded(value)}`)), " ", pinButton(one, state), " ",
-    el("a", {class: "button", href: hashWith({beside: nameOf(one)})}, "beside")]);
-  const near = (table, sign) => bestOf(table, id).filter(({value}) => value > 0).map(({id: one, value}) => latentLink(one, " ", el("small", {}, `${sign} ${rounded(value)}`)));
-  return [
-    ...found,
-    group("best matches in other SAEs, by correlation", matched),
-    group("nearest by activation", near(DATA.latents.by_activation, "r")),
-    group("nearest by decoder", near(DATA.latents.by_decoder, "cos")),
-  ].filter(Boolean);
+  const matched = bestOf({k: SAES.length, ...DATA.latents.match}, id).map(({id: one, value}) =>
+    [...link(one, `r ${rounded(value)}`), " ", el("a", {class: "button", href: hashWith({beside: nameOf(one)})}, "beside")]);
+  return [...family, ...group("best matches in other SAEs, by correlation", matched)];
+}
+
+function neighbours(id) {
+  const near = (name, table, sign) =>
+    group(name, bestOf(table, id).filter(({value}) => value > 0).map(({id: one, value}) => latentLink(one, " ", el("small", {}, `${sign} ${rounded(value)}`))));
+  return [...near("nearest by activation", DATA.latents.by_activation, "r"), ...near("nearest by decoder", DATA.latents.by_decoder, "cos")];
 }
 
 const pinButton = (id, state) => {
@@ -265,8 +268,7 @@ function contextList(id, state, isMain) {
     return el("li", {class: "context"}, el("small", {title: "share of the latent's contexts with no larger activation"}, quantile.toFixed(2)), leadOf(window), line, storyButton(window));
   });
   if (isMain) shown = {id, own, spans};
-  const list = el("ol", {class: "contexts", mouseover: (event) => tellToken(id, own, event.target)}, items);
-  return list;
+  return el("ol", {class: "contexts", mouseover: (event) => tellToken(id, own, event.target)}, items);
 }
 
 // The tokens of the story just before a window.
