@@ -3,19 +3,24 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from chromium import FOUND, Page
+from scipy.sparse import csc_matrix
 from viewer_case import HOSTILE, SITE, make_case
 
 from experiments.viewer import relations
-from experiments.viewer.activity import Activity, measure
-from experiments.viewer.collect import Book, collect, relate
+from experiments.viewer.activity import Activity, column_max, measure
+from experiments.viewer.collect import Book, collect, packed, relate
 from experiments.viewer.page import page
-from experiments.viewer.runs import Wanted, read_runs
-from experiments.viewer.text import WINDOW, Source, source_of
+from experiments.viewer.runs import REFERENCE, Shown, Wanted, read_runs
+from experiments.viewer.text import WINDOW, Source, Text, source_of
+from toy.data.activations import Activations
 from toy.lm.weights import load_model
+from toy.sae import init_sae
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(FOUND is None, reason="Chromium is not installed")]
 HOLED = "S/1/2"  # a latent that is made to be silent at some tokens of its parent S/0/2
@@ -31,6 +36,28 @@ def with_holes(of: Activity) -> Activity:
     return of._replace(acts=acts)
 
 
+def toy(name: str, steps: list[int | None]) -> dict[str, Any]:
+    """A run on a tree of A with its child A1, and B: at the first step the parent is silent where the child is on."""
+    truth = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]]) * 204
+    holed = truth * np.array([[1, 1, 1], [0, 1, 1], [1, 1, 1]])
+    measured = {"latent": [2, 0, 1], "cosine": [1.0, 0.7, 1.0], "fvu": 0.5, "l0": 1.0}
+    kept = [
+        {"step": step, "holes": [0.0 if i else 1.0], "recovered": i > 0, "acts": packed(truth if i else holed, "u1")}
+        for i, step in enumerate(steps)
+    ]
+    return {
+        "name": name,
+        "features": ["A", "A1", HOSTILE],
+        "parent": [-1, 0, -1],
+        "edges": [[0, 1]],
+        "density": [0.2, 0.1, 0.05],
+        "n_rows": 3,
+        "seeds": [
+            {"seed": seed, "truth": packed(truth, "u1"), "steps": [measured | one for one in kept]} for seed in (3, 4)
+        ],
+    }
+
+
 class Made:
     """A page in a file, and what it was made of."""
 
@@ -43,7 +70,8 @@ class Made:
         activities[1] = with_holes(activities[1])
         self.book: Book = relate(saes, activities, self.source.text.n_tokens)
         self.file = folder / "page.html"
-        self.file.write_text(page(f"SAEs {HOSTILE}", collect(self.source, self.book)), encoding="utf-8")
+        data = collect(self.source, self.book) | {"toys": [toy("whole", [100, 200, 300]), toy("short", [None])]}
+        self.file.write_text(page(f"SAEs {HOSTILE}", data), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +330,35 @@ def test_keys_lead_through_the_page(tab: Page) -> None:
     tab.wait("location.hash === '#id=S%2F0%2F1'")
 
 
+def shade(tab: Page, figure: int, row: int, feature: int) -> int:
+    """The opacity of a cell of a map of the toy: 0 is the truth's, 1 that of the latents."""
+    copy = "document.createElement('canvas').getContext('2d', {willReadFrequently: true})"
+    source = f"document.querySelectorAll('canvas')[{figure}]"
+    read = f"copy.getImageData({feature}, {row}, 1, 1).data[3]"
+    return tab.js(f"(() => {{ const copy = {copy}; copy.drawImage({source}, 0, 0); return {read}; }})()")
+
+
+def test_the_toy_has_a_slider_over_the_steps_of_each_seed(tab: Page) -> None:
+    drawn(tab, "#view=toy")
+    assert tab.texts("#toy-step") == ["step 300, the end"]
+    assert "Recovered" in tab.texts("#toy")[0]
+    assert [shade(tab, 1, 1, feature) for feature in (0, 1, 2)] == [204, 204, 0]
+    tab.js("document.querySelector('input[type=range]').focus()")
+    tab.press("ArrowLeft")
+    tab.press("ArrowLeft")
+    tab.wait("location.hash.includes('step=0')")
+    assert tab.texts("#toy-step") == ["step 100"]
+    assert "Not recovered" in tab.texts("#toy")[0]
+    assert "parent silent 100%" in tab.texts(".toy-tree .toy-tree li")[0]
+    assert [shade(tab, 1, 1, feature) for feature in (0, 1, 2)] == [0, 204, 0]
+    assert shade(tab, 0, 1, 0) == 204
+    assert HOSTILE in tab.texts(".toy-tree")[0]
+    drawn(tab, "#view=toy&run=1&seed=4")
+    assert tab.js("document.querySelector('input[type=range]').disabled")
+    assert tab.js("document.getElementById('no-steps').offsetHeight") > 0
+    assert tab.texts("#toy-step") == ["the end"]
+
+
 def test_a_list_is_ordered_and_shows_more_on_demand(tab: Page, made: Made) -> None:
     drawn(tab, "#view=list&sae=S/2&order=density")
     density = made.book.activities[2].density
@@ -335,3 +392,39 @@ def test_edges_are_above_the_least_weight(tab: Page, made: Made) -> None:
     assert min(weight.min() for weight in weights) > relations.LEAST_EDGE
     roots = tab.js("treeView(1).roots.filter((id) => treeView(1).below[id]).length")
     assert len(tab.texts("ul.tree > li")) == roots > 0
+
+
+def bursts(rng: np.random.Generator, n_tokens: int, n_latents: int, l0: float) -> csc_matrix:
+    """Activations of latents whose densities differ a hundredfold, and which are on for four tokens at a time."""
+    density = 1 / np.linspace(1, 100, n_latents)
+    counts = np.maximum(10, density / density.sum() * l0 * n_tokens / 4).astype(int)
+    latent = np.repeat(np.arange(n_latents), counts * 4)
+    place = (rng.integers(n_tokens - 4, size=counts.sum())[:, None] + np.arange(4)).ravel()
+    found = csc_matrix((np.ones(len(place)), (place, latent)), shape=(n_tokens, n_latents))
+    found.data = rng.exponential(size=found.nnz).astype(np.float32)
+    return found
+
+
+def test_four_thousand_latents_are_ten_megabytes_and_painted_in_two_seconds(browser: Page, tmp_path: Path) -> None:
+    rng, n_tokens, widths = np.random.default_rng(0), 100_000 - 100_000 % WINDOW, (100, 300, 1_000, 2_600)
+    saes = [Shown(f"S/{i}", REFERENCE, init_sae(jax.random.key(i), 8, width)) for i, width in enumerate(widths)]
+    activities = []
+    for one in saes:
+        acts = bursts(rng, n_tokens, one.n_latents, 8)
+        fvus, density = np.linspace(1, 0.2, one.n_latents), np.diff(acts.indptr) / n_tokens
+        activities.append(Activity(acts, 0.2, fvus, 8.0, column_max(acts), density))
+    pieces = [f" word{i}" for i in range(5_000)]
+    text = Text(rng.integers(5_000, size=(n_tokens // WINDOW, WINDOW)), np.arange(n_tokens // WINDOW) % 8 > 0, pieces)
+    matrix = Activations("x", (np.zeros((1, 8), np.float32),))
+    source = Source(text, matrix, np.arange(n_tokens), np.arange(n_tokens), SITE, None)
+    file = tmp_path / "large.html"
+    file.write_text(page("large", collect(source, relate(saes, activities, n_tokens))), encoding="utf-8")
+    assert file.stat().st_size < 10e6
+    assert browser.open(file) < 2_000
+    assert browser.js("nLatents") == 4_000
+    assert browser.js("Math.min(...Array.from({length: nLatents}, (_, id) => contextsOf(id).length))") > 8
+    drawn(browser, "#id=S/3/0")
+    assert len(browser.texts(".context")) == 20
+    browser.js("start = performance.now(); found = search('pattern', '@word~ .{1,3} !word~')")
+    assert browser.js("found.message") == ""
+    assert browser.js("performance.now() - start") < 10_000

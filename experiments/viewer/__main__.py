@@ -18,10 +18,11 @@ from experiments.common.options import parse
 from experiments.viewer.activity import measure
 from experiments.viewer.collect import Shapes, collect, relate
 from experiments.viewer.page import page
+from experiments.viewer.relations import LEAST_EDGE
 from experiments.viewer.runs import Wanted, is_toy, read_runs
 from experiments.viewer.text import Given, Source, open_source
 from experiments.viewer.toy_runs import toy_run
-from toy.checks import SEED, Whole, check_fields, quoted
+from toy.checks import POSITIVE, SEED, Whole, check_fields, quoted
 from toy.data.store import MANIFEST
 from toy.files.atomic import prepare, writing
 
@@ -46,6 +47,8 @@ class Options:
     """Contexts of each latent with its largest activations."""
     n_quantiles: int = Shapes._field_defaults["n_quantiles"]
     """Other contexts of each latent, evenly by rank of their largest activation."""
+    least_edge: float = LEAST_EDGE
+    """Edges of the trees of latents have more than this weight."""
     corpus: Path | None = None
     """Stories for a model to read, a line <|endoftext|> after each; default: the built-in corpus."""
     tokenizer: Path | None = None
@@ -58,7 +61,7 @@ class Options:
     """The file."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed=SEED, n_tokens=Whole(), n_top=Whole(), n_quantiles=Whole(0))
+        check_fields(self, seed=SEED, n_tokens=Whole(), n_top=Whole(), n_quantiles=Whole(0), least_edge=POSITIVE)
         if not self.runs:
             raise ValueError("runs: give at least one folder or file with SAEs")
         if missing := [path for path in (*self.runs, self.acts, self.corpus) if path and not path.exists()]:
@@ -98,7 +101,7 @@ def _of_model(options: Options, runs: list[Path]) -> tuple[str, dict[str, Any]]:
         for one in saes:
             activities.append(measure(one, source))
             print(f"{one.name}: {one.n_latents} latents, L0 {activities[-1].l0:.2f}, FVU {activities[-1].fvu:.4f}")
-        book = relate(saes, activities, source.text.n_tokens)
+        book = relate(saes, activities, source.text.n_tokens, options.least_edge)
         for tree in book.trees:
             n_edges = int((tree.parent >= 0).sum())
             print(f"{tree.name}: {n_edges:,} of {int((tree.parent >= -1).sum()):,} latents have a parent")

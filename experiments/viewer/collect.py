@@ -34,6 +34,7 @@ class Book(NamedTuple):
     activities: Sequence[Activity]
     trees: list[LatentTree]
     match: Best  # [n_all n_saes], the most correlated latent of every SAE; −1 in the latent's own
+    least_edge: float  # of the trees
 
     @property
     def first(self) -> Int[np.ndarray, " n_saes+1"]:
@@ -62,7 +63,9 @@ def packed(array: np.ndarray | Sequence[Any], kind: str) -> dict[str, str]:
     return {"type": kind, "data": base64.b64encode(flat.tobytes()).decode()}
 
 
-def relate(saes: Sequence[Shown], activities: Sequence[Activity], n_tokens: int) -> Book:
+def relate(
+    saes: Sequence[Shown], activities: Sequence[Activity], n_tokens: int, least_edge: float = relations.LEAST_EDGE
+) -> Book:
     first = np.cumsum([0, *(one.n_latents for one in saes)])
     match = Best(np.full((first[-1], len(saes)), -1), np.full((first[-1], len(saes)), np.nan))
     for s, a in enumerate(activities):
@@ -72,7 +75,7 @@ def relate(saes: Sequence[Shown], activities: Sequence[Activity], n_tokens: int)
                 best, own = relations.best_of_rows(of_pair, 1), slice(first[i], first[i + 1])
                 match.column[own, j] = np.where(best.column >= 0, first[j] + best.column, -1)[:, 0]
                 match.value[own, j] = best.value[:, 0]
-    return Book(saes, activities, relations.trees(saes, activities), match)
+    return Book(saes, activities, relations.trees(saes, activities, least_edge), match, least_edge)
 
 
 def collect(source: Source, book: Book, shapes: Shapes = Shapes()) -> dict[str, Any]:  # noqa: B008
@@ -87,7 +90,7 @@ def collect(source: Source, book: Book, shapes: Shapes = Shapes()) -> dict[str, 
     return {
         "site": source.site,
         "n_tokens": text.n_tokens,
-        "least_edge": relations.LEAST_EDGE,
+        "least_edge": book.least_edge,
         "window": WINDOW,
         "pieces": text.pieces,
         "tokens": _ids(text.tokens, text.pieces),

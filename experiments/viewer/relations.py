@@ -89,10 +89,10 @@ def edge_weights(smaller: csc_matrix, larger: csc_matrix) -> csr_matrix:
     return found
 
 
-def parents(smaller: csc_matrix, larger: csc_matrix) -> Best:
-    """The best parent of every latent of the larger SAE, where an edge is above `LEAST_EDGE`."""
+def parents(smaller: csc_matrix, larger: csc_matrix, least: float = LEAST_EDGE) -> Best:
+    """The best parent of every latent of the larger SAE, where its edge has more than the least weight."""
     best = best_of_rows(edge_weights(smaller, larger), 1)
-    weak = ~(best.value > LEAST_EDGE)
+    weak = ~(best.value > least)
     best.column[weak], best.value[weak] = ROOT, np.nan
     return best
 
@@ -154,16 +154,16 @@ def logit_effects(lm: LM, directions: Float[np.ndarray, "n_latents d_in"], k: in
     return raised, lowered
 
 
-def trees(saes: Sequence[Shown], activities: Sequence[Activity]) -> list[LatentTree]:
+def trees(saes: Sequence[Shown], activities: Sequence[Activity], least: float = LEAST_EDGE) -> list[LatentTree]:
     """One tree over the reference SAEs by width, and one over the prefixes of each Matryoshka SAE."""
     widths = {one.n_latents: i for i, one in reversed(list(enumerate(saes))) if one.kind == REFERENCE}
     ladder = [Level(widths[width], 0, width) for width in sorted(widths)]
-    found = [_tree("reference SAEs", ladder, saes, activities)] if len(ladder) > 1 else []
+    found = [_tree("reference SAEs", ladder, saes, activities, least)] if len(ladder) > 1 else []
     for i, one in enumerate(saes):
         if one.kind == MATRYOSHKA:
             ends = [end for end in levels_of(one, sorted(widths)) if end]
             levels = [Level(i, first, end) for first, end in zip([0, *ends], ends, strict=False)]
-            found.append(_tree(f"prefixes of {one.name}", levels, saes, activities))
+            found.append(_tree(f"prefixes of {one.name}", levels, saes, activities, least))
     return found
 
 
@@ -174,7 +174,9 @@ def levels_of(one: Shown, widths: Sequence[int]) -> list[int]:
     return sorted({*own, n})
 
 
-def _tree(name: str, levels: list[Level], saes: Sequence[Shown], activities: Sequence[Activity]) -> LatentTree:
+def _tree(
+    name: str, levels: list[Level], saes: Sequence[Shown], activities: Sequence[Activity], least: float
+) -> LatentTree:
     first = np.cumsum([0, *(one.n_latents for one in saes)])
     tree = LatentTree(name, levels, np.full(first[-1], NOWHERE), np.full(first[-1], np.nan))
     for i, level in enumerate(levels):
@@ -184,7 +186,7 @@ def _tree(name: str, levels: list[Level], saes: Sequence[Shown], activities: Seq
             above = levels[i - 1]  # within one SAE, the whole prefix before this level
             start = 0 if above.sae == level.sae else above.first
             smaller = activities[above.sae].acts[:, start : above.end]
-            best = parents(smaller, activities[level.sae].acts[:, level.first : level.end])
+            best = parents(smaller, activities[level.sae].acts[:, level.first : level.end], least)
             tree.parent[own] = np.where(best.column >= 0, first[above.sae] + start + best.column, ROOT)[:, 0]
             tree.weight[own] = best.value[:, 0]
     return tree

@@ -20,7 +20,7 @@ from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows
 from toy.lm.weights import load_model, model_digest
 
 WINDOW = 32  # tokens
-CHUNK = 4_096  # rows of activations in memory at once
+CHUNK = 2_048  # rows of activations in memory at once
 MOST_CONTEXT = 512  # tokens of a story that a model reads at once
 N_TOKENS_A_STORY = 50  # at least, on average: how many stories are read for a number of tokens
 
