@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from experiments.viewer import contexts, relations
 from experiments.viewer.activity import measure
 from experiments.viewer.collect import TYPES, Shapes, collect, packed, relate
 from experiments.viewer.contexts import Column
-from experiments.viewer.page import page
+from experiments.viewer.page import SCRIPTS, page
 from experiments.viewer.runs import MATRYOSHKA, REFERENCE, Shown, Wanted, read_runs
 from experiments.viewer.text import WINDOW, Given, open_source, source_of, windows
 from experiments.viewer.toy_runs import toy_run
@@ -233,6 +234,14 @@ def test_no_text_can_leave_the_element_that_holds_the_data(case: Case) -> None:
     assert "innerHTML" not in text
     with pytest.raises(ValueError, match="JSON"):
         page("", {"x": float("nan")})
+
+
+def test_the_parts_of_the_page_are_installed_with_the_code() -> None:
+    root = Path(__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    parts = [file for file in (root / "experiments/viewer").iterdir() if file.suffix in (".html", ".css", ".js")]
+    assert len(parts) == len(SCRIPTS) + 2
+    assert all(any(file.match(pattern) for pattern in patterns["experiments.viewer"]) for file in parts)
 
 
 def chain_stage(folder: Path, case: Case, family: str, l0s: list[float], of: str = "activations-x") -> None:

@@ -325,7 +325,11 @@ def test_keys_lead_through_the_page(tab: Page) -> None:
     assert "whatever its case" in tab.texts("#help")[0]
     tab.press("Escape")
     tab.wait("!document.getElementById('help').open")
-    drawn(tab, "#id=S/0/1&over=S/1/1&beside=S/2/1")
+    drawn(tab, "#id=S/0/1&beside=S/2/1")
+    tab.js("document.querySelector('.relation .button').focus()")
+    tab.press("Enter")
+    tab.wait("location.hash.includes('over=S%2F1%2F1')")
+    assert tab.js("document.activeElement.getAttribute('aria-pressed')") == "true"  # it was drawn anew
     tab.press("Escape")
     tab.wait("location.hash === '#id=S%2F0%2F1'")
 

@@ -32,6 +32,15 @@ function draw() {
   }
 }
 
+// The element that had the focus may have been drawn anew: then its successor, which has the same label, gets it.
+function drawKeepingFocus() {
+  const label = document.activeElement.getAttribute("aria-label");
+  draw();
+  if (document.activeElement !== document.body || !label || label === "search") return;
+  const same = [...document.querySelectorAll("[aria-label]")].find((one) => one.getAttribute("aria-label") === label);
+  if (same) same.focus({preventScroll: true});
+}
+
 function mark(state) {
   $("#side").querySelectorAll("a.latent").forEach((link) => {
     const isShown = nameOf(Number(link.dataset.id)) === state.id;
@@ -92,7 +101,7 @@ function showHelp() {
   $("#help").showModal();
 }
 
-addEventListener("hashchange", draw);
+addEventListener("hashchange", drawKeepingFocus);
 addEventListener("keydown", onKey);
 $("#help-button").addEventListener("click", showHelp);
 draw();

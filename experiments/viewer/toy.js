@@ -12,7 +12,10 @@ function drawToy(state) {
     return select;
   };
   const slider = el("input", {type: "range", min: 0, max: last, value: at, "aria-label": "training step", disabled: last === 0,
-    input: () => fillToy(toy, seed, Number(slider.value)), change: () => go({step: slider.value})});
+    input: () => {
+      fillToy(toy, seed, Number(slider.value));
+      history.replaceState(null, "", hashWith({step: slider.value})); // draws nothing anew, so the slider keeps the focus
+    }});
   $("#page").replaceChildren(
     el("p", {}, choose("run", toys.map((one, i) => [i, one.name, i === index])), " ",
       choose("seed", toy.seeds.map((one) => [one.seed, `seed ${one.seed}`, one === seed]))),

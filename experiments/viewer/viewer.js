@@ -245,7 +245,7 @@ function neighbours(id) {
 
 const pinButton = (id, state) => {
   const isPinned = state.over === nameOf(id);
-  return el("a", {class: "button", role: "button", "aria-pressed": String(isPinned), href: hashWith({over: isPinned ? null : nameOf(id)})}, isPinned ? "lift" : "lay over");
+  return el("a", {class: "button", role: "button", "aria-pressed": String(isPinned), "aria-label": `lay ${nameOf(id)} over`, href: hashWith({over: isPinned ? null : nameOf(id)})}, isPinned ? "lift" : "lay over");
 };
 
 function contextList(id, state, isMain) {
