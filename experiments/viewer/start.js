@@ -90,13 +90,13 @@ function closeNode(node) {
 function showHelp() {
   const table = (pairs) => el("table", {}, pairs.map(([name, told]) => el("tr", {}, el("th", {scope: "row"}, el("code", {}, name)), el("td", {}, told))));
   $("#help").replaceChildren(
+    el("form", {method: "dialog"}, el("button", {}, "Close")),
     el("h2", {}, "Keys"), table(KEYS),
     el("h2", {}, "Patterns of tokens"), table(HELP_PATTERN),
     el("h2", {}, "Colours"),
     el("p", {}, "A token is shaded by the latent's activation, relative to its largest. With another latent laid over it, an underline shows where that is on, and a dashed frame where it is silent while the shown latent is on: a hole."),
     el("h2", {}, "Trees"),
     el("p", {}, "For a latent A of an SAE and B of the next larger one (or of a Matryoshka SAE's prefix and of what the next prefix adds), the weight is the cosine of their activations over the tokens where B is on, times max(B) / max(A). A latent with several parents is below the best one."),
-    el("form", {method: "dialog"}, el("button", {}, "Close")),
   );
   $("#help").showModal();
 }

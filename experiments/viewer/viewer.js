@@ -4,6 +4,7 @@
 
 const MOST_ROWS = 300; // of a list, before a button shows more
 const LEAD = 8; // tokens shown before a context
+const OF_CONTEXTS = "Contexts by their largest activation; in front, the share of contexts with no larger one.";
 const $ = (selector) => document.querySelector(selector);
 
 // An element with attributes, of which functions are listeners, and children: elements or text.
@@ -183,8 +184,7 @@ function latentArticle(id, state, isMain) {
   const article = el("article", {"data-latent": id}, el("h2", {}, el("a", {href: hashWith({id: nameOf(id), over: null, beside: null})}, nameOf(id)), " ", labels(id)));
   article.append(facts(id), histogram(id));
   if (isMain) article.append(...relations(id, state));
-  article.append(el("p", {class: "note"}, "Contexts by their largest activation; in front, the share of contexts with no larger one."));
-  if (isMain) article.append(el("p", {id: "over", class: "note", "aria-live": "polite"}, ""));
+  article.append(el("p", {id: isMain ? "over" : null, class: "note", "aria-live": "polite"}, OF_CONTEXTS));
   article.append(contextList(id, state, isMain));
   if (isMain) article.append(...neighbours(id), DATA.latents.raised ? effects(id) : "");
   return article;
@@ -328,5 +328,5 @@ function layOver(id) {
   });
   $("#over").textContent = acts
     ? `${nameOf(id)} over ${nameOf(shown.id)}: on at ${counts.both} of its ${counts.both + counts.hole} tokens here, silent at ${counts.hole} (dashed), and on at ${counts.extra} others.`
-    : id >= 0 && id !== shown.id ? `The page does not have ${nameOf(id)} on these contexts.` : "";
+    : id >= 0 && id !== shown.id ? `The page does not have ${nameOf(id)} on these contexts.` : OF_CONTEXTS;
 }
