@@ -35,7 +35,9 @@ function latentOf(name) {
 
 // The entries of a row of {k, column, value} that are there.
 function bestOf(table, row) {
-  const columns = unpack(table.column), values = unpack(table.value), found = [];
+  const columns = unpack(table.column),
+    values = unpack(table.value),
+    found = [];
   for (let i = row * table.k; i < (row + 1) * table.k; i++) {
     if (columns[i] >= 0) found.push({id: columns[i], value: values[i]});
   }
@@ -44,8 +46,10 @@ function bestOf(table, row) {
 
 // The contexts of a latent: the window of each, and its quantile.
 function contextsOf(id) {
-  const start = unpack(DATA.contexts.start), windows = unpack(DATA.contexts.window);
-  const quantiles = unpack(DATA.contexts.quantile), found = [];
+  const start = unpack(DATA.contexts.start),
+    windows = unpack(DATA.contexts.window);
+  const quantiles = unpack(DATA.contexts.quantile),
+    found = [];
   for (let i = start[id]; i < start[id + 1]; i++) found.push({window: windows[i], quantile: quantiles[i]});
   return found;
 }
@@ -58,8 +62,10 @@ const partnersOf = (id) =>
 function actsOn(owner, partner) {
   const at = partnersOf(owner).indexOf(partner);
   if (at < 0) return null;
-  const pair = unpack(DATA.pairs.start)[owner] + at, entry = unpack(DATA.pairs.entry);
-  const places = unpack(DATA.entries.place), values = unpack(DATA.entries.value);
+  const pair = unpack(DATA.pairs.start)[owner] + at,
+    entry = unpack(DATA.pairs.entry);
+  const places = unpack(DATA.entries.place),
+    values = unpack(DATA.entries.value);
   const acts = new Uint8Array(contextsOf(owner).length * DATA.window);
   for (let i = entry[pair]; i < entry[pair + 1]; i++) acts[places[i]] = values[i];
   return acts;
@@ -80,7 +86,8 @@ const labelsOf = (id) => {
 // The windows of the story that a window is of.
 function storyOf(window) {
   const follows = unpack(DATA.follows);
-  let first = window, end = window + 1;
+  let first = window,
+    end = window + 1;
   while (follows[first]) first--;
   while (end < follows.length && follows[end]) end++;
   return {first, end};
@@ -91,7 +98,10 @@ const treeViews = (DATA.trees || []).map((tree) => ({...tree, made: null}));
 function treeView(index) {
   const tree = treeViews[index];
   if (!tree.made) {
-    const parent = unpack(tree.parent), below = new Uint32Array(nLatents), children = new Map(), roots = [];
+    const parent = unpack(tree.parent),
+      below = new Uint32Array(nLatents),
+      children = new Map(),
+      roots = [];
     const members = tree.levels.flatMap(([first, end]) => Array.from({length: end - first}, (_, i) => first + i));
     for (const id of [...members].reverse()) {
       if (parent[id] >= 0) below[parent[id]] += below[id] + 1;

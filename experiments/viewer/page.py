@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("data.js", "pattern.js", "search.js", "viewer.js", "toy.js", "start.js")
+SCRIPTS = ("data.js", "pattern.js", "search.js", "viewer.js", "latent.js", "contexts.js", "toy.js", "start.js")
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 

@@ -30,9 +30,13 @@ function patternTokens(text) {
     ["word", /(?:\\.|[^\s"[\](){}^@!|*+?.\\])+/uy],
   ];
   const found = [];
-  for (let at = 0; at < text.length; ) {
+  for (let at = 0; at < text.length;) {
     const hit = rules.map(([kind, rule]) => ((rule.lastIndex = at), [kind, rule.exec(text)])).find(([, part]) => part);
-    if (!hit) throw new PatternError(`“${text[at]}” at ${at + 1} ${text[at] === '"' ? "has no closing quote" : "is not understood; write a backslash before a sign"}`);
+    if (!hit)
+      throw new PatternError(
+        `“${text[at]}” at ${at + 1} ` +
+          (text[at] === '"' ? "has no closing quote" : "is not understood; write a backslash before a sign"),
+      );
     const [kind, [part]] = hit;
     if (kind !== "space") found.push({kind, text: part, at});
     at += part.length;
@@ -48,12 +52,20 @@ function tokenTest({kind, text}) {
   }
   if (kind === "class") {
     const rule = {
-      w: /^\s*\p{L}+\s*$/u, d: /\d/, p: /^\s*\p{P}+\s*$/u, u: /^\s*\p{Lu}/u, s: /^\s/,
+      w: /^\s*\p{L}+\s*$/u,
+      d: /\d/,
+      p: /^\s*\p{P}+\s*$/u,
+      u: /^\s*\p{Lu}/u,
+      s: /^\s/,
     }[text[1]];
     return (piece) => rule.test(piece);
   }
-  const open = text.startsWith("~"), close = text.length > 1 && text.endsWith("~") && !text.endsWith("\\~");
-  const word = text.slice(open ? 1 : 0, close ? -1 : undefined).replace(/\\(.)/gu, "$1").toLowerCase();
+  const open = text.startsWith("~"),
+    close = text.length > 1 && text.endsWith("~") && !text.endsWith("\\~");
+  const word = text
+    .slice(open ? 1 : 0, close ? -1 : undefined)
+    .replace(/\\(.)/gu, "$1")
+    .toLowerCase();
   if (!word) throw new PatternError("~ needs text before or after it");
   const plain = (piece) => piece.trim().toLowerCase();
   if (open && close) return (piece) => plain(piece).includes(word);
@@ -130,7 +142,8 @@ class PatternParser {
   one() {
     if (this.take(".")) return () => true;
     if (this.take("[")) {
-      const not = this.take("^"), tests = [];
+      const not = this.take("^"),
+        tests = [];
       while (!this.take("]")) tests.push(this.token("a class [ has no closing ]"));
       return (piece) => tests.some((test) => test(piece)) !== not;
     }
@@ -152,7 +165,8 @@ class PatternParser {
 function compilePattern(text) {
   const states = [];
   const add = (state) => {
-    if (states.length >= MOST_STATES) throw new PatternError(`the pattern is too long: it has more than ${MOST_STATES} parts`);
+    if (states.length >= MOST_STATES)
+      throw new PatternError(`the pattern is too long: it has more than ${MOST_STATES} parts`);
     return states.push({...state, number: states.length}) - 1;
   };
   // The first state of `node`, after which comes the state `then`. States are made from the end.
@@ -178,7 +192,8 @@ function compilePattern(text) {
 // The longest match from each place of a context, without overlaps: [[first, end]…]. `budget.steps` counts down.
 function matches(pattern, ids, acts, budget) {
   const found = [];
-  const {states, accept} = pattern, seen = new Int32Array(states.length).fill(-1);
+  const {states, accept} = pattern,
+    seen = new Int32Array(states.length).fill(-1);
   let round = 0;
   const follow = (number, list) => {
     const stack = [number];
@@ -192,8 +207,9 @@ function matches(pattern, ids, acts, budget) {
     }
   };
   const length = ids.indexOf(DATA.pieces.length) < 0 ? ids.length : ids.indexOf(DATA.pieces.length);
-  for (let start = 0; start < length; ) {
-    let current = [], end = -1;
+  for (let start = 0; start < length;) {
+    let current = [],
+      end = -1;
     round++;
     follow(pattern.first, current);
     for (let place = start; current.length && place < length; place++) {
@@ -214,7 +230,7 @@ function matches(pattern, ids, acts, budget) {
 
 // Whether a token is what a state waits for; tests of texts are kept by id.
 function holds(state, id, act) {
-  if (state.active !== null && state.active !== (act > 0)) return false;
+  if (state.active !== null && state.active !== act > 0) return false;
   const memo = (state.token.memo ??= new Int8Array(DATA.pieces.length + 1));
   if (!memo[id]) memo[id] = state.token.test(pieceOf(id)) ? 1 : -1;
   return memo[id] === 1;

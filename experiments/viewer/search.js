@@ -8,20 +8,27 @@ let mostSteps = MOST_STEPS;
 function finderOf(mode, query) {
   if (mode === "pattern") {
     const pattern = compilePattern(query);
-    const budget = {steps: mostSteps, message: `stopped after ${mostSteps.toLocaleString("en")} steps: make the pattern shorter`};
+    const budget = {
+      steps: mostSteps,
+      message: `stopped after ${mostSteps.toLocaleString("en")} steps: make the pattern shorter`,
+    };
     return {usesActs: pattern.usesActs, find: (window, acts) => matches(pattern, idsOf(window), acts, budget)};
   }
   const wanted = query.toLowerCase();
   if (mode === "token") {
     const isWanted = DATA.pieces.map((piece) => piece.trim().toLowerCase() === wanted.trim());
-    return {usesActs: false, find: (window) => [...idsOf(window)].flatMap((id, i) => (isWanted[id] ? [[i, i + 1]] : []))};
+    return {
+      usesActs: false,
+      find: (window) => [...idsOf(window)].flatMap((id, i) => (isWanted[id] ? [[i, i + 1]] : [])),
+    };
   }
   return {usesActs: false, find: (window) => textMatches(idsOf(window), wanted)};
 }
 
 // The tokens in which a text lies, wherever it begins.
 function textMatches(ids, wanted) {
-  const ends = [], found = [];
+  const ends = [],
+    found = [];
   let text = "";
   for (const id of ids) ends.push((text += pieceOf(id).toLowerCase()).length);
   for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + wanted.length)) {
@@ -45,12 +52,15 @@ function hitsOf(finder, id, known) {
 // {rows, message}: latents with a match, those first whose activation lies most on matches. A pattern that takes too
 // long, or cannot be read, has a message.
 function search(mode, query) {
-  const rows = [], known = new Map();
-  let message = "", id = 0;
+  const rows = [],
+    known = new Map();
+  let message = "",
+    id = 0;
   try {
     const finder = finderOf(mode, query);
     for (; id < nLatents; id++) {
-      const hits = hitsOf(finder, id, known), acts = actsOn(id, id);
+      const hits = hitsOf(finder, id, known),
+        acts = actsOn(id, id);
       const count = hits.filter((found) => found.length).length;
       if (count) rows.push({id, count, n: hits.length, share: shareOn(hits, acts)});
     }
@@ -66,7 +76,8 @@ function search(mode, query) {
 
 // The share of a latent's activation on its contexts that lies on the matches.
 function shareOn(hits, acts) {
-  let on = 0, all = 0;
+  let on = 0,
+    all = 0;
   for (const act of acts) all += act;
   hits.forEach((found, slot) => {
     for (const [first, end] of found) {

@@ -1,21 +1,32 @@
 "use strict";
 // Draws what the hash says, whenever it changes; keys; help.
 
-const VIEWS = {...(SAES.length ? {tree: "Tree", list: "List", search: "Search"} : {}), ...(DATA.toys ? {toy: "Toy"} : {})};
+const VIEWS = {
+  ...(SAES.length ? {tree: "Tree", list: "List", search: "Search"} : {}),
+  ...(DATA.toys ? {toy: "Toy"} : {}),
+};
 const KEYS = [
-  ["/", "search"], ["j  k", "next and previous latent of the SAE"],
-  ["↑ ↓", "move in the tree or list"], ["→ ←", "open and close a node of the tree"],
-  ["t  l  y", "tree, list, toy"], ["Esc", "lift what is laid over, close what is beside"], ["?", "help"],
+  ["/", "search"],
+  ["j  k", "next and previous latent of the SAE"],
+  ["↑ ↓", "move in the tree or list"],
+  ["→ ←", "open and close a node of the tree"],
+  ["t  l  y", "tree, list, toy"],
+  ["Esc", "lift what is laid over, close what is beside"],
+  ["?", "help"],
 ];
 let drawn = {};
 
 function draw() {
-  const state = stateOf(location.hash), old = drawn;
+  const state = stateOf(location.hash),
+    old = drawn;
   if (!VIEWS[state.view]) state.view = Object.keys(VIEWS)[0];
   drawn = state;
   const changed = (...names) => names.some((name) => state[name] !== old[name]);
-  $("#views").replaceChildren(...Object.keys(VIEWS).map((view) =>
-    el("a", {href: hashWith({view}), "aria-current": view === state.view ? "page" : null}, VIEWS[view])));
+  $("#views").replaceChildren(
+    ...Object.keys(VIEWS).map((view) =>
+      el("a", {href: hashWith({view}), "aria-current": view === state.view ? "page" : null}, VIEWS[view]),
+    ),
+  );
   document.body.dataset.view = state.view;
   if (state.view === "toy") {
     $("#side").replaceChildren();
@@ -23,7 +34,9 @@ function draw() {
     return;
   }
   if (changed("view", "tree", "sae", "order", "mode", "q")) drawSide(state);
-  $("#side").querySelectorAll("a.latent").forEach((link) => (link.href = hashWith({id: nameOf(Number(link.dataset.id)), over: null, beside: null})));
+  $("#side")
+    .querySelectorAll("a.latent")
+    .forEach((link) => (link.href = hashWith({id: nameOf(Number(link.dataset.id)), over: null, beside: null})));
   mark(state);
   drawPage(state);
   if (changed("id") && old.view) {
@@ -42,15 +55,19 @@ function drawKeepingFocus() {
 }
 
 function mark(state) {
-  $("#side").querySelectorAll("a.latent").forEach((link) => {
-    const isShown = nameOf(Number(link.dataset.id)) === state.id;
-    if (isShown) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
-  });
+  $("#side")
+    .querySelectorAll("a.latent")
+    .forEach((link) => {
+      const isShown = nameOf(Number(link.dataset.id)) === state.id;
+      if (isShown) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    });
 }
 
 function step(by) {
-  const id = shownLatent(), sae = id >= 0 ? saeOf(id) : SAES[0], next = id >= 0 ? id + by : sae.first;
+  const id = shownLatent(),
+    sae = id >= 0 ? saeOf(id) : SAES[0],
+    next = id >= 0 ? id + by : sae.first;
   if (next >= sae.first && next < sae.end) go({id: nameOf(next), over: null, beside: null});
 }
 
@@ -68,15 +85,22 @@ function onKey(event) {
   }
   const node = document.activeElement.closest("li[data-node]");
   const actions = {
-    "/": () => $("#side input") ? $("#side input").focus() : SAES.length && go({view: "search"}),
-    j: () => step(1), k: () => step(-1),
-    ArrowDown: () => moveFocus(1), ArrowUp: () => moveFocus(-1),
-    ArrowRight: () => node && expand(node, true), ArrowLeft: () => node && closeNode(node),
-    t: () => VIEWS.tree && go({view: "tree"}), l: () => VIEWS.list && go({view: "list"}), y: () => VIEWS.toy && go({view: "toy"}),
-    Escape: () => go({over: null, beside: null}), "?": showHelp,
+    "/": () => ($("#side input") ? $("#side input").focus() : SAES.length && go({view: "search"})),
+    j: () => step(1),
+    k: () => step(-1),
+    ArrowDown: () => moveFocus(1),
+    ArrowUp: () => moveFocus(-1),
+    ArrowRight: () => node && expand(node, true),
+    ArrowLeft: () => node && closeNode(node),
+    t: () => VIEWS.tree && go({view: "tree"}),
+    l: () => VIEWS.list && go({view: "list"}),
+    y: () => VIEWS.toy && go({view: "toy"}),
+    Escape: () => go({over: null, beside: null}),
+    "?": showHelp,
   };
   const inSide = $("#side").contains(document.activeElement);
-  if (!actions[event.key] || (event.key.startsWith("Arrow") && !inSide && document.activeElement !== document.body)) return;
+  if (!actions[event.key] || (event.key.startsWith("Arrow") && !inSide && document.activeElement !== document.body))
+    return;
   event.preventDefault();
   actions[event.key]();
 }
@@ -88,15 +112,33 @@ function closeNode(node) {
 }
 
 function showHelp() {
-  const table = (pairs) => el("table", {}, pairs.map(([name, told]) => el("tr", {}, el("th", {scope: "row"}, el("code", {}, name)), el("td", {}, told))));
+  const table = (pairs) =>
+    el(
+      "table",
+      {},
+      pairs.map(([name, told]) => el("tr", {}, el("th", {scope: "row"}, el("code", {}, name)), el("td", {}, told))),
+    );
   $("#help").replaceChildren(
     el("form", {method: "dialog"}, el("button", {}, "Close")),
-    el("h2", {}, "Keys"), table(KEYS),
-    el("h2", {}, "Patterns of tokens"), table(HELP_PATTERN),
+    el("h2", {}, "Keys"),
+    table(KEYS),
+    el("h2", {}, "Patterns of tokens"),
+    table(HELP_PATTERN),
     el("h2", {}, "Colours"),
-    el("p", {}, "A token is shaded by the latent's activation, relative to its largest. With another latent laid over it, an underline shows where that is on, and a dashed frame where it is silent while the shown latent is on: a hole."),
+    el(
+      "p",
+      {},
+      "A token is shaded by the latent's activation, relative to its largest. With another latent laid over it, an " +
+        "underline shows where that is on, and a dashed frame where it is silent while the shown latent is on: a hole.",
+    ),
     el("h2", {}, "Trees"),
-    el("p", {}, "For a latent A of an SAE and B of the next larger one (or of a Matryoshka SAE's prefix and of what the next prefix adds), the weight is the cosine of their activations over the tokens where B is on, times max(B) / max(A). A latent with several parents is below the best one."),
+    el(
+      "p",
+      {},
+      "For a latent A of an SAE and B of the next larger one (or of a Matryoshka SAE's prefix and of what the next " +
+        "prefix adds), the weight is the cosine of their activations over the tokens where B is on, times " +
+        "max(B) / max(A). A latent with several parents is below the best one.",
+    ),
   );
   $("#help").showModal();
 }
