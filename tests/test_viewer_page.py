@@ -265,6 +265,7 @@ def test_patterns_of_tokens(tab: Page, pattern: str, expected: list[list[int]]) 
         ("* x", "“*” at 1 stands where a token is expected"),
         ("x{3,2}", "{3,2}: the second number is the larger one"),
         ("~", "~ needs text before or after it"),
+        ("x{2001}", "the pattern is too long: it has more than 2000 parts"),
         ("x{999999}", "the pattern is too long: it has more than 2000 parts"),
         ("((x{50}){50}){50}", "the pattern is too long: it has more than 2000 parts"),
         ("(" * 50_000, "the pattern is nested too deeply"),
