@@ -3,7 +3,7 @@
 import sys
 
 TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
-THEORY = ("theory.identifiability", "theory.mixing", "theory.recovery")
+THEORY = ("theory.corrector", "theory.identifiability", "theory.mixing", "theory.recovery")
 STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
 LANGUAGE_SET = ("tinystories",)  # three figures

@@ -138,7 +138,7 @@ def with_defaults(sweep: Sweep) -> dict[str, Any]:
 
 
 def misses(cell: Cell, row: Stored) -> bool:
-    """Whether the L0 that a controller aims at is far from what it ends at."""
+    """Returns whether a controller ends far from the L0 at which it aims."""
     metrics = row.metrics or {}
     l0, target = metrics.get("l0"), metrics.get("target_l0")
     is_controlled = cell.training.control_rate > 0 and method_of(cell).method.controls_l0

@@ -119,7 +119,7 @@ def check(cfg: Config) -> None:
 
 
 def _source(cfg: Config, seed: int) -> Source | Stream:
-    """What --data names."""
+    """Returns the activations or the model that --data names."""
     assert cfg.data is not None
     if str(cfg.data) == BENCHMARK:
         return synthsaebench(SynthSAEBench())

@@ -15,7 +15,7 @@ from experiments.common.experiment import Experiment
 
 
 def exit_code(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """What a command exits with."""
+    """Returns the exit status of a command."""
     monkeypatch.setattr(sys, "argv", ["python -m", *map(str, arguments)])
     try:
         main()
@@ -25,7 +25,7 @@ def exit_code(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *argume
 
 
 def command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
-    """What `python -m experiments.NAME ARGUMENTS` exits with, and without a name `python -m experiments`."""
+    """Returns the exit status of `python -m experiments.NAME ARGUMENTS`; without a name, of `python -m experiments`."""
     main = partial(cli.main, experiment(name)) if name else __main__.main
     return exit_code(main, monkeypatch, *arguments)
 

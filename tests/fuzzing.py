@@ -1,4 +1,4 @@
-"""What the fuzz run is made of: damage to bytes and to JSON, and the watch that every input is read under."""
+"""The parts of the fuzz run: damage to bytes and to JSON, and the watch that every input is read under."""
 
 import copy
 import faulthandler
@@ -63,7 +63,7 @@ def watched() -> Iterator[None]:
 
 
 def accepted(read: Callable[..., T], *arguments: Any) -> T | None:
-    """What `read` gives; None if it refuses in one line that says something. All else is a fault."""
+    """Returns what `read` gives, or None if it refuses in one line that says something. All else is a fault."""
     refusal: Exception | None = None
     with watched():
         try:

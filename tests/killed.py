@@ -1,4 +1,4 @@
-"""What tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests.
+"""Jobs that tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests.
 
 With KILL_AT=n in the environment the process kills itself at the n-th call that the code which keeps files makes or
 answers: between opening, writing and renaming, and at the same place each time.
@@ -140,13 +140,13 @@ def sweep(folder: Path) -> None:
 
 
 def run_few(cells: Sequence[Cell]) -> list[Row]:
-    """As `run_cells`, in a worker that has not heard of `few_lanes`."""
+    """Runs cells as `run_cells` does, in a worker that has not heard of `few_lanes`."""
     few_lanes()
     return run_cells(cells)
 
 
 def run_and_die_once(cells: Sequence[Cell]) -> list[Row]:
-    """As `run_cells`, but the first process that gets here is killed; others raise for cells of the seed BROKEN."""
+    """Runs cells, but the first process that gets here is killed; others raise for cells of the seed BROKEN."""
     mark = Path(os.environ["DIED"])
     try:
         mark.touch(exist_ok=False)

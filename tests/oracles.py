@@ -94,7 +94,7 @@ def _summed(states: Iterable[tuple[frozenset[int], float]]) -> dict[frozenset[in
 def within_binomial_bounds(
     count: np.ndarray | float, n: int, prob: np.ndarray | float, sigmas: float = 5
 ) -> np.ndarray:
-    """Whether `count` of `n` draws is believable for a probability; a few counts of slack where it is tiny."""
+    """Returns whether `count` of `n` draws is believable for a probability; a few counts of slack where it is tiny."""
     prob = np.asarray(prob)
     slack = np.where((prob > 0) & (prob < 1), sigmas, 1e-9 * n)
     return np.abs(np.asarray(count) - n * prob) <= sigmas * np.sqrt(n * prob * np.clip(1 - prob, 0, 1)) + slack
@@ -232,7 +232,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def slow_tiny_model(state: dict[str, Any], tokens: np.ndarray, n_heads: int) -> dict[str, np.ndarray]:
-    """What a tiny_model gives at every location, one sequence at a time, in float64."""
+    """Returns the activations of a tiny_model at every location, one sequence at a time, in float64."""
     w = {name: np.asarray(values, np.float64) for name, values in state.items()}
     d, n_layers = w["embed.weight"].shape[1], sum(name.endswith("attn.Q.weight") for name in w)
     out: dict[str, list[np.ndarray]] = {}

@@ -35,7 +35,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float) -> None:
 
 
 def killed(what: str, folder: Path, at: int, **environment: object) -> str:
-    """What a job of killed.py prints until it kills itself at the given call of the code that keeps files."""
+    """Returns what a job of killed.py prints until it kills itself at the given call of the code that keeps files."""
     process = start("killed.py", what, folder, KILL_AT=at, **environment)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output

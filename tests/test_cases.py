@@ -133,7 +133,7 @@ def test_a_tree_is_read_told_drawn_and_sampled_as_its_marginals_say(path: Path) 
 
 
 def record_of(module: Any, cfg: Any) -> dict[str, Any]:
-    """What is written of an experiment."""
+    """Returns the record that an experiment writes."""
     results = module.run(cfg, Work())
     return plain({"config": describe(cfg), "seeds": cfg.seeds, "results": results})
 

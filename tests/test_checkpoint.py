@@ -29,7 +29,7 @@ Train = Callable[..., Any]
 
 
 class StoppedError(Exception):
-    """As good as a kill: nothing is saved on it."""
+    """Stands in for a kill: nothing is saved on it."""
 
 
 def one(source: Any, **more: Any) -> Any:

@@ -40,7 +40,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def ended(error: BaseException) -> int:
-    """What a command exits with that raises this."""
+    """Returns the exit status of a command that raises this."""
     with pytest.raises(SystemExit) as stop, exits.clean_exit():
         raise error
     return int(stop.value.code or 0)
@@ -114,7 +114,7 @@ def test_help_is_shown_in_any_environment(environment: dict[str, str | None], co
 
 @pytest.mark.slow
 def test_a_user_without_name_and_home_gets_help_of_every_command() -> None:
-    """Of the modules that know a cache; `Path.home` raises what it does for such a user."""
+    """This covers the modules that know a cache; `Path.home` raises what it does for such a user."""
     homeless = (
         "import sys, pathlib, runpy\n"
         "def home(*_): raise RuntimeError('Could not determine home directory.')\n"

@@ -139,7 +139,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def check(read: Callable[[Path], Any], path: Path, expected: Any | None) -> bool:
-    """Whether it was read; any error but the two kinds, or a message that is no short line, fails."""
+    """Returns whether it was read; any error but the two kinds, or a message that is no short line, fails."""
     try:
         found = read(path)
     except (ValueError, OSError) as error:

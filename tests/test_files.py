@@ -27,7 +27,7 @@ def rows(i: int) -> dict[str, np.ndarray]:
 
 
 def write_all(folder: Path) -> None:
-    """As on a disk that is full: tells each error, and writes what fits."""
+    """Behaves like a full disk: it tells each error, and writes what fits."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     sae = SAE(*(np.ones(shape, np.float32) for shape in ((90, 90), (90,), (90, 90), (90,))))  # type: ignore[arg-type]
     for write in (

@@ -232,7 +232,7 @@ def sae_folders(draw: st.DrawFn) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def expected_acts(cfg: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """What SAELens gives for folders that it reads without any transformation of activations."""
+    """Returns what SAELens gives for folders that it reads without any transformation of activations."""
     W_enc, b_enc, W_dec, b_dec = (tensors[name].astype(float) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     pre_acts = (x - b_dec if cfg.get("apply_b_dec_to_input", True) else x) @ W_enc + b_enc
     acts = np.maximum(pre_acts, 0)

@@ -1,4 +1,4 @@
-"""What is written is read back equal, whole or not at all; errors name the file."""
+"""Files are read back equal, whole or not at all; errors name the file."""
 
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from commands import exit_code
 
 from experiments import tinystories
 from experiments.common import memory
-from experiments.language import absorption, concepts, saes
+from experiments.language import absorption, concepts, plots, saes
 from experiments.language import chain as language
 from experiments.language.config import LanguageConfig
 from experiments.language.memory import check_memory
@@ -21,7 +21,7 @@ from toy.sae import SAE
 
 
 def command(monkeypatch, *arguments: str) -> int:
-    """What `python -m experiments.tinystories ARGUMENTS` exits with."""
+    """Returns the exit status of `python -m experiments.tinystories ARGUMENTS`."""
     return exit_code(tinystories.main, monkeypatch, *arguments)
 
 
@@ -172,6 +172,33 @@ def test_an_interrupt_says_that_stages_are_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tinystories, "make_tokens", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command(monkeypatch, "--cache", str(tmp_path), "--stage", "tokens") == 130
     assert "finished stages and checkpoints are kept in the cache; the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (("pursuit",), "methods: pursuit: the figures compare SAEs that are trained to a target L0"),
+        (("topk:k=2",), "methods: topk:k=2: the figures compare SAEs"),
+        (("held",), "method: expected vanilla, "),
+        (("held_finish", "held_finish"), "methods: held_finish is given twice"),
+    ],
+)
+def test_methods_that_cannot_stand_beside_the_two_are_refused(methods, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LanguageConfig(methods=methods)
+
+
+def test_further_methods_are_kinds_of_large_saes_with_places_and_colours_of_their_own():
+    cfg = LanguageConfig(methods=("held_finish", "tied"), sparsity="log", n_prefixes=5)
+    assert cfg.kinds["matryoshka"] == "matryoshka:sparsity=log,weighting=sampled_5"
+    large = [(one.name, one.method) for one in saes.families(cfg, Site(0, "mlp_out")) if one.n_latents == 500]
+    assert large == list(cfg.kinds.items())
+    told = {"methods": list(cfg.methods)}
+    assert plots.kinds(told) == list(cfg.kinds)
+    assert plots.kinds({}) == list(saes.KINDS)  # of a record that is older than the option
+    assert len({plots.colour(told, kind) for kind in plots.kinds(told)}) == 4
+    assert plots.beside({}, 0.3).tolist() == [-0.15, 0.15]
+    assert np.allclose(np.diff(plots.beside(told, 0.3)), 0.15)
 
 
 def test_which_saes_miss_their_target():

@@ -88,7 +88,7 @@ def test_the_size_of_chunks_changes_nothing_but_the_history() -> None:
 
 
 class StoppedError(Exception):
-    """As good as a kill."""
+    """Stands in for a kill."""
 
 
 def test_a_run_that_was_stopped_ends_as_the_whole_bit_for_bit(tmp_path: Path) -> None:

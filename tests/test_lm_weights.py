@@ -49,7 +49,7 @@ class Storage(NamedTuple):
 
 
 class Tensor:
-    """What the test's pickler writes as PyTorch writes a tensor; parts that are not given are those of `values`."""
+    """A value that the test's pickler writes as a tensor of PyTorch; parts that are not given are those of `values`."""
 
     def __init__(self, values: np.ndarray, key: str = "0", *, n_values: Any = None, **parts: Any) -> None:
         self.storage = Storage(values, key, values.size if n_values is None else n_values)

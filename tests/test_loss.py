@@ -38,7 +38,7 @@ from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, reorder
 
 @dataclass(frozen=True)
 class Case:
-    """What is compiled once: shapes, form and kind of prefixes; hypothesis draws the values."""
+    """The static part of a case, compiled once: shapes, form and kind of prefixes; hypothesis draws the values."""
 
     n_rows: int
     d_in: int
@@ -99,7 +99,7 @@ def assert_close(ours: jax.Array | np.ndarray, theirs: jax.Array | np.ndarray, z
 
 
 def some_prefixes(case: Case) -> Prefixes:
-    """Of the kind and shape of the case."""
+    """Returns prefixes of the kind and shape of the case."""
     n, m = case.n_latents, case.n_prefixes
     if case.prefixes == "hybrid":
         return jax.tree.map(jnp.asarray, hybrid(n, n_exact=m, tile=case.tile or 1))

@@ -35,7 +35,7 @@ def assert_close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def of_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Arrays]:
-    """What tests/sharded.py writes, by run and mesh."""
+    """Returns what tests/sharded.py writes, by run and mesh."""
     out = tmp_path_factory.mktemp("sharded") / "out.npz"
     finish([start("sharded.py", str(out))], timeout=300)
     arrays = read(out)

@@ -20,6 +20,7 @@ from toy.io import plain
 from toy.methods import METHODS, Batch, Detached, Matryoshka, Method, Standard, named
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
+from toy.methods.tied_finish import HeldFinish
 from toy.sae import SAE, MatchingPursuit, encode, init_sae
 from toy.training.config import Hypers, TrainConfig
 from toy.training.feed import run_facts
@@ -89,6 +90,23 @@ def test_a_tied_finish_ends_with_a_tied_sae_on_the_features_themselves() -> None
     assert cosines[:, -1].min() > 0.999  # the largest of each latent
     assert cosines[:, -2].max() < 0.02
     assert not np.allclose(state.params.sae.W_enc, state.params.sae.W_dec.T, atol=0.1)  # of the first phase
+
+
+def test_a_held_finish_ends_at_the_target_l0() -> None:
+    for text, is_held in (("held_finish", True), ("tied_finish", False)):
+        acts = encode(trained_sae(trained(text, 3_000, target_l0=0.8, control_rate=1e-2)), SOURCE.sample(KEY, 5_000))
+        l0 = float(jnp.mean(jnp.sum(acts > 0, axis=1)))
+        assert (abs(l0 - 0.8) < 0.08) == is_held, f"{text}: {l0:.2f}"
+
+
+def test_a_held_finish_does_not_see_where_the_inputs_have_their_zero() -> None:
+    method, x = HeldFinish(), SOURCE.sample(KEY, 50)
+    params = method.init(KEY, 30, 20)
+    shift = jax.random.normal(KEY, (30,))
+    moved = params._replace(sae=params.sae._replace(b_dec=params.sae.b_dec + shift))
+    acts, of_moved = encode(method.sae(params), x), encode(method.sae(moved), x + shift)
+    np.testing.assert_allclose(acts, of_moved, atol=1e-5)
+    assert acts.max() > 0.1
 
 
 def test_an_aligned_latent_gives_back_its_own_direction() -> None:

@@ -169,7 +169,7 @@ def test_balanced_moves_weight_between_the_full_prefix_and_the_others_alone() ->
 
 @st.composite
 def any_prefixes(draw: st.DrawFn) -> tuple[Prefixes, int]:
-    """Of any type, with repeated lengths and weights of 0 and, as nothing here needs it, of any sum."""
+    """Draws prefixes of any type, with repeated lengths and weights of 0 and, as nothing here needs it, of any sum."""
     n, m = draw(st.sampled_from([1, 8])), 3  # few shapes
     weights = np.array(draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
     few = np.array(draw(st.lists(st.floats(0, 1), min_size=m, max_size=m)))

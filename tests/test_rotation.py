@@ -80,7 +80,7 @@ def test_latents_that_are_not_there_stay_as_they_are() -> None:
 
 @pytest.mark.usefixtures("x64")
 def test_padding_changes_nothing_but_rounding() -> None:
-    """Of each part alone: over hundreds of steps the kinks of |y| multiply differences in the last bits."""
+    """Each part is tested alone: over hundreds of steps the kinks of |y| multiply differences in the last bits."""
     there = jnp.arange(9) < 6
     x = jax.random.uniform(KEY, (300, 12), jnp.float64) * (jax.random.uniform(jax.random.key(1), (300, 12)) < 0.3)
     x = x.at[:, 6:].set(0) @ np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]

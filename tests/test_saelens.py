@@ -37,7 +37,7 @@ def tensors(*, threshold: bool = False) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, cfg: dict[str, Any], weights: dict[str, np.ndarray] | None = None) -> Path:
-    """As SAELens writes it: other bytes than ours, and no digest."""
+    """Writes it as SAELens does: other bytes than ours, and no digest."""
     folder.mkdir(exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(cfg))
     save_file(tensors() if weights is None else weights, folder / "sae_weights.safetensors")

@@ -19,7 +19,7 @@ BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signa
 
 
 def ended(work: Callable[[], None]) -> Any:
-    """What a command exits with that does this work."""
+    """Returns the exit status of a command that does this work."""
     with pytest.raises(SystemExit) as stop, exits.clean_exit("all is kept"):
         work()
     return stop.value.code
@@ -86,7 +86,7 @@ def test_what_jax_makes_of_an_interrupt_in_a_callback_is_one(capsys: pytest.Capt
 
 
 def test_an_interrupt_that_python_cannot_raise_is_not_told_of(capsys: pytest.CaptureFixture) -> None:
-    """As when it comes during a callback of garbage collection: Python prints a traceback and goes on."""
+    """Such an interrupt comes during a callback of garbage collection: Python prints a traceback and goes on."""
 
     class Part:
         def __init__(self, error: BaseException) -> None:
@@ -177,7 +177,7 @@ def test_a_process_ends_soon_with_its_code_and_one_line(number: int, code: int, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "code", "told"), [("exit_with(143)", 143, ""), ("", 0, "torn down\n")])
 def test_an_early_end_does_not_take_python_down_below_the_work_of_jax(end: str, code: int, told: str) -> None:
-    """What JAX still computes then crashes: one in ten interrupts in the first second of a run did."""
+    """The work that JAX still does then crashes: one in ten interrupts in the first second of a run did."""
     text = (
         "import sys; sys.argv = ['-m']; import experiments\n"
         "from experiments.common.exits import exit_with\n"

@@ -1,4 +1,4 @@
-"""What a finished stage left in the cache is used only as it was made."""
+"""A finished stage is taken from the cache only as it was made."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

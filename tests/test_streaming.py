@@ -1,4 +1,4 @@
-"""What is streamed over chunks of rows is what the rows at once give."""
+"""Measures streamed over chunks of rows are those of all rows at once."""
 
 from collections.abc import Sequence
 

@@ -49,9 +49,12 @@ def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(tmp_path: 
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = inherited | {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
     environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    answers, listening, mode, one = json.loads(done.stdout.splitlines()[-1])
+    printed, errors = tmp_path / "printed", tmp_path / "errors"
+    with printed.open("w") as out, errors.open("w") as err:  # Ray's own processes would keep pipes open
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, env=environment, stdout=out, stderr=err, check=False, timeout=240)
+    assert done.returncode == 0, errors.read_text()
+    answers, listening, mode, one = json.loads(printed.read_text().splitlines()[-1])
     assert answers == [[0, 0], [1, 2], [2, 4]]
     assert len(listening) > 3
     assert set(listening) <= LOCALHOST

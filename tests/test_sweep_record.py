@@ -54,7 +54,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_cells_whose_controller_misses_the_target_are_counted_for_each_weighting(record: dict[str, Any]) -> None:
-    """Of 8 vanilla cells 4 have a controller; of 8 others none misses by more than a tenth. The failed one has none."""
+    """Four of 8 vanilla cells have a controller; of 8 others none misses by over a tenth. The failed one has none."""
     assert record["results"]["n_off_target"] == len(record["results"]["off_target"]) == 4
     lines = sweep_page.summary(record)
     assert lines[1].endswith("L0 more than 10% off target 4/7")

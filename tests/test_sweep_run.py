@@ -53,7 +53,7 @@ CELLS = [
 
 
 def single_run(cell: Cell) -> dict[str, float]:
-    """What a user would write: no padding, no lanes."""
+    """Trains one run as a user would: without padding or lanes."""
     training, tree = cell.training, built(cell.tree).tree
     key = jax.random.key(training.seed)
     key_directions, key_training = jax.random.split(key)
@@ -195,7 +195,7 @@ def opened(folder: Path, sweep: Sweep) -> SweepStore:
 
 
 def table(store: SweepStore) -> list[Any]:
-    """Of a store all but the times."""
+    """Returns all of a store but the times."""
     return [(row.key, row.code, row.metrics, row.error) for row in store.rows()]
 
 

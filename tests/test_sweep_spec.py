@@ -1,4 +1,4 @@
-"""What a sweep says, and what it may not say."""
+"""Specifications of sweeps: those that are read, and those that are refused."""
 
 import json
 from typing import Any

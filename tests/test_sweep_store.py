@@ -199,7 +199,7 @@ def test_damaged_rows_can_be_removed(tmp_path: Path) -> None:
 
 
 def old_store(path: Path) -> None:
-    """As stores were before rows had digests."""
+    """Makes a store as they were before rows had digests."""
     with sqlite3.connect(path / "s.sqlite") as made:
         made.execute("CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
         made.execute(

@@ -132,7 +132,7 @@ def test_lanes_draw_what_they_draw_alone() -> None:
 
 
 def test_numbers_are_those_of_pytorch() -> None:
-    """Of PyTorch 2.x: `torch.randn(18, generator=torch.Generator().manual_seed(43))`; the last 16 are drawn twice."""
+    """From PyTorch 2: `torch.randn(18, generator=torch.Generator().manual_seed(43))`; the last 16 are drawn twice."""
     numbers = TorchNormal(43)(18)
     np.testing.assert_allclose(
         numbers[[0, 1, 2, 10, 17]], [-0.0166036, -0.4667949, -1.7672257, -0.7325564, -1.8290665], atol=1e-6

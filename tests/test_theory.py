@@ -13,7 +13,7 @@ from toy.features.node import Node
 from toy.features.tree import build_tree, coactivation, marginals
 from toy.loss import sae_loss
 from toy.sae import SAE, encode, init_sae, sae_of_directions
-from toy.theory import edge_limit, enumerate_states, first_latent_angle, minimised, population_loss
+from toy.theory import enumerate_states, minimised, population_loss
 
 KEY = jax.random.key(0)
 TREES = {
@@ -83,46 +83,6 @@ def test_one_latent_without_a_penalty_is_the_first_principal_component() -> None
     assert float(losses.min()) == pytest.approx(variances[0], rel=1e-3)
     direction = saes.W_dec[int(losses.argmin()), 0]
     assert abs(float(direction @ axes[:, 1])) / float(jnp.linalg.norm(direction)) > 0.999
-
-
-@pytest.mark.parametrize(("ratio", "limit"), [(1, 0.41421), (2, 0.309), (5, 0.164), (10, 0.090)])
-def test_the_truth_is_the_sparsest_tied_code_below_the_limit_and_not_above(ratio: float, limit: float) -> None:
-    """Brute force over all turns of two orthonormal latents that reconstruct both states."""
-    assert edge_limit(ratio) == pytest.approx(limit, abs=6e-4)
-    turns = np.linspace(0, np.arctan(1 / ratio), 400)
-    directions = np.stack([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])  # [latent, feature, turn]
-    parent, both = directions[:, 0], directions[:, 0] + ratio * directions[:, 1]
-    assert min(parent.min(), both.min()) > -1e-9
-    for q, best in ((edge_limit(ratio) - 0.01, 0), (edge_limit(ratio) + 0.01, 399)):
-        assert np.argmin((1 - q) * parent.sum(axis=0) + q * both.sum(axis=0)) == best
-
-
-@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 5.0])
-def test_a_concave_penalty_has_its_limit_between_those_of_l1_and_l0(ratio: float) -> None:
-    """Brute force, with the log penalty of activations near .1, over all turns of two orthonormal latents."""
-    assert edge_limit(ratio, "l0") == 0.5
-    limit = edge_limit(ratio, lambda act: float(np.log1p(act / 0.1)))
-    assert edge_limit(ratio) < limit < 0.5
-    turns = np.linspace(0, np.arctan(1 / ratio), 400)
-    directions = np.stack([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])
-    acts = directions[:, 0], directions[:, 0] + ratio * directions[:, 1]
-    parent, both = (np.log1p(np.maximum(of_state, 0) / 0.1) for of_state in acts)
-    for q, best in ((limit - 0.01, 0), (limit + 0.01, 399)):
-        assert np.argmin((1 - q) * parent.sum(axis=0) + q * both.sum(axis=0)) == best
-
-
-@pytest.mark.parametrize(("edge_prob", "ratio", "n_children"), [(0.1, 1, 1), (0.5, 2, 1), (0.3, 1, 3), (0.2, 0.5, 4)])
-def test_a_lone_latent_takes_the_principal_axis(edge_prob: float, ratio: float, n_children: int) -> None:
-    children = tuple(Node(edge_prob, magnitude_mean=ratio) for _ in range(n_children))
-    states = enumerate_states(build_tree(forest(Node(1.0, children))))
-    axis = np.linalg.eigh(states.features.T @ (states.prob[:, None] * states.features))[1][:, -1]
-    assert first_latent_angle(edge_prob, ratio, n_children) == pytest.approx(np.arccos(abs(axis[0])), abs=1e-9)
-
-
-def test_a_child_with_more_energy_than_its_parent_takes_the_first_latent() -> None:
-    """By hand: θ = 45° where q r² = 1."""
-    assert first_latent_angle(0.25, 2.0) == pytest.approx(np.pi / 4)
-    assert first_latent_angle(0.25, 1.9) < np.pi / 4 < first_latent_angle(0.25, 2.1)
 
 
 def test_the_optimum_of_a_given_support_has_no_error_without_a_penalty_or_prefixes() -> None:

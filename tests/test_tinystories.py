@@ -32,12 +32,13 @@ TINY = (
     *("--n-stories", "500", "--context", "48", "--vocab-size", "330", "--n-layers", "1", "--d-model", "16"),
     *("--lm-steps", "3", "--n-latents", "24", "--reference-widths", "8", "16", "--target-l0", "2", "4"),
     *("--n-steps", "6", "--batch-size", "32", "--n-seeds", "2", "--locations", "mlp_out"),
+    *("--methods", "held_finish"),
 )
 pytestmark = pytest.mark.slow
 
 
 def command(monkeypatch, *arguments: str) -> int:
-    """What `python -m experiments.tinystories ARGUMENTS` exits with."""
+    """Returns the exit status of `python -m experiments.tinystories ARGUMENTS`."""
     return exit_code(tinystories.main, monkeypatch, *arguments)
 
 
@@ -72,7 +73,7 @@ def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
     mmc = results(made[0], "tinystories_mmc")["sites"]["mlp_out.0"]
     fvu = results(made[0], "tinystories_fvu")["sites"]["mlp_out.0"]
     absorption = results(made[0], "tinystories_absorption")
-    for kind in ("vanilla", "matryoshka"):
+    for kind in ("vanilla", "matryoshka", "held_finish"):
         assert np.shape(mmc[kind]) == (2, 2, 2)
         assert np.all(np.array(mmc[kind], float) <= 1 + 1e-6)
         assert np.shape(fvu[kind]["fvu"]) == np.shape(fvu[kind]["loss_recovered"]) == (2, 2)
@@ -83,7 +84,7 @@ def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
         assert np.all((rates[known] >= 0) & (rates[known] <= 1))
     rows = np.concatenate(absorption["sites"]["mlp_out.0"]["n_rows"][0])
     assert 0 < (rows >= absorption["min_rows"]).sum() < len(rows)
-    assert mmc["vanilla"] != mmc["matryoshka"]
+    assert len({str(mmc[kind]) for kind in (*KINDS, "held_finish")}) == 3
     assert {"person", "female", "female names"} <= set(absorption["concepts"])
 
 

@@ -26,7 +26,7 @@ from experiments.viewer.text import WINDOW, Given, open_source, source_of, windo
 from experiments.viewer.toy_runs import toy_run
 from toy.eval import metrics
 from toy.eval.streaming import measure_fit
-from toy.io import load_tree, save_arrays, save_json, signed
+from toy.io import load_tree, save_arrays, save_json, signed, write_sae
 from toy.lm.weights import load_model
 from toy.sae import encode
 
@@ -251,7 +251,8 @@ def chain_stage(folder: Path, case: Case, family: str, l0s: list[float], of: str
     }
     stacked["b_enc"] += np.arange(2 * len(l0s))[:, None]
     save_arrays(folder / "saes.safetensors", stacked, {})
-    facts = {"family": [SITE, family, 4, "vanilla", l0s], "seeds": [0, 1], "activations": of}
+    method = "matryoshka:weighting=levels:2=1,full=1" if family == "matryoshka" else "vanilla"
+    facts = {"family": [SITE, family, 4, method, l0s], "seeds": [0, 1], "activations": of}
     save_json(folder / "stage.json", signed({"facts": facts}))
 
 
@@ -261,10 +262,15 @@ def test_saes_of_a_chains_cache_are_found_by_site_seed_and_l0(case: Case, tmp_pa
     chain_stage(tmp_path / "saes-3", case, "vanilla", [2.0], of="activations-y")
     found = read_runs([tmp_path], Wanted(SITE, seed=1, l0=(4.0,), activations="activations-x"))
     assert [(one.name, one.kind) for one in found] == [("S/0", REFERENCE), ("matryoshka L0 4 seed 1", MATRYOSHKA)]
+    assert [one.prefixes for one in found] == [(), (2, 4)]
     base = case.saes["ref_4"].b_enc
     np.testing.assert_allclose(
         [found[0].sae.b_enc - base, found[1].sae.b_enc - base], [[1.0] * 4, [3.0] * 4], rtol=1e-5
     )
+    drawn = {"weighting": "expected_2"}
+    write_sae(tmp_path / "drawn", case.saes["ref_12"], metadata={"training": drawn})
+    (one,) = read_runs([tmp_path / "drawn"], Wanted(SITE))
+    assert (one.kind, one.prefixes) == (MATRYOSHKA, (*range(1, 13),))  # so few that each is a level
     with pytest.raises(ValueError, match=r"holds no SAE of site mlp_out\.0"):
         read_runs([tmp_path], Wanted("mlp_out.0"))
     assert len(read_runs([tmp_path / "saes-2"], Wanted(SITE))) == 4

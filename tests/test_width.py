@@ -63,7 +63,7 @@ def hypers(weighting: Weighting | None = None, **fields: Any) -> Hypers:
 
 
 def target_of(activation: Activation) -> float | None:
-    """Of the TopK family k says how many are on."""
+    """Returns None for the TopK family, whose k says how many latents are on."""
     return 4.0 if activation == RELU else None
 
 

@@ -46,6 +46,6 @@ def make_case(folder: Path, n_stories: int = 40) -> Case:
     saes = {f"ref_{n}": SAE(whole.W_enc[:, :n], whole.b_enc[:n], whole.W_dec[:n], whole.b_dec) for n in (4, 8, 12)}
     saes["matryoshka"] = init_sae(jax.random.key(1), 16, 16)
     for name, sae in saes.items():
-        training = {"weighting": "levels:4=1,full=1", "prefix_lengths": [4, 16]} if name == "matryoshka" else {}
+        training = {"weighting": "levels:4=1,full=1"} if name == "matryoshka" else {}
         write_sae(folder / name, sae, metadata={"training": training})
     return Case(folder, store, tokenizer, {name: jax.tree.map(np.asarray, sae) for name, sae in saes.items()})

@@ -6,7 +6,7 @@ methods/    what is trained, and by which loss   loss/        the Matryoshka obj
 training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
 lm/         language models of TinyStories       interop/     SAEs of other libraries
-theory.py   the objective over all states of a tree, exactly
+theory/     exact objectives of trees, and where they can be found
 files/, io.py, checks.py                         what is read and written, and what is refused
 """
 

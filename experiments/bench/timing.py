@@ -112,7 +112,7 @@ def _start(job: Job, said: IO[str]) -> subprocess.Popen[str]:
 
 
 def has_peers() -> bool:
-    """Whether the extra `peers` is installed."""
+    """Returns whether the extra `peers` is installed."""
     return importlib.util.find_spec("sae_lens") is not None and importlib.util.find_spec("torch") is not None
 
 

@@ -124,7 +124,7 @@ def set_up_jax() -> None:
 
 
 def _device_is_missing() -> bool:
-    """Whether JAX_PLATFORMS names a device that is not there, of which errors of many kinds come."""
+    """Returns whether JAX_PLATFORMS names a device that is not there, which raises errors of many kinds."""
     try:
         return "jax" in sys.modules and not sys.modules["jax"].devices()
     except Exception:

@@ -51,6 +51,9 @@ def summary(record: dict[str, Any]) -> list[str]:
         n, fewer_holes, more_holes = matched(record, j)
         told.append(f"where both are as precise ({n}) fewer holes {fewer_holes} times and more {more_holes}")
         lines.append(f"L0 {l0:g}: fewer holes with Matryoshka at {fewer}/{len(sites)} sites; means " + ", ".join(told))
+        for kind in record["config"].get("methods", ()):
+            means = {name: np.mean([_mean_of(site[kind], name, j) for site in sites.values()]) for name in MEASURES}
+            lines.append(f"L0 {l0:g}: {kind}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
     if rare := _rare(record["results"]):
         lines.append(f"on fewer than {MIN_ROWS} rows, and so not measured: {', '.join(rare)}")
     return lines + lp.off_target_named(record)
@@ -105,13 +108,13 @@ def plot(record: dict[str, Any]) -> Figure:
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         panels = lp.site_axes(top, list(sites), letter="a")
         for i, (ax, site) in enumerate(zip(panels, sites.values(), strict=True)):
-            for kind in KINDS:
+            for at, kind in zip(lp.beside(config, 0.36), lp.kinds(config), strict=True):
                 values = np.array(site[kind]["hole_rate"], float)[:, j, shown]  # [seed, concept]
-                y = np.arange(len(concepts)) + (0.18 if kind == "matryoshka" else -0.18)
+                y, colour = np.arange(len(concepts)) + at, lp.colour(config, kind)
                 for row in values:
-                    ax.plot(row, y, "o", color=plots.COLOURS[kind], markersize=1.8, alpha=0.45)
+                    ax.plot(row, y, "o", color=colour, markersize=1.8, alpha=0.45)
                 means = [mean_known(of) for of in values.T]
-                ax.plot(means, y, "|", color=plots.COLOURS[kind], markersize=5, markeredgewidth=1.3)
+                ax.plot(means, y, "|", color=colour, markersize=5, markeredgewidth=1.3)
             ax.set(xlim=(-0.03, 1.03), ylim=(len(concepts) - 0.4, -0.6))
             if not concepts:
                 plots.nothing(ax, "no concept's words are frequent enough")
@@ -122,48 +125,47 @@ def plot(record: dict[str, Any]) -> Figure:
         for ax, letter, (name, label) in zip(by_l0, "bcde", MEASURES.items(), strict=True):
             _plot_by_l0(ax, record, name)
             ax.set_title(f"{letter}  {label}", fontsize=6.5)
-        lp.legend(members)
+        lp.legend(members, config)
         _plot_members(members, record)
         lp.caption(figure, record, f"Dots: seeds; {lp.BARS}; b to e: means over concepts and sites")
     return figure
 
 
 def _plot_by_l0(ax: Axes, record: dict[str, Any], name: str) -> None:
-    targets, sites = record["config"]["target_l0"], record["results"]["sites"]
-    for kind in KINDS:
+    config, sites = record["config"], record["results"]["sites"]
+    targets = config["target_l0"]
+    for at, kind in zip(lp.beside(config, 0.3), lp.kinds(config), strict=True):
         values = np.array([site[kind][name] for site in sites.values()], float)  # [site, seed, L0, concept]
         for j in range(len(targets)):
             per_seed = [mean_known(values[:, seed, j]) for seed in range(values.shape[1])]
-            x = j + (0.15 if kind == "matryoshka" else -0.15)
-            plots.spread(ax, x, list(per_seed), plots.COLOURS[kind], width=0.05)
+            plots.spread(ax, j + at, list(per_seed), lp.colour(config, kind), width=0.05)
     ax.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
     ax.set(xlabel="target L0", xlim=(-0.5, len(targets) - 0.5), ylim=(0, None))
 
 
 def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     """One concept's members at the last residual stream: holes, and the absorbing latent's cosine with the probe."""
-    sites, concepts = record["results"]["sites"], record["results"]["concepts"]
+    config, sites, concepts = record["config"], record["results"]["sites"], record["results"]["concepts"]
     name = "female" if "female" in concepts else next(iter(concepts))
     site = [site for site in sites if site.startswith("resid")][-1:] or list(sites)[-1:]
     i = list(concepts).index(name)
     rows = np.max([of_model[i] for of_model in sites[site[0]]["n_rows"]], axis=0)
     measured = np.flatnonzero(rows >= record["results"]["min_rows"])
-    for kind in KINDS:
+    for row, (at, kind) in enumerate(zip(lp.beside(config, 0.36), lp.kinds(config), strict=True)):
+        colour = lp.colour(config, kind)
         holes = np.array([seed[i] for seed in sites[site[0]][kind]["members_hole_rates"]], float)  # [seed, member]
         cosines = np.array([seed[i] for seed in sites[site[0]][kind]["members_cosines"]], float)
         for place, m in enumerate(measured):
-            x = place + (0.18 if kind == "matryoshka" else -0.18)
-            plots.spread(ax, x, holes[:, m].tolist(), plots.COLOURS[kind], width=0.05)
+            plots.spread(ax, place + at, holes[:, m].tolist(), colour, width=0.05)
             known = cosines[:, m][~np.isnan(cosines[:, m])]
             if len(known):
-                y = 1.06 if kind == "matryoshka" else 1.12
-                ax.text(x, y, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=plots.COLOURS[kind])
+                ax.text(place + at, 1.06 + 0.06 * row, f"{known.mean():.1f}", fontsize=4.5, ha="center", color=colour)
     if not len(measured):
         plots.nothing(ax, "no word is frequent enough")
     ax.set_xticks(
         range(len(measured)), [plots.shown_name(concepts[name][m]) for m in measured], rotation=60, fontsize=6
     )
-    ax.set(ylim=(-0.05, 1.18), ylabel="hole rate")
+    ax.set(ylim=(-0.05, 1.06 + 0.06 * len(lp.kinds(config))), ylabel="hole rate")
     ax.set_title(f"f  {plots.shown_name(name)}, {lp.title(site[0])}\nabove: cosine of absorber and probe", fontsize=6.5)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.language.chain import Chain, Tokens
 from experiments.language.config import LanguageConfig
 from experiments.language.measure import OfSite
-from experiments.language.saes import KINDS, SiteSAEs
+from experiments.language.saes import SiteSAEs
 from toy.checks import quoted
 from toy.lm.absorption import MIN_ROWS, best_latents, find_words, fit_probe, measure_absorption, unknown
 from toy.lm.model import Site
@@ -58,7 +58,7 @@ def of_model(chain: Chain) -> OfSite:
         x = acts.take(np.arange(min(acts.n_rows, MOST_ROWS)))  # rows of a store are in a random order
         probes = {name: fit_probe(x[::2], of[::2] >= 0) for name, of in members.items()}
         found: dict[str, Any] = {"n_rows": [n_rows]}
-        for kind in KINDS:
+        for kind in saes.large:
             measured = [[measure(sizes, sae, x, members, probes) for sae in seed] for seed in saes.large[kind]]
             found[kind] = {name: [[[m[name] for m in sae] for sae in seed] for seed in measured] for name in NUMBERS}
             found[kind] |= {

@@ -13,6 +13,8 @@ from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
 from toy.lm.tokens import VOCAB_SIZE
 from toy.loss import Sparsity
+from toy.methods.named import named
+from toy.sae import RELU
 
 BUILT_IN = "built-in"
 D_HEAD = 32  # of the models that are trained
@@ -98,8 +100,10 @@ class LanguageConfig:
     """Tokens per step."""
     learning_rate: float = 1e-2
     """Adam's, of the SAEs."""
+    methods: tuple[str, ...] = ()
+    """Further methods of the large SAEs, such as held_finish or my_file.py:NAME, at the same L0s."""
     sparsity: Sparsity = "l1"
-    """Penalty of the SAEs' activations: L1, or the post's logarithm."""
+    """Penalty of vanilla and Matryoshka SAEs: L1, or the post's logarithm."""
     sparsity_coef: float | None = None
     """Sparsity coefficient from which the controller of L0 starts; default: 3 for L1, 0.3 for the logarithm."""
     control_rate: float = 1e-2
@@ -128,6 +132,7 @@ class LanguageConfig:
         check_fields(self, **NUMBERS)
         check_numbers({"seed": self.seed + self.n_seeds - 1}, {"seed": SEED})  # the last one
         self._check_lists()
+        self._check_methods()
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
         parse_concepts(self.concepts)
@@ -142,9 +147,9 @@ class LanguageConfig:
                 raise ValueError(f"{name}: is of a trained model; give it with --model")
 
     def _check_lists(self) -> None:
-        for name in ("locations", "reference_widths", "target_l0"):
+        for name in ("locations", "reference_widths", "target_l0", "methods"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "methods":
                 raise ValueError(f"{name}: must have at least one entry")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: {quoted(max(values, key=values.count))} is given twice")
@@ -152,6 +157,22 @@ class LanguageConfig:
             raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {quoted(', '.join(sorted(unknown)))}")
         if (highest := max(self.sizes.target_l0)) > self.n_latents:
             raise ValueError(f"target_l0: must be at most n_latents = {self.n_latents}, got {highest:g}")
+
+    def _check_methods(self) -> None:
+        for text in self.methods:
+            method = named(text).method
+            if not method.aims_at_l0 or method.inference != RELU:
+                raise ValueError(f"methods: {quoted(text)}: the figures compare SAEs that are trained to a target L0")
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The methods of the large SAEs, by the name of the kind."""
+        matryoshka = f"matryoshka:sparsity={self.sparsity},weighting=sampled_{self.n_prefixes}"
+        return {"vanilla": self.vanilla, "matryoshka": matryoshka} | {text: text for text in self.methods}
+
+    @property
+    def vanilla(self) -> str:
+        return f"vanilla:sparsity={self.sparsity}"
 
     @property
     def of_models(self) -> list["LanguageConfig"]:

@@ -48,7 +48,7 @@ def _of_site(chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
         return SplicedLoss(original, loss, zero, of_mean).recovered() if enough else float("nan")
 
     found: dict[str, Any] = {"loss": {"original": [original], "zero": [zero], "mean": [of_mean]}}
-    for kind in KINDS:
+    for kind in saes.large:
         losses = [[spliced_loss(lm, rows, site, sae) for sae in seed] for seed in saes.large[kind]]
         found[kind] = _fits(saes.large[kind], held_out) | {
             "reconstruction_loss": losses,
@@ -93,7 +93,7 @@ def summary(record: dict[str, Any]) -> list[str]:
     for site, found in record["results"]["sites"].items():
         for j, l0 in enumerate(record["config"]["target_l0"]):
             parts = []
-            for kind in KINDS:
+            for kind in lp.kinds(record["config"]):
                 of = {name: np.mean(np.array(found[kind][name], float)[:, j]) for name in ("fvu", "l0", "dead")}
                 recovered = np.mean(np.array(found[kind]["loss_recovered"], float)[:, j])
                 parts.append(f"{kind} FVU {of['fvu']:.4f} at L0 {of['l0']:.2f}, loss recovered {recovered:.3f}")
@@ -121,15 +121,15 @@ def plot(record: dict[str, Any]) -> Figure:
         top, bottom = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
         panels = lp.site_axes(top, list(sites), same_y=False, letter="a")
         for ax, site in zip(panels, sites.values(), strict=True):
-            for kind in KINDS:
-                lp.line(ax, site[kind]["l0"], site[kind]["fvu"], kind)
-            if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in KINDS):
+            for kind in lp.kinds(record["config"]):
+                lp.line(ax, site[kind]["l0"], site[kind]["fvu"], lp.colour(record["config"], kind))
+            if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in lp.kinds(record["config"])):
                 plots.nothing(ax, "activations that do not vary")
             ax.set(xscale="log", ylim=(0, None))
             ticks = record["config"]["target_l0"]
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
-        lp.legend(panels[0])
+        lp.legend(panels[0], record["config"])
         top.supylabel("FVU", fontsize=8)
         top.supxlabel("L0 (log scale)", fontsize=8)
         _plot_bottom(bottom, record)
@@ -147,8 +147,8 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     j = config["target_l0"].index(lp.middle_l0(config))
     recovered, dead, width, density = figure.subplots(1, 4, width_ratios=[3, 3, 3, 2.6])
     for x, site in enumerate(sites.values()):
-        for i, kind in enumerate(KINDS):
-            at, colour = x + 0.3 * i - 0.15, plots.COLOURS[kind]
+        for at, kind in zip(x + lp.beside(config, 0.3), lp.kinds(config), strict=True):
+            colour = lp.colour(config, kind)
             lost = [None if row[j] is None else 1 - row[j] for row in site[kind]["loss_recovered"]]
             plots.spread(recovered, at, lost, colour, width=0.05)
             plots.spread(dead, at, [row[j] / config["n_latents"] for row in site[kind]["dead"]], colour, width=0.05)
@@ -167,9 +167,9 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     width.axhline(0.4, color="#999999", linewidth=0.7, linestyle=":")
     for ax in (dead, width):
         ax.set_ylim(-0.05, 1.12)
-    for kind in KINDS:
+    for kind in lp.kinds(config):
         counts = sum(np.sum(np.array(site[kind]["log10_density"])[:, j], axis=0) for site in sites.values())
-        density.stairs(counts, DENSITY_BINS, color=plots.COLOURS[kind])
+        density.stairs(counts, DENSITY_BINS, color=lp.colour(config, kind))
     density.set_title("e  Density, all sites", fontsize=7.5)
     density.set(ylabel="latents")
     density.set_xlabel("log10(share of tokens on)", fontsize=6.5)

@@ -28,10 +28,10 @@ def of_model(chain: Chain) -> OfSite:
 
     def of_site(site: Site, saes: SiteSAEs) -> dict[str, Any]:
         held_out = HeldOut(chain.acts, site)
-        found: dict[str, Any] = {kind: [] for kind in KINDS}
+        found: dict[str, Any] = {kind: [] for kind in saes.large}
         for seed in range(chain.cfg.n_seeds):
             ladder = concatenate([saes.reference[width][seed] for width in widths])
-            for kind in KINDS:
+            for kind in saes.large:
                 best = [max_correlation(ladder, large, held_out).correlation for large in saes.large[kind][seed]]
                 parts = [np.split(row, np.cumsum(widths)[:-1]) for row in best]
                 found[kind].append([[mean_known(part) for part in of_l0] for of_l0 in parts])
@@ -43,6 +43,10 @@ def of_model(chain: Chain) -> OfSite:
 def summary(record: dict[str, Any]) -> list[str]:
     config, sites = record["config"], record["results"]["sites"]
     lines = []
+
+    def at(kind: str, i: int, j: int) -> float:
+        return mean_known([np.array(site[kind], float)[:, j, i].mean() for site in sites.values()])
+
     for j, l0 in enumerate(config["target_l0"]):
         for i, width in enumerate(config["reference_widths"]):
             pairs = [[np.array(site[kind], float)[:, j, i].mean() for kind in KINDS] for site in sites.values()]
@@ -51,6 +55,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"L0 {l0:g}, reference {width}: Matryoshka higher at {higher}/{len(pairs)} sites, mean over sites "
                 f"{means[1]:.3f} against {means[0]:.3f}"
+                + "".join(f", {kind} {at(kind, i, j):.3f}" for kind in config.get("methods", ()))
             )
     return lines + lp.off_target_named(record)
 
@@ -62,16 +67,16 @@ def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(1.3 + 1.75 * rows) as figure:
         panels = lp.site_axes(figure, list(sites))
         for ax, site in zip(panels, sites.values(), strict=True):
-            for kind in KINDS:
+            for kind in lp.kinds(config):
                 values = np.array(site[kind], float)
                 for j, style in enumerate(styles.values()):
-                    lp.line(ax, config["reference_widths"], values[:, j], kind, style)
-            if all(np.isnan(np.array(site[kind], float)).all() for kind in KINDS):
+                    lp.line(ax, config["reference_widths"], values[:, j], lp.colour(config, kind), style)
+            if all(np.isnan(np.array(site[kind], float)).all() for kind in lp.kinds(config)):
                 plots.nothing(ax, "no reference latent is on")
             ax.set_xscale("log")
             ax.set_xticks(config["reference_widths"], [str(width) for width in config["reference_widths"]])
             ax.minorticks_off()
-        lp.legend(panels[0], styles=styles)
+        lp.legend(panels[0], config, styles=styles)
         figure.supylabel("mean max correlation", fontsize=8)
         for ax in panels[-columns:]:
             ax.set_xlabel("latents of the reference SAE", fontsize=7)

@@ -11,6 +11,7 @@ from experiments.common import plots
 from experiments.language.saes import KINDS, OffTarget
 from toy.training.controllers import MAX_L0_ERROR
 
+OTHERS = ("#edae49", "#6a4c93", "#7f7f7f")  # colours of methods beside the two
 LINES = ("-", "--", ":", "-.")
 BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
 MOST_NAMED = 5  # SAEs off target, in a summary
@@ -51,17 +52,32 @@ def site_axes(figure: Any, sites: list[str], *, same_y: bool = True, letter: str
     return list(panels[: len(sites)])
 
 
-def line(ax: Axes, x: Any, y: Any, kind: str, style: str = "-") -> None:
+def kinds(config: dict[str, Any]) -> list[str]:
+    """The methods of the large SAEs of a record."""
+    return [*KINDS, *config.get("methods", ())]
+
+
+def colour(config: dict[str, Any], kind: str) -> str:
+    return plots.COLOURS.get(kind) or OTHERS[list(config["methods"]).index(kind) % len(OTHERS)]
+
+
+def beside(config: dict[str, Any], width: float) -> np.ndarray:
+    """The places of the kinds beside each other, around 0."""
+    n_kinds = len(kinds(config))
+    return width * (np.arange(n_kinds) - (n_kinds - 1) / 2) * 2 / n_kinds
+
+
+def line(ax: Axes, x: Any, y: Any, colour: str, style: str = "-") -> None:
     """The mean over seeds (rows of `y`, and of `x` where each seed has its own) as a line, and a dot for each seed."""
-    y, colour = np.array(y, float), plots.COLOURS[kind]
+    y = np.array(y, float)
     x = np.broadcast_to(np.array(x, float), y.shape)
     ax.plot(x.mean(axis=0), y.mean(axis=0), style, color=colour, linewidth=1.1)
     ax.plot(x.ravel(), y.ravel(), "o", color=colour, markersize=2, alpha=0.5)
 
 
-def legend(ax: Axes, styles: dict[str, str] | None = None) -> None:
-    for kind in KINDS:
-        ax.plot([], [], color=plots.COLOURS[kind], label=plots.LABELS[kind])
+def legend(ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None) -> None:
+    for kind in kinds(config):
+        ax.plot([], [], color=colour(config, kind), label=plots.label(kind))
     for label, style in (styles or {}).items():
         ax.plot([], [], style, color="#555555", label=label)
     ax.legend(loc="best", fontsize=5.5)
@@ -72,7 +88,7 @@ def off_target(record: dict[str, Any]) -> list[str]:
     missed, config = record["results"].get("off_target"), record["config"]
     if not missed:
         return []
-    n_each = len(config["reference_widths"]) + len(KINDS) * len(config["target_l0"])
+    n_each = len(config["reference_widths"]) + len(kinds(config)) * len(config["target_l0"])
     n_saes = len(record["results"]["sites"]) * len(record["seeds"]) * n_each
     return [f"{len(missed)} of {n_saes} SAEs end more than {MAX_L0_ERROR:.0%} off their target L0"]
 

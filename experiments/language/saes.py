@@ -16,7 +16,8 @@ from toy import prefixes
 from toy.data.stream import ShardSource
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
-from toy.methods import Standard
+from toy.methods.from_file import method_facts
+from toy.methods.named import named
 from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
@@ -24,19 +25,19 @@ from toy.training.controllers import off_target
 from toy.training.grid import train_grid, trained_saes
 from toy.training.loop import Progress
 
-KINDS = ("vanilla", "matryoshka")
+KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure shows the others, too
 CODE = ("toy.training.grid", "toy.data.stream")  # what trains SAEs
 END_SHARE = 0.05  # the last share of the steps, over which the L0 of training is averaged
 CHUNK = 4_096  # held-out rows in memory at once
 
 
 class Family(NamedTuple):
-    """SAEs of one shape and weighting at one site, trained in one program; a lane for each seed and L0."""
+    """SAEs of one shape and method at one site, trained in one program; a lane for each seed and L0."""
 
     site: Site
-    name: str  # reference_WIDTH, vanilla, matryoshka
+    name: str  # reference_WIDTH, vanilla, matryoshka, or another method
     n_latents: int
-    weighting: str
+    method: str
     target_l0: tuple[float, ...]
 
 
@@ -61,11 +62,11 @@ class SiteSAEs(NamedTuple):
 
 def families(cfg: LanguageConfig, site: Site) -> list[Family]:
     ladder = [
-        Family(site, f"reference_{width}", width, "vanilla", (min(cfg.reference_l0, width / 4),))
+        Family(site, f"reference_{width}", width, cfg.vanilla, (min(cfg.reference_l0, width / 4),))
         for width in cfg.reference_widths
     ]
-    weightings = {"vanilla": "vanilla", "matryoshka": f"sampled_{cfg.n_prefixes}"}
-    return ladder + [Family(site, kind, cfg.n_latents, weightings[kind], cfg.sizes.target_l0) for kind in KINDS]
+    large = [Family(site, kind, cfg.n_latents, method, cfg.sizes.target_l0) for kind, method in cfg.kinds.items()]
+    return ladder + large
 
 
 def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progress: Progress) -> tuple[SAE, Stage]:
@@ -74,16 +75,17 @@ def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progres
     Lanes are seeds × L0s, the L0s of a seed together; all see the same batches.
     """
     n_steps, n_l0 = cfg.sizes.n_steps, len(family.target_l0)
-    train_cfg = TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, method=Standard(cfg.sparsity))
+    _, method, weighting = named(family.method)
+    train_cfg = TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, method=method)
     facts = {
         "activations": acts.stage.folder.name,
         "family": [str(family.site), *family[1:]],
-        "training": asdict(train_cfg) | {"method": repr(train_cfg.method)},
+        "training": asdict(train_cfg) | method_facts(method),
         "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
         "seeds": cfg.seeds,
     }
     hypers = Hypers(
-        prefixes.named(family.weighting, family.n_latents),
+        prefixes.named(weighting, family.n_latents),
         target_l0=jnp.tile(jnp.array(family.target_l0), cfg.n_seeds),
         learning_rate=cfg.learning_rate,
         sparsity_coef=SPARSITY_COEF[cfg.sparsity] if cfg.sparsity_coef is None else cfg.sparsity_coef,
@@ -122,7 +124,7 @@ def site_saes(cfg: LanguageConfig, trained: Mapping[Family, tuple[SAE, Stage]]) 
         missed += missing(cfg, family, made.notes["l0_of_training"])
     reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
     seconds = sum(made.notes["seconds"] for _, made in trained.values())
-    return SiteSAEs(reference, {kind: found[kind] for kind in KINDS}, missed, seconds)
+    return SiteSAEs(reference, {kind: found[kind] for kind in cfg.kinds}, missed, seconds)
 
 
 def l0_at_end(l0: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ class _Kept(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the row is as it was written; without a digest, whether it can be read."""
+        """Returns whether the row is as it was written; without a digest, whether it can be read."""
         if self.digest is not None:
             return self.digest == _digest(*self[:-1])
         try:
@@ -270,7 +270,7 @@ def _discard(connection: sqlite3.Connection, keys: Sequence[str]) -> None:
 
 
 def _is_still(path: Path) -> bool:
-    """Whether nobody can write here; SQLite must be told, or it makes files beside this one to read it."""
+    """Returns whether nobody can write here; SQLite must be told, or it makes files beside this one to read it."""
     log = path.with_name(f"{path.name}-wal")
     return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
 

@@ -1,19 +1,19 @@
-"""Where can a hierarchy be found at all? A pair of parent and child, by P(child | parent) and their magnitudes.
+"""Where can a hierarchy be found at all? A parent and its children, by P(child | parent), magnitude, number and kind.
 
-Claim: the truth is the sparsest exact code with a tied encoder where P(child | parent) is below 1/2 by
-L0, and below `toy.theory.edge_limit` by L1, so that SAEs whose decoders are the sparsest rotation by either penalty
-recover the pair up to that limit and not beyond. The comment's example (P .5, ratio 5) is on the limit of L0 and far
-beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans too far to the child
-(`toy.theory.first_latent_angle`), and vanilla SAEs, whose encoders are free, absorb at every probability.
-Command: python -m experiments.theory.identifiability (about 6 minutes on 2 cores).
-Expected, seeds 5000 to 5015: in all 12 rows recovery falls below half of the seeds within a step of the limit.
+Claim: a tied encoder finds the truth where it is the sparsest exact code (`toy.theory.edge_limit`): by L0 below 1/2 for
+one child and for any number of independent ones, below 2/5 for two exclusive ones, and at every probability for three
+and more. By L1 the limits are lower, and the lower the larger the child. The comment's example (P .5, ratio 5) is on
+the limit of L0 and far beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans
+too far to the children (`toy.theory.first_latent_angle`), and earlier where these are exclusive.
+Command: python -m experiments.theory.identifiability (about 10 minutes on 2 cores).
+Expected, seeds 5000 to 5015: in 26 of 27 rows recovery falls below half of the seeds within a step of the limit.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,20 +24,49 @@ from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.sweeps.panels import PanelConfig, Run, check_runs, panel_sweep, run_panels
 from experiments.sweeps.spec import Sweep
-from toy.checks import POSITIVE, Real, check_fields
+from toy.checks import POSITIVE, Real, Whole, check_fields
 from toy.eval.metrics import MIN_COSINE
-from toy.features.named import forest, ordering_tree
+from toy.features.named import forest
 from toy.features.node import Node
-from toy.theory import edge_limit, first_latent_angle
+from toy.features.tree import build_tree
+from toy.loss.penalty import LOG_OFFSET
+from toy.methods import named
+from toy.methods.rotated import Rotated
+from toy.theory import Penalty, edge_limit, enumerate_states, first_latent_angle
 from toy.training.loop import Progress
 
-LONE = [Node(0.05) for _ in range(8)]
-METHODS = {
-    "vanilla": "vanilla",
+PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
+METHODS = {  # with what the figure calls them; the penalty of rotations, |y| / (|y| + ε), is L1 where ε is large …
     "matryoshka": "Matryoshka",
-    "rotated:offset=10,first_offset=10,margin=0.0001": "rotated, L1",  # |y| / (|y| + ε) is L1 where ε is large
-    "rotated": "rotated, L0",
-}  # with what the figure calls them
+    "rotated:offset=10,first_offset=10,margin=0.0001": "rotated, L1",
+    "rotated": "rotated, L0",  # … and L0 where it is small
+}
+PENALTIES: dict[str, Penalty] = {"L1": "l1", "log": lambda act: float(np.log1p(act / LOG_OFFSET)), "L0": "l0"}
+
+
+class Row(NamedTuple):
+    """A row of the figure: trees that differ in P(child | parent)."""
+
+    ratio: float  # a child's magnitude over its parent's
+    n_children: int
+    exclusive: bool
+
+    @property
+    def name(self) -> str:
+        if self.n_children == 1:
+            return f"1, ratio {self.ratio:g}"
+        return f"{self.n_children} {'exclusive' if self.exclusive else 'independent'}"
+
+    @property
+    def n_exclusive(self) -> int:
+        """The number of children that exclude each other, or 1; its inverse is the greatest P(child | parent)."""
+        return self.n_children if self.exclusive else 1
+
+    def tree(self, prob: float) -> Node:
+        """The parent, of magnitude 1, and its children among lone features."""
+        children = [Node(prob, name=f"child{i}", magnitude_mean=self.ratio) for i in range(self.n_children)]
+        parent = Node(PARENT_PROB, tuple(children), exclusive=self.exclusive, name="parent")
+        return forest(parent, *(Node(LONE_PROB) for _ in range(N_LONE)))
 
 
 @dataclass(frozen=True)
@@ -45,9 +74,13 @@ class Config(PanelConfig):
     """Options of `identifiability`."""
 
     edge_probs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    """P(child | parent)."""
+    """P(child | parent), in ascending order."""
     ratios: tuple[float, ...] = (1.0, 2.0, 5.0)
-    """The child's magnitude over the parent's."""
+    """The child's magnitude over the parent's, of one child."""
+    n_children: tuple[int, ...] = (2, 3, 4)
+    """Numbers of children, mutually exclusive and independent, as large as their parent."""
+    n_steps: int = 4_000
+    """Training steps."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "identifiability.sqlite"))
@@ -55,18 +88,22 @@ class Config(PanelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1))
-        if not self.edge_probs or not self.ratios:
-            raise ValueError("edge_probs and ratios: need at least one of each")
+        check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_children=Whole(2))
+        if not self.edge_probs or list(self.edge_probs) != sorted(set(self.edge_probs)) or not self.ratios:
+            raise ValueError("edge_probs and ratios: need at least one of each, the former in ascending order")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        several = [Row(1.0, n, exclusive) for exclusive in (True, False) for n in self.n_children]
+        return [*(Row(ratio, 1, True) for ratio in self.ratios), *several]
+
+    def probs(self, row: Row) -> list[float]:
+        """The P(child | parent) that are possible."""
+        return [prob for prob in self.edge_probs if prob * row.n_exclusive <= 1]
 
     @cached_property
     def trees(self) -> dict[str, Node]:
-        """A pair among lone features, by its name."""
-        return {
-            _name(ratio, prob): forest(*ordering_tree(edge_prob=prob, magnitude=1.0, ratio=ratio).children, *LONE)
-            for ratio in self.ratios
-            for prob in self.edge_probs
-        }
+        return {_name(row, prob): row.tree(prob) for row in self.rows for prob in self.probs(row)}
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -78,8 +115,8 @@ class Config(PanelConfig):
         ]
 
 
-def _name(ratio: float, prob: float) -> str:
-    return f"ratio {ratio:g}, P {prob:g}"
+def _name(row: Row, prob: float) -> str:
+    return f"{row.name}, P {prob:g}"
 
 
 def sweep_of(cfg: Config) -> Sweep:
@@ -96,84 +133,97 @@ def n_steps(cfg: Config) -> int:
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
-    recovered = {
-        method: [[panels[_name(ratio, prob)]["recovered"] for prob in cfg.edge_probs] for ratio in cfg.ratios]
-        for method, panels in found.items()
+
+    def result(method: str, row: Row) -> dict[str, Any]:
+        recovered = [found[method][_name(row, prob)]["recovered"] for prob in cfg.probs(row)]
+        return {"edge_probs": cfg.probs(row), "recovered": recovered, "limit": limit(method, row)}
+
+    return {
+        "methods": {method: {row.name: result(method, row) for row in cfg.rows} for method in found},
+        "penalties": {
+            name: {row.name: edge_limit(row.ratio, penalty, row.n_exclusive) for row in cfg.rows}
+            for name, penalty in PENALTIES.items()
+        },
     }
-    return {"recovered": recovered, "limits": {method: _limits(method, cfg.ratios) for method in METHODS}}
 
 
-def _limits(method: str, ratios: tuple[float, ...]) -> list[float]:
-    """The P(child | parent) from which on the theory has the method fail, for each ratio."""
-    if method == "vanilla":
-        return [0.0] * len(ratios)
-    if method == "matryoshka":
-        return [_lean_limit(ratio) for ratio in ratios]
-    return [edge_limit(ratio, "l1" if "offset" in method else "l0") for ratio in ratios]
+def limit(method: str, row: Row) -> float:
+    """The P(child | parent) from which on the theory has a method fail."""
+    given = named(method)
+    if isinstance(given.method, Rotated):
+        return _sparsest_limit(row, given.method.how.offset)
+    return _lean_limit(row)
 
 
-def _lean_limit(ratio: float) -> float:
+def _sparsest_limit(row: Row, offset: float) -> float:
+    """Where the truth stops being the sparsest code by the penalty of a search, whose ε is in units of E‖x‖."""
+    prob = 0.5 / row.n_exclusive
+    for _ in range(8):  # E‖x‖ hardly depends on the probability
+        tree = build_tree(row.tree(prob))
+        eps = offset * enumerate_states(tree).mean_norm(np.eye(tree.n_features))
+        prob = edge_limit(row.ratio, lambda act, eps=eps: act / (act + eps), row.n_exclusive)
+    return prob
+
+
+def _lean_limit(row: Row) -> float:
     """The least P(child | parent) with which a lone latent's cosine with the parent is below that of a recovery."""
-    probs = np.linspace(0, 1, 10_001)
-    cosines = np.cos([first_latent_angle(prob, ratio) for prob in probs])
-    below = np.flatnonzero(cosines < MIN_COSINE)
-    return float(probs[below[0]]) if len(below) else 1.0
+    probs = np.linspace(0, 1 / row.n_exclusive, 10_001)
+    angles = [first_latent_angle(prob, row.ratio, row.n_children, exclusive=row.exclusive) for prob in probs]
+    below = np.flatnonzero(np.cos(angles) < MIN_COSINE)
+    return float(probs[below[0]]) if len(below) else 1 / row.n_exclusive
 
 
-def within_a_step(record: dict[str, Any], method: str) -> list[bool]:
-    """For each ratio whether recovery falls below half of the seeds within one step of the grid from the limit."""
-    config, results = record["config"], record["results"]
-    probs = np.array(config["edge_probs"])
-    agree = []
-    for row, limit in zip(results["recovered"][method], results["limits"][method], strict=True):
-        fails = np.flatnonzero(np.array(row) < config["n_seeds"] / 2)
-        measured = fails[0] if len(fails) else len(probs)  # the place of the first probability with few recoveries
-        agree.append(bool(abs(measured - np.searchsorted(probs, limit)) <= 1))
-    return agree
+def within_a_step(result: dict[str, Any], n_seeds: int) -> bool:
+    """Whether recovery falls below half of the seeds within one step of the grid from the limit."""
+    fails = np.flatnonzero(np.array(result["recovered"]) < n_seeds / 2)
+    measured = fails[0] if len(fails) else len(result["recovered"])  # the first probability with few recoveries
+    return bool(abs(measured - np.searchsorted(result["edge_probs"], result["limit"])) <= 1)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    config, results = record["config"], record["results"]
-    lines = []
-    for method, name in METHODS.items():
-        agree = within_a_step(record, method)
-        lines.append(f"{name}: the limit is within a step of the grid for {sum(agree)} of {len(agree)} ratios")
-        for ratio, row, limit in zip(
-            config["ratios"], results["recovered"][method], results["limits"][method], strict=True
-        ):
-            told = ", ".join(f"P {p:g} {n}/{config['n_seeds']}" for p, n in zip(config["edge_probs"], row, strict=True))
-            lines.append(f"  ratio {ratio:g} (limit {limit:.3f}): {told}")
+    n_seeds, lines = record["config"]["n_seeds"], []
+    for method, rows in record["results"]["methods"].items():
+        agree = [within_a_step(result, n_seeds) for result in rows.values()]
+        lines.append(f"{METHODS[method]}: the limit is within a step of the grid in {sum(agree)} of {len(agree)} rows")
+        for (name, result), yes in zip(rows.items(), agree, strict=True):
+            counts = zip(result["edge_probs"], result["recovered"], strict=True)
+            told = ", ".join(f"P {prob:g} {n}/{n_seeds}" for prob, n in counts)
+            lines.append(f"  {name} (limit {result['limit']:.3f}{'' if yes else ', more than a step off'}): {told}")
+    for name, limits in record["results"]["penalties"].items():
+        lines.append(f"limits of {name}: " + ", ".join(f"{row} {value:.3f}" for row, value in limits.items()))
     return lines
 
 
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
-        f"Recovered runs of {config['n_seeds']} for a pair among 8 lone features; line: the limit that the theory sets "
-        f"(vanilla: none is recovered); {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
-        f"{record['seeds'][-1]}."
+        f"Recovered runs of {config['n_seeds']} for a parent and its children among {N_LONE} lone features (rows: "
+        "number of children; as large as the parent, or by the ratio of magnitudes; –: exclusive probabilities above "
+        f"1); bars: the limit that the theory sets; {config['n_steps']:,} steps; seeds "
+        f"{record['seeds'][0]} to {record['seeds'][-1]}."
     )
 
 
 def plot(record: dict[str, Any]) -> Figure:
-    config, results = record["config"], record["results"]
-    probs, ratios = config["edge_probs"], config["ratios"]
-    with plots.styled(1.3 + 0.17 * len(ratios)) as figure:
-        for i, (ax, (method, name)) in enumerate(
-            zip(figure.subplots(1, len(METHODS), sharey=True), METHODS.items(), strict=True)
-        ):
-            counts = results["recovered"][method]
-            shares = [[n / config["n_seeds"] for n in row] for row in counts]
-            text = [[str(n) for n in row] for row in counts]
-            rows, columns = [f"{ratio:g}" for ratio in ratios], [f"{prob:g}" for prob in probs]
-            plots.table(ax, f"{'abcd'[i]}  {name}", shares, text, rows, columns, high=1.0)
-            places = np.interp(
-                results["limits"][method], probs, np.arange(len(probs)), left=-0.5, right=len(probs) - 0.5
-            )
-            ax.plot(places, range(len(ratios)), color=plots.COLOURS["truth"], linewidth=1.2)
-            ax.set_xlabel("P(child | parent)")
-            if i == 0:
-                ax.set_ylabel("child / parent")
+    n_seeds, results = record["config"]["n_seeds"], record["results"]["methods"]
+    probs = record["config"]["edge_probs"]
+    columns = [f"{prob:g}".removeprefix("0") for prob in probs]
+    names = list(next(iter(results.values())))
+    with plots.styled(1.2 + 0.15 * len(names)) as figure:
+        axes = figure.subplots(1, len(results), sharey=True)
+        for ax, letter, (method, rows) in zip(axes, "abc"[: len(results)], results.items(), strict=True):
+            blank = [len(probs) - len(result["recovered"]) for result in rows.values()]
+            counts = [[*result["recovered"], *[np.nan] * n] for result, n in zip(rows.values(), blank, strict=True)]
+            text = [["–" if n != n else str(n) for n in row] for row in counts]
+            title = f"{letter}  {METHODS[method]}"
+            plots.table(ax, title, counts, text, names, columns, high=n_seeds)
+            limits = np.interp([result["limit"] for result in rows.values()], probs, range(len(probs)), left=-0.4)
+            places = np.arange(len(names))
+            ax.vlines(limits, places - 0.5, places + 0.5, color=plots.COLOURS["vanilla"], linewidth=1.4)
+            ax.set_title(title, fontsize=6.5)
+            ax.set_xticks(range(len(probs)), columns, rotation=0, ha="center", fontsize=5.5)
+            ax.set_xlabel("P(child | parent)", fontsize=6)
+        axes[0].set_ylabel("children")
     return figure
 
 

@@ -3,8 +3,10 @@
 Claim: the three cosines that a Matryoshka SAE leaves (of a parent's latent with its child, of a child's with its
 siblings and with its parent) are those of the objective's optimum among SAEs whose latents are on with their features.
 It follows from the tree, the weights of the prefixes and the L1 coefficient; no training noise is needed. With
-activations of 0 and 1 in place of the optimum's, the same objective gives the first two, and 0 for the third.
-Command: python -m experiments.theory.mixing (about 2 minutes on 2 cores).
+activations of 0 and 1 in place of the optimum's, the same objective gives the first two, and 0 for the third. The first
+follows the weight of the prefixes with the parent's latent alone towards 0, until too little is left to keep the
+child's latent from absorbing the parent's.
+Command: python -m experiments.theory.mixing (about 5 minutes on 2 cores).
 Expected, seeds 5000 to 5015: R² of .9986 and more, over 64 of 72 cells.
 In the post: the first two cosines, with the reason; the third is not explained there.
 """
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
@@ -27,11 +30,11 @@ from experiments.common.experiment import Experiment
 from experiments.sweeps.panels import MIXING, PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
 from experiments.sweeps.spec import Sweep
 from toy import prefixes
-from toy.checks import POSITIVE, check_fields
+from toy.checks import POSITIVE, Real, check_fields
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
-from toy.prefixes import FixedWeights, inclusion
+from toy.prefixes import FixedWeights, SampledPrefixes, inclusion
 from toy.sae import sae_of_directions
 from toy.theory import enumerate_states, minimised
 from toy.training.loop import Progress
@@ -49,6 +52,7 @@ SHAPES: dict[str, Node] = {
     "4 exclusive": Node(0.3, (Node(0.24), Node(0.18), Node(0.14), Node(0.1)), exclusive=True),
 }  # children differ in P(child | parent), so that their order is certain
 WEIGHTINGS = ("expected_10", "all", "balanced_0.5")
+ALONE = ("1 child", "3 exclusive")  # shapes in which the weight of the parent's latent alone varies
 N_RECOVERED = 8  # seeds of a cell that have to be recovered for its mean to count
 
 
@@ -58,6 +62,10 @@ class Config(PanelConfig):
 
     sparsity_coefs: tuple[float, ...] = (0.05, 0.2, 0.5)
     """L1 coefficients for inputs of mean norm √d_in, which stay as they are."""
+    alone: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
+    """Weights of the prefix with the parent's latent alone, beside the full one."""
+    alone_coef: float = 2.0
+    """L1 coefficient there, with which that latent is not worth its price on the lone features."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "mixing.sqlite"))
@@ -65,7 +73,7 @@ class Config(PanelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, sparsity_coefs=POSITIVE)
+        check_fields(self, sparsity_coefs=POSITIVE, alone=Real(above=0, below=1), alone_coef=POSITIVE)
         if not self.sparsity_coefs:
             raise ValueError("sparsity_coefs: need at least one")
 
@@ -80,11 +88,20 @@ class Config(PanelConfig):
         }
 
     @cached_property
+    def alone_cells(self) -> dict[str, tuple[str, str, float]]:
+        """Likewise, with the weight of the parent's latent alone in the place of the weighting."""
+        return {
+            f"{shape}; {share:g} alone": (shape, f"levels:1={share!r},full={1 - share!r}", self.alone_coef)
+            for shape in ALONE
+            for share in self.alone
+        }
+
+    @cached_property
     def runs(self) -> list[Run]:
         shared = {"d_in": D_IN, "norm_std": 0.0, "control_rate": 0.0, "learning_rate": self.learning_rate}
         return [
             Run(_method(weighting), name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared)
-            for name, (shape, weighting, coef) in self.cells.items()
+            for name, (shape, weighting, coef) in (self.cells | self.alone_cells).items()
             for seed in self.seeds
         ]
 
@@ -107,24 +124,27 @@ def n_steps(cfg: Config) -> int:
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
-    cells = {}
-    for name, (shape, weighting, coef) in cfg.cells.items():
+
+    def outcome(name: str, shape: str, weighting: str, coef: float) -> dict[str, Any]:
         r = found[_method(weighting)][name]
         kept = {mixing: [x for x, yes in zip(r[mixing], r["is_recovered"], strict=True) if yes] for mixing in MIXING}
-        cells[name] = {
+        return {
             "recovered": r["recovered"],
+            "hole_rate": known(mean(r["hole_rate"])),
             "measured": {mixing: known(mean(values)) for mixing, values in kept.items()},
             "predicted": predicted(SHAPES[shape], weighting, coef),
             "binary": binary(SHAPES[shape], weighting),
         }
-    return cells
+
+    cells = {name: outcome(name, *cell) for name, cell in cfg.cells.items()}
+    return {"cells": cells, "alone": {name: outcome(name, *cell) for name, cell in cfg.alone_cells.items()}}
 
 
 def weights_of_subtree(root: Node, weighting: str) -> FixedWeights:
     """The weights of the prefixes of the subtree's latents alone, which come first: longer ones hold all of them."""
     n, n_all = 1 + len(root.children), 1 + len(root.children) + len(LONE)
     of_all = prefixes.named(weighting, n_all)
-    assert isinstance(of_all, FixedWeights)
+    assert not isinstance(of_all, SampledPrefixes)
     s = np.asarray(inclusion(of_all, jnp.arange(n)))
     return FixedWeights(s - np.append(s[1:], 0.0))
 
@@ -173,7 +193,7 @@ def known(value: Any) -> float | None:
 
 def compared(record: dict[str, Any], mixing: str, theory: str) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and measured values of the cells with enough recovered seeds, in which both are known."""
-    cells = [cell for cell in record["results"].values() if cell["recovered"] >= N_RECOVERED]
+    cells = [cell for cell in record["results"]["cells"].values() if cell["recovered"] >= N_RECOVERED]
     pairs = np.array([[cell[theory][mixing], cell["measured"][mixing]] for cell in cells], float).reshape(-1, 2)
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     return pairs[:, 0], pairs[:, 1]
@@ -185,7 +205,7 @@ def r_squared(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    cells = record["results"].values()
+    cells = record["results"]["cells"].values()
     lines = [
         f"{sum(cell['recovered'] >= N_RECOVERED for cell in cells)} of {len(cells)} cells have enough recovered seeds"
     ]
@@ -200,6 +220,11 @@ def summary(record: dict[str, Any]) -> list[str]:
             f"{int(np.sum(np.sign(x[far]) == np.sign(y[far])))} of {int(far.sum())} cells beyond .03; binary: R² "
             f"{r_squared(*compared(record, mixing, 'binary')):.3f}"
         )
+    for name, cell in record["results"]["alone"].items():
+        measured, expected = cell["measured"]["parent_to_child"], cell["predicted"]["parent_to_child"]
+        told = "–" if measured is None else f"{measured:.3f}"
+        of_runs = f"{cell['recovered']} recovered, hole rate {cell['hole_rate']:.2f}"
+        lines.append(f"{name}: {of_runs}, parent to child {told}, predicted {expected:.3f}")
     return lines
 
 
@@ -209,13 +234,16 @@ def caption(record: dict[str, Any]) -> str:
         f"Means over recovered seeds (of {config['n_seeds']}; cells with at least {N_RECOVERED}) against the optimum "
         f"of the objective: {len(SHAPES)} shapes, {len(WEIGHTINGS)} weightings, L1 coefficients "
         f"{', '.join(f'{coef:g}' for coef in config['sparsity_coefs'])}; crosses: activations of 0 and 1; "
+        f"d: by the weight of the prefix with the parent's latent alone beside the full one, L1 "
+        f"{config['alone_coef']:g} (line: optimum; dots: means; numbers: recovered seeds); "
         f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
     )
 
 
 def plot(record: dict[str, Any]) -> Figure:
     with plots.styled(2.4) as figure:
-        for ax, letter, mixing in zip(figure.subplots(1, 3), "abc", MIXING, strict=True):
+        *panels, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.3])
+        for ax, letter, mixing in zip(panels, "abc", MIXING, strict=True):
             for theory, marker, colour in (("binary", "x", "0.6"), ("predicted", "o", plots.COLOURS["matryoshka"])):
                 x, y = compared(record, mixing, theory)
                 ax.plot(x, y, marker, color=colour, markersize=3, label=theory)
@@ -224,7 +252,24 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.set(title=f"{letter}  {mixing.replace('_to_', ' → ')}", xlabel="predicted cosine")
         figure.axes[0].set_ylabel("measured cosine")
         figure.axes[0].legend()
+        _plot_alone(last, record)
     return figure
+
+
+def _plot_alone(ax: Axes, record: dict[str, Any]) -> None:
+    shares, cells = record["config"]["alone"], list(record["results"]["alone"].values())
+    for i, (shape, colour) in enumerate(zip(ALONE, ("matryoshka", "vanilla"), strict=False)):
+        of_shape = cells[i * len(shares) : (i + 1) * len(shares)]
+        measured = np.array([cell["measured"]["parent_to_child"] for cell in of_shape], float)
+        expected = [cell["predicted"]["parent_to_child"] for cell in of_shape]
+        ax.plot(shares, expected, color=plots.COLOURS[colour], linewidth=1, label=shape)
+        ax.plot(shares, measured, "o", color=plots.COLOURS[colour], markersize=3)
+        for x, y, cell in zip(shares, expected, of_shape, strict=True):
+            told = {"fontsize": 5, "color": plots.COLOURS[colour], "textcoords": "offset points"}
+            ax.annotate(str(cell["recovered"]), (x, y), (-9, 3) if i else (3, -7), **told)
+    ax.axhline(0, color=plots.COLOURS["truth"], linewidth=0.6, zorder=0)
+    ax.set(title="d  parent → child", xlabel="weight of the parent alone", xlim=(-0.03, 0.78))
+    ax.legend()
 
 
 EXPERIMENT = Experiment("mixing", Config, run, summary, plot, check, n_steps, caption, folder="theory.")

@@ -11,13 +11,16 @@ from jaxtyping import Float
 
 from experiments.common.measured import lane
 from experiments.language.stages import DONE
+from toy import prefixes
 from toy.checks import quoted
 from toy.io import load_arrays, load_json, read_sae
+from toy.methods.named import named
 from toy.sae import RELU, SAE, Activation
 
 REFERENCE, VANILLA, MATRYOSHKA = "reference", "vanilla", "matryoshka"
 TREE = "tree.json"  # of a run of `experiments.train`
 SAES = "saes.safetensors"  # of the chain's stages
+MOST_LEVELS = 16  # of a tree over prefixes
 
 
 class Shown(NamedTuple):
@@ -96,25 +99,37 @@ def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
     if not (folder / DONE).is_file():
         return []  # which is still being trained
     facts = load_json(folder / DONE)["facts"]
-    site, family, _, _, l0s = facts["family"]
+    site, family, n_latents, method, l0s = facts["family"]
     if site != wanted.site or wanted.activations not in (None, facts["activations"]):
         return []
     saes = SAE(**{name: jnp.asarray(array) for name, array in load_arrays(folder / SAES)[0].items()})
     lanes = [(seed, l0) for seed in facts["seeds"] for l0 in l0s]
-    kind = REFERENCE if family.startswith(REFERENCE) else family
+    weighting = named(method).weighting
+    kind = REFERENCE if family.startswith(f"{REFERENCE}_") else _kind(weighting, VANILLA)
+    names = [f"{family} L0 {l0:g}" + (f" seed {seed}" if len(facts["seeds"]) > 1 else "") for seed, l0 in lanes]
     return [
-        Shown(f"{family} L0 {l0:g}" + (f" seed {seed}" if len(facts["seeds"]) > 1 else ""), kind, lane(saes, i))
+        Shown(names[i], kind, lane(saes, i), RELU, _fixed(weighting, n_latents))
         for i, (seed, l0) in enumerate(lanes)
         if wanted.seed in (None, seed) and (kind == REFERENCE or wanted.l0 is None or l0 in wanted.l0)
     ]
 
 
+def _kind(weighting: str, of_one_prefix: str) -> str:
+    return of_one_prefix if weighting == VANILLA else MATRYOSHKA
+
+
+def _fixed(weighting: str, n_latents: int) -> tuple[int, ...]:
+    """The lengths that a weighting names; none where they are drawn, or are so many that they make no levels."""
+    found = prefixes.named(weighting, n_latents)
+    lengths = np.flatnonzero(found.weights) + 1 if isinstance(found, prefixes.FixedWeights) else np.zeros(0, int)
+    return tuple(lengths.tolist()) if len(lengths) <= MOST_LEVELS else ()
+
+
 def _of_folder(folder: Path) -> Shown:
     sae, activation = read_sae(folder)
-    told = training_of(folder)
-    kind = MATRYOSHKA if told.get("weighting", VANILLA) != VANILLA else REFERENCE
+    weighting = training_of(folder).get("weighting", VANILLA)
     name = "/".join(folder.absolute().parts[-2:])
-    return Shown(name, kind, sae, activation, tuple(told.get("prefix_lengths", ())))
+    return Shown(name, _kind(weighting, REFERENCE), sae, activation, _fixed(weighting, sae.b_enc.shape[0]))
 
 
 def training_of(folder: Path) -> dict[str, Any]:

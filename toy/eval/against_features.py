@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of a chunk; in float64 of all."""
+    """Sums over a chunk, or in float64 over all."""
 
     latent: _Part
     feature: _Part

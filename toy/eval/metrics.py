@@ -47,7 +47,7 @@ def matched_acts(
 
 
 def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"] | Features) -> Firing:
-    """Whether each feature's latent is on: a‖d‖ > 0.2 · feature_size, the feature's norm in x when present.
+    """Returns whether each feature's latent is on: a‖d‖ > 0.2 · feature_size, the feature's norm in x when present.
 
     The norm is the mean over rows, or each row's own (`toy.eval.against_tree.row_sizes`).
     """

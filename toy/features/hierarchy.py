@@ -123,7 +123,7 @@ def _places(roots: list[Any], n_features: int) -> list[Place]:
 
 
 def _levels(top: Sequence[int], below: list[list[int]], places: list[Place]) -> tuple[bool, ...]:
-    """Whether at most one child of each node can be on, level by level."""
+    """Returns whether at most one child of each node can be on, level by level."""
     levels, nodes = [], [node for node in top if below[node]]
     while nodes:
         levels.append(all(len(below[n]) == 1 or {places[c].group for c in below[n]} == {0} for n in nodes))

@@ -41,7 +41,7 @@ def _log_moments(spread: float) -> tuple[float, float]:
 
 
 def fits_float32(mean: float, std: float, scaled: tuple[float, float]) -> bool:
-    """Whether a magnitude scaled by its ancestors is neither 0 nor infinite in float32, within 8 standard deviations.
+    """Returns whether a scaled magnitude is neither 0 nor infinite in float32, within 8 standard deviations.
 
     `scaled` is the mean and variance of the logarithm of its scale.
     """

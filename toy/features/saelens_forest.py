@@ -73,7 +73,7 @@ def drawn_for(kept: list[float]) -> np.ndarray:
 
 
 def _drawn_probs(found: list[tuple[str, int, Node]]) -> tuple[list[float], list[str]]:
-    """What each node is drawn with, given its parent."""
+    """Returns the probability of each node, given its parent."""
     prob, place = [float(node.active_prob) for *_, node in found], {id(node): i for i, (*_, node) in enumerate(found)}
     changed: list[str] = []
     for path, _, node in found:
@@ -98,7 +98,7 @@ def _drawn_probs(found: list[tuple[str, int, Node]]) -> tuple[list[float], list[
 
 
 def _scales(found: list[tuple[str, int, Node]]) -> list[bool]:
-    """Whether a node scales its children in SAELens: by the nearest feature at or above it, not by itself."""
+    """Returns whether a node scales its children in SAELens: by the nearest feature at or above it, not by itself."""
     through: list[bool] = []  # whether the scale of the nearest feature reaches a node's children
     for path, parent, node in found:
         own = node.scale_children_by_parent

@@ -142,7 +142,7 @@ def _fields(entry: Entry | None, prob: float, index: int | None, firing: Firing)
 
 
 def _scales(found: list[Entry], below: list[list[int]], index: list[int | None]) -> list[bool]:
-    """Whether each node must scale its children, or pass on the scale of a feature above it."""
+    """Returns whether each node must scale its children, or pass on the scale of a feature above it."""
     anchored: list[bool] = []  # whether it is a feature or has one above it
     for i, entry in enumerate(found):
         anchored.append(index[i] is not None or (entry.parent >= 0 and anchored[entry.parent]))

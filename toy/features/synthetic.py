@@ -103,7 +103,7 @@ def accumulate(
 
 
 class _Draw(NamedTuple):
-    """What the parts of a draw have in common."""
+    """Arrays that the parts of a draw share."""
 
     model: Synthetic
     z: Factors
@@ -157,7 +157,7 @@ def _first_on(
 
 
 def _confirm(key: Key[Array, ""], draw: _Draw, nodes: Slots) -> Bool[Array, "batch slots"]:
-    """Whether nodes of which the first bits say that they may fire do fire, with a magnitude above 0."""
+    """Returns whether nodes that may fire by their first bits do fire, with a magnitude above 0."""
     model = draw.model
     prob = ndtr((_drive(draw, nodes) - model.threshold[nodes]) / model.noise[nodes])
     may = jnp.ceil(prob * 2**_N_BITS)

@@ -174,7 +174,7 @@ def tree_to_dict(root: Node) -> dict:
 
 
 def _is_ambiguous(found: list[tuple[str, int, Node]]) -> bool:
-    """Whether another program would read the tree's exclusive children differently."""
+    """Returns whether another program would read the tree's exclusive children differently."""
     sized = any(node.magnitude_mean != 1 or node.magnitude_std != 0 for *_, node in found)
     totals = (math.fsum(c.active_prob for c in node.children) for *_, node in found if node.exclusive and node.children)
     return sized and any(abs(total - 1) > _ROUNDED for total in totals)

@@ -86,7 +86,7 @@ def prepare(path: Path) -> None:
 
 
 def is_part(name: str, of: str) -> bool:
-    """Whether this is the name of a temporary file of `writing`, for a file whose name matches the pattern `of`."""
+    """Returns whether this names a temporary file of `writing`, for a file whose name matches the pattern `of`."""
     return re.fullmatch(rf"\.(?:{of})\.[a-z0-9_]{{8}}{re.escape(_PART)}", name) is not None
 
 
@@ -148,7 +148,7 @@ def claim(path: Path) -> Callable[[], None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at the path."""
+    """Returns whether an open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -77,7 +77,7 @@ def signed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_signed(content: dict[str, Any]) -> bool:
-    """Whether the content holds its own SHA-256."""
+    """Returns whether the content holds its own SHA-256."""
     try:
         return content.get("sha256") == signed(content)["sha256"]
     except (RecursionError, ValueError):  # nested too deeply, or a number too long to write

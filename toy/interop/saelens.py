@@ -106,7 +106,7 @@ def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, An
 
 
 def read(folder: Path) -> tuple[SAE, Activation]:
-    """What SAELens computes with the folder, and for checkpoints of training what it computes once they are exported.
+    """Returns the SAE of the folder as SAELens computes with it; a checkpoint of training as once it is exported.
 
     BatchTopK SAEs use their threshold. The scale of `expected_average_only_in` is that of the checkpoint.
     """
@@ -167,7 +167,7 @@ def _read_weights(folder: Path, cfg: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _scale(folder: Path) -> float:
-    """What SAELens multiplied inputs by in training, to the mean norm √d_in."""
+    """Returns the factor by which SAELens multiplied inputs in training, to the mean norm √d_in."""
     path = folder / _SCALER
     if not path.exists():
         raise ValueError(

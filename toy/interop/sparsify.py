@@ -35,7 +35,7 @@ _SETTINGS = {
 
 
 def read(folder: Path) -> tuple[SAE, Activation]:
-    """What `SparseCoder.encode` and `decode` compute: TopK of ReLU(encoder(x − b_dec)), whatever the decoder norms."""
+    """The SAE of `SparseCoder.encode` and `decode`: TopK of ReLU(encoder(x − b_dec)), whatever the decoder norms."""
     given = load_cfg(folder / CFG)
     settled(folder / CFG, given, _SETTINGS, {*_DESCRIBES, "k", "d_in"}, "remove the key if no activation depends on it")
     path = folder / WEIGHTS

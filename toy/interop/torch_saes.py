@@ -54,7 +54,7 @@ _REFERENCE = ("sq_act_running_avg", "normalizer.running_avg")
 
 
 def read_dictionary(folder: Path) -> tuple[SAE, Activation]:
-    """What `encode` and `decode` of the class in `config.json` compute; batches are cut by the threshold."""
+    """Returns the SAE of `encode` and `decode` of the class in `config.json`; batches are cut by the threshold."""
     trainer = load_cfg(folder / CONFIG).get("trainer")
     trainer = trainer if isinstance(trainer, Mapping) else {}
     name = trainer.get("dict_class")

@@ -36,7 +36,7 @@ def choose_form(n_latents: int) -> Form:
 
 
 def needs_order(form: Form, activation: Activation) -> bool:
-    """Whether latents must stand in the order of their ranks, as tiles need; all other forms take ranks instead."""
+    """Returns whether latents must stand in the order of their ranks, as tiles need; other forms take ranks."""
     return form == "wide" and not isinstance(activation, TopK | BatchTopK)
 
 

@@ -3,7 +3,7 @@
 method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
 standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
 topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
-detached      levels without gradients between them      tied_finish   Matryoshka, then tied
+detached      levels without gradients between them      tied_finish   Matryoshka, then tied, at a held L0 or not
 pursuit       matching pursuit                           rotated       Matryoshka, its sparsest rotation, tied
 rotation      the search for that rotation               from_file     methods of a user's file
 named         methods by their names on a command line

@@ -1,4 +1,4 @@
-"""What a training method is: all that the trainer, sweeps, checkpoints and figures know of one."""
+"""The interface of a training method: all that the trainer, sweeps, checkpoints and figures know of one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Memory = PyTree  # what a method keeps between steps beside its parameters; None
 
 
 class Batch(NamedTuple):
-    """What a loss is a function of beside the parameters."""
+    """The arguments of a loss beside the parameters."""
 
     x: Float[Array, "batch d_in"]  # scaled to a mean norm of √d_in, or input_size · √d_in
     prefixes: Prefixes  # of this step
@@ -53,7 +53,7 @@ class Method:
 
     @property
     def allows_padding(self) -> bool:
-        """Whether latents without an encoder never matter, so that SAEs of several widths can share a program.
+        """True where latents without an encoder never matter, so that SAEs of several widths can share a program.
 
         A class has to say so itself, by `pads = True`: a subclass that does not is trained at its own width.
         """
@@ -109,15 +109,15 @@ class Method:
         return params
 
     def init_memory(self, d_in: int, n_latents: int) -> Memory:
-        """What is kept between steps."""
+        """Returns what is kept between steps."""
         return None
 
     def remember(self, memory: Memory, parts: LossParts, lr_share: Float[Array, ""]) -> Memory:
-        """What is kept after a step; `lr_share` is the schedule's multiplier of the learning rate."""
+        """Returns what is kept after a step; `lr_share` is the schedule's multiplier of the learning rate."""
         return memory
 
     def importance(self, parts: LossParts) -> Float[Array, " n_latents"]:
-        """What latents are ordered by, the largest running mean first: their energy, or how often they are on."""
+        """Returns what latents are ordered by, the largest running mean first: energy, or how often they are on."""
         if self.order == "fixed":
             return jnp.ones_like(parts.contribution)
         return parts.frequency if self.order == "frequency" else parts.contribution
@@ -142,7 +142,7 @@ class Method:
         return choose_form(n_latents) if given is None else given
 
     def moves_latents(self, form: Form) -> bool:
-        """Whether a form needs latents in the order of their ranks, so that they are moved."""
+        """Returns whether a form needs latents in the order of their ranks, so that they are moved."""
         return needs_order(form, self.activation)
 
     def check(self, n_latents: int) -> None:

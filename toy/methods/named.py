@@ -23,7 +23,7 @@ from toy.methods.pursuit import Pursuit
 from toy.methods.rotated import Rotated
 from toy.methods.rotation import Search
 from toy.methods.standard import Matryoshka, Standard
-from toy.methods.tied_finish import TiedFinish
+from toy.methods.tied_finish import HeldFinish, TiedFinish
 from toy.methods.topk import TargetedBatchTopK, TopKFamily
 from toy.sae import BatchTopK, MatchingPursuit, TopK
 
@@ -57,6 +57,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gated": Gated,
     "tied": Tied,
     "tied_finish": TiedFinish,
+    "held_finish": HeldFinish,
     "rotated": _rotated,
     "aligned": Aligned,
     "orthogonal": Orthogonal,

@@ -104,7 +104,7 @@ def orthonormal(
 def objective(
     y: Float[Array, "*starts n rows"], offset: Float[Array, ""] | float, how: Search
 ) -> Float[Array, "*starts"]:
-    """What is least for the sparsest code without negative activations: a sum over latents, a mean over rows."""
+    """Least for the sparsest code without negative activations: a sum over latents, a mean over rows."""
     size = jnp.abs(y)
     penalty = size / (size + offset) + how.negative * jnp.minimum(y, 0) ** 2
     return jnp.sum(jnp.mean(penalty, axis=-1), axis=-1)

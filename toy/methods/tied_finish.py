@@ -47,7 +47,7 @@ class TiedFinish(Standard):
 
     def sae(self, params: Params, done: Float[Array, ""] | float = 1.0) -> SAE:
         first = jnp.asarray(done) < self.share
-        return jax.lax.cond(first, lambda p: p.sae, lambda p: tied(p.sae, p.b_tied), params)
+        return jax.lax.cond(first, lambda p: p.sae, self._tied, params)
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         def search(params: Params) -> tuple[Float[Array, ""], LossParts]:
@@ -56,10 +56,34 @@ class TiedFinish(Standard):
 
         return jax.lax.cond(batch.done < self.share, search, lambda params: self._finish(params, batch), params)
 
+    def _tied(self, params: Params) -> SAE:
+        return tied(params.sae, params.b_tied)
+
+    def _coef(self, batch: Batch) -> Float[Array, ""] | float:
+        return self.coef * batch.x.shape[1] ** 0.5
+
     def _finish(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
-        sae = tied(params.sae, params.b_tied)
+        sae = self._tied(params)
         acts = encode(sae, batch.x)
         full: Prefixes = prefixes.full(acts.shape[1])
         mse, parts = self.acts_loss(sae, acts, batch._replace(prefixes=full))
         penalty = jnp.sum(jnp.mean(acts, axis=0) * decoder_norms(sae))
-        return mse + self.coef * batch.x.shape[1] ** 0.5 * penalty, parts
+        return mse + self._coef(batch) * penalty, parts
+
+
+@dataclass(frozen=True)
+class HeldFinish(TiedFinish):
+    """The tied finish for activations that no SAE codes exactly: the L0 is held at the target to the end.
+
+    The controller of the first phase goes on with its coefficient, and `coef` is not used. The encoder sees inputs less
+    the decoder's bias, because the mean of a language model's activations is far from 0.
+    """
+
+    pads: ClassVar[bool] = True
+
+    def _tied(self, params: Params) -> SAE:
+        sae = tied(params.sae, params.b_tied)
+        return sae._replace(b_enc=sae.b_enc - sae.b_dec @ sae.W_enc)
+
+    def _coef(self, batch: Batch) -> Float[Array, ""] | float:
+        return batch.sparsity_coef

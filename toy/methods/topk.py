@@ -17,7 +17,7 @@ ONE = BatchTopK(1)
 
 
 class Kept(NamedTuple):
-    """What the TopK family keeps between steps."""
+    """Arrays that the TopK family keeps between steps."""
 
     threshold: Float[Array, "*lanes"] | None  # of BatchTopK, on activation · decoder norm
     silent: Int[Array, "*lanes n_latents"] | None  # with AuxK, the number of steps since a latent was on

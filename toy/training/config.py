@@ -72,7 +72,7 @@ class TrainConfig:
 
     @property
     def moves_latents(self) -> bool:
-        """Whether latents are kept in order by moving them; otherwise only their ranks change."""
+        """True where latents are kept in order by moving them; otherwise only their ranks change."""
         return self.method.moves_latents(self.loss_form)
 
     @property

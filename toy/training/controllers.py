@@ -7,7 +7,7 @@ MAX_L0_ERROR = 0.1  # as a share of the target: a controller that ends further o
 
 
 def off_target(l0: float, target_l0: float) -> bool:
-    """Whether an L0 misses the target by more than `MAX_L0_ERROR` of it."""
+    """Returns whether an L0 misses the target by more than `MAX_L0_ERROR` of it."""
     return abs(l0 - target_l0) > MAX_L0_ERROR * target_l0
 
 

@@ -97,7 +97,7 @@ def _is_none(axis: Any) -> bool:
 
 
 def _has_lanes(axes: PyTree, tree: PyTree) -> PyTree:
-    """Whether each leaf of `tree` has a lane axis."""
+    """Returns whether each leaf of `tree` has a lane axis."""
     return jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis is not None, part), axes, tree, is_leaf=_is_none)
 
 

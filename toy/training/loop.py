@@ -103,7 +103,7 @@ def _joined(run: Run, n_done: int, moved: tuple[PyTree, PyTree]) -> Run:
 
 
 def _taken_over(state: PyTree) -> bool:
-    """Whether a chunk has taken over the state's memory: an interrupt can come before its result has a name."""
+    """Returns whether a chunk has taken over the state's memory: an interrupt can come before its result has a name."""
     return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
 
 
