@@ -33,6 +33,7 @@ from experiments.common.study import (
 )
 from experiments.common.track import Tracker, package, track
 from toy import prefixes
+from toy.checks import Whole, check_fields
 from toy.data.activations import open_matrix
 from toy.data.source import Source, Stream, TreeSource, synthsaebench
 from toy.data.stream import ShardSource
@@ -42,6 +43,7 @@ from toy.methods import Named, method_facts, named
 from toy.sae import SAE, fold_input_scale, sae_of_directions
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import check_hypers, check_memory
+from toy.training.loop import Facts, Run
 from toy.training.run import train
 from toy.training.state import Metrics, input_scale, trained_sae
 
@@ -49,6 +51,20 @@ CURVES = {"loss": "Loss", "mse": "Squared error", "l0": "L0", "sparsity_coef": "
 ROWS_PER_CURVE = 100
 BENCHMARK = "synthsaebench-16k"
 RANDOM, FEATURES = "random", "features"
+
+
+@dataclass
+class Snapshots(FileCheckpoint):
+    """A checkpoint that also keeps the SAE of every so many steps, as `folder/step_00001200`."""
+
+    folder: Path = Path()
+    every: int = 0  # steps, whole chunks of them; 0: none is kept
+
+    def save(self, run: Run, facts: Facts, *, last: bool) -> None:
+        if self.every and run.n_done % self.every == 0:
+            sae = jax.device_get(trained_sae(run.state))
+            write_sae(self.folder / f"step_{run.n_done:08d}", sae, run.state.method.activation)
+        super().save(run, facts, last=last)
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,8 @@ class Config(MethodConfig):
     synthetic model of SAELens; or synthsaebench-16k."""
     start: str = "random"
     """What training starts from: random, features (the tree's, one per latent), or the folder or file of an SAE."""
+    snapshots: int = 0
+    """SAEs kept along the way by each seed, at even distances, for experiments.viewer."""
     track: Tracker | None = None
     """Show the history of each seed in this program, too, once the seed is trained."""
     folder: Path = Path("runs/train")
@@ -68,6 +86,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self, snapshots=Whole(0, ROWS_PER_CURVE))
         if self.start == FEATURES and self.data is not None:
             raise ValueError("start: the features of --data are not known: give an SAE, or random")
         if self.data is not None and (self.n_latents is None or self.target_l0 is None):
@@ -147,8 +166,9 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
         hypers = hypers._replace(start=sae_of_directions(study.W_feat[i, : train_cfg.n_latents]))
     elif cfg.start != RANDOM:
         hypers = hypers._replace(start=_scaled(Path(cfg.start), source, cfg.batch_size))
-    checkpoint = FileCheckpoint(cfg.folder / f"checkpoint_{seed}.npz")
     chunk = max(1, cfg.n_steps // ROWS_PER_CURVE)
+    checkpoint = Snapshots(cfg.folder / f"checkpoint_{seed}.npz", folder=cfg.folder / f"snapshots_{seed}")
+    checkpoint.every = chunk * round(ROWS_PER_CURVE / cfg.snapshots) if cfg.snapshots else 0
     work.compiling()
     state, history = train(key, source, hypers, cfg=train_cfg, chunk=chunk, progress=work, checkpoint=checkpoint)
     sae = jax.device_get(trained_sae(state))

@@ -124,3 +124,13 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"--track wandb: needs the package wandb; install the extra"):
         ran(tmp_path, track="wandb")
+
+
+def test_saes_along_the_way_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    ran(tmp_path, snapshots=4)
+    kept = sorted((tmp_path / "snapshots_0").iterdir())
+    assert [folder.name for folder in kept] == [f"step_{step:08d}" for step in (25, 50)]
+    first, last = (np.asarray(read_sae(folder)[0].W_dec) for folder in (kept[0], tmp_path / "sae_0"))
+    assert first.shape == last.shape
+    assert not np.allclose(first, last)
+    assert not (tmp_path / "snapshots_1").exists()

@@ -1,0 +1,141 @@
+"""The SAEs that a page shows: of the TinyStories chain's cache, or of any folder or file that `read_sae` reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from experiments.common.measured import lane
+from experiments.language.stages import DONE
+from toy import prefixes
+from toy.checks import quoted
+from toy.io import load_arrays, load_json, read_sae
+from toy.methods.named import named
+from toy.sae import RELU, SAE, Activation
+
+REFERENCE, VANILLA, MATRYOSHKA = "reference", "vanilla", "matryoshka"
+TREE = "tree.json"  # of a run of `experiments.train`
+SAES = "saes.safetensors"  # of the chain's stages
+MOST_LEVELS = 16  # of a tree over prefixes
+
+
+class Shown(NamedTuple):
+    """An SAE by the name that the page has for it."""
+
+    name: str
+    kind: str  # reference, vanilla or matryoshka
+    sae: SAE
+    activation: Activation = RELU
+    prefixes: tuple[int, ...] = ()  # lengths in ascending order, the full one included; empty if they were drawn
+
+    @property
+    def n_latents(self) -> int:
+        return self.sae.b_enc.shape[0]
+
+    @property
+    def directions(self) -> Float[np.ndarray, "n_latents d_in"]:
+        """The decoder rows, at norm 1."""
+        W_dec = np.asarray(self.sae.W_dec, float)
+        return W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of the SAEs of a chain are shown; None: all."""
+
+    site: str
+    seed: int | None = None
+    l0: tuple[float, ...] | None = None
+    activations: str | None = None  # the name of the stage that the SAEs were trained on
+
+
+def is_toy(run: Path) -> bool:
+    return (run / TREE).is_file()
+
+
+def read_runs(runs: Sequence[Path], wanted: Wanted) -> list[Shown]:
+    """The SAEs of some paths, reference SAEs first, as S/0, S/1, … by width.
+
+    Raises: ValueError naming a path that holds none.
+    """
+    found: list[Shown] = []
+    for run in runs:
+        of_run = _of_path(run, wanted)
+        if not of_run:
+            raise ValueError(f"{quoted(str(run))}: holds no SAE of site {wanted.site} with this seed and L0")
+        found += of_run
+    found.sort(key=lambda one: (one.kind != REFERENCE, one.kind, one.n_latents if one.kind == REFERENCE else 0))
+    widths = [one.n_latents for one in found if one.kind == REFERENCE]
+    ladder = {width: f"S/{i}" for i, width in enumerate(sorted(set(widths)))}
+    if len(ladder) == len(widths):  # else two are of one width, and have their own names
+        found = [one._replace(name=ladder[one.n_latents]) if one.kind == REFERENCE else one for one in found]
+    return _distinct(found)
+
+
+def _distinct(found: list[Shown]) -> list[Shown]:
+    names = [one.name for one in found]
+    return [
+        one._replace(name=f"{one.name} ({names[:i].count(one.name) + 1})") if names.count(one.name) > 1 else one
+        for i, one in enumerate(found)
+    ]
+
+
+def _of_path(run: Path, wanted: Wanted) -> list[Shown]:
+    if (run / SAES).is_file():
+        return _of_stage(run, wanted)
+    stages = sorted(path.parent for path in run.glob(f"saes-*/{SAES}"))
+    if stages:  # a chain's cache
+        return [one for folder in stages for one in _of_stage(folder, wanted)]
+    folders = sorted(path for path in run.glob("sae_*") if path.is_dir()) or [run]
+    return [_of_folder(folder) for folder in folders]
+
+
+def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
+    """The SAEs of one family of the chain, in lanes of seeds × L0s, that are wanted."""
+    if not (folder / DONE).is_file():
+        return []  # which is still being trained
+    facts = load_json(folder / DONE)["facts"]
+    site, family, n_latents, method, l0s = facts["family"]
+    if site != wanted.site or wanted.activations not in (None, facts["activations"]):
+        return []
+    saes = SAE(**{name: jnp.asarray(array) for name, array in load_arrays(folder / SAES)[0].items()})
+    lanes = [(seed, l0) for seed in facts["seeds"] for l0 in l0s]
+    weighting = named(method).weighting
+    kind = REFERENCE if family.startswith(f"{REFERENCE}_") else _kind(weighting, VANILLA)
+    names = [f"{family} L0 {l0:g}" + (f" seed {seed}" if len(facts["seeds"]) > 1 else "") for seed, l0 in lanes]
+    return [
+        Shown(names[i], kind, lane(saes, i), RELU, _fixed(weighting, n_latents))
+        for i, (seed, l0) in enumerate(lanes)
+        if wanted.seed in (None, seed) and (kind == REFERENCE or wanted.l0 is None or l0 in wanted.l0)
+    ]
+
+
+def _kind(weighting: str, of_one_prefix: str) -> str:
+    return of_one_prefix if weighting == VANILLA else MATRYOSHKA
+
+
+def _fixed(weighting: str, n_latents: int) -> tuple[int, ...]:
+    """The lengths that a weighting names; none where they are drawn, or are so many that they make no levels."""
+    found = prefixes.named(weighting, n_latents)
+    lengths = np.flatnonzero(found.weights) + 1 if isinstance(found, prefixes.FixedWeights) else np.zeros(0, int)
+    return tuple(lengths.tolist()) if len(lengths) <= MOST_LEVELS else ()
+
+
+def _of_folder(folder: Path) -> Shown:
+    sae, activation = read_sae(folder)
+    weighting = training_of(folder).get("weighting", VANILLA)
+    name = "/".join(folder.absolute().parts[-2:])
+    return Shown(name, _kind(weighting, REFERENCE), sae, activation, _fixed(weighting, sae.b_enc.shape[0]))
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """What `experiments.train` says of an SAE's training; nothing for SAEs from elsewhere."""
+    path = folder / "cfg.json"
+    told = load_json(path) if path.is_file() else {}
+    metadata = told.get("metadata") if isinstance(told, dict) else None
+    training = metadata.get("training") if isinstance(metadata, dict) else None
+    return training if isinstance(training, dict) else {}
