@@ -7,7 +7,7 @@ and far beyond that of L1. Matryoshka fails where the first latent, which a pref
 children (`toy.theory.first_latent_angle`), or where its shortest prefix holds children. Vanilla SAEs, whose encoders
 are free, absorb at every probability (`toy.theory.absorption_gain`).
 Command: python -m experiments.theory.identifiability (about 15 minutes on 2 cores).
-Expected, seeds 5000 to 5015: in AGREE of 63 rows recovery falls below half of the seeds within a step of the limit.
+Expected, seeds 5000 to 5015: in 61 of 63 rows recovery falls below half of the seeds within a step of the limit.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
 
