@@ -61,7 +61,7 @@ def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
 
 @pytest.mark.slow
 def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: identifiability.METHODS[name] for name in ("matryoshka", "rotated")}
+    few = {name: identifiability.METHODS[name] for name in ("vanilla", "matryoshka", "rotated")}
     monkeypatch.setattr(identifiability, "METHODS", few)
     cfg = identifiability.Config(
         edge_probs=(0.2, 0.6),
@@ -73,14 +73,14 @@ def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, mo
         store=tmp_path / "a.sqlite",
     )
     record = made(identifiability.EXPERIMENT, cfg)
-    found = record["results"]["methods"]["matryoshka"]
+    found = record["results"]["methods"]["vanilla"]
     assert {name: (row["edge_probs"], row["recovered"]) for name, row in found.items()} == {
         "1, ratio 1": ([0.2, 0.6], [0, 0]),
         "2 exclusive": ([0.2], [0]),  # twice .6 is more than 1
         "2 independent": ([0.2, 0.6], [0, 0]),
     }
     assert record["results"]["penalties"]["L0"] == {"1, ratio 1": 0.5, "2 exclusive": 0.4, "2 independent": 0.5}
-    assert len(identifiability.summary(record)) == 2 * (1 + 3) + 3
+    assert len(identifiability.summary(record)) == 3 * (1 + 3) + 3
 
 
 ONE, TWO = identifiability.Row(1.0, 1, True), identifiability.Row(1.0, 2, True)
@@ -93,11 +93,13 @@ def test_the_limit_of_matryoshka_is_where_the_first_latent_leans_away_from_its_p
     assert first_latent_angle(found) == pytest.approx(0.451, abs=1e-3)
 
 
-def test_a_search_has_a_limit_between_those_of_l1_and_l0() -> None:
-    """Its penalty is a / (a + ε); of two exclusive children the limits are .340 and .4."""
-    rotated = [identifiability.limit(method, TWO) for method in list(identifiability.METHODS)[1:]]
-    assert edge_limit(1.0, "l1", 2) < rotated[0] < rotated[1] < edge_limit(1.0, "l0", 2) == 0.4
-    assert rotated == pytest.approx([0.340, 0.4], abs=5e-3)
+def test_limits_of_the_other_methods() -> None:
+    """A penalty between L1 and L0 has its limit between theirs; at .05 / .3 a child has a lone feature's energy."""
+    assert identifiability.limit("vanilla", TWO) == 0
+    assert identifiability.limit(identifiability.LEVELS, TWO) == pytest.approx(1 / 6)
+    rotated = [identifiability.limit(method, TWO) for method in list(identifiability.METHODS)[4:]]
+    assert edge_limit(1.0, "l1", 2) < rotated[0] < rotated[1] < rotated[2] < edge_limit(1.0, "l0", 2) == 0.4
+    assert rotated == pytest.approx([0.340, 0.373, 0.4], abs=5e-3)  # of L1, log(1 + a / .1) and L0
 
 
 @pytest.mark.parametrize(("row", "agrees"), [((16, 16, 9, 2), True), ((16, 7, 9, 0), True), ((7, 0, 0, 0), False)])
