@@ -176,7 +176,7 @@ def make_model(cfg: LanguageConfig, given: Given, tokens: Tokens, progress: Prog
                 made.notes.update(_described(cfg, given.lm, tokens))
         return Model(given.lm, made)
     sizes, training = _lm_config(cfg, tokens.tokenizer.vocab_size), LMTrainConfig(n_steps=cfg.sizes.lm_steps)
-    facts |= {"model": asdict(sizes), "training": asdict(training)}
+    facts |= {"model": sizes.facts(), "training": asdict(training)}
     with stage(cfg.cache, "model", facts, __name__, "toy.lm.train_lm") as made:
         if made.done:
             progress(training.n_steps)
