@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from toy.lm.config import LMConfig
 
 Heads = Float[Array, "batch pos n_heads d_head"]
+Shared = Float[Array, "batch pos n_kv d_head"]  # keys or values
 
 
 def linear(d_in: int, d_out: int, rngs: nnx.Rngs, *, variance: float = 1.0, use_bias: bool = True) -> nnx.Linear:
@@ -50,7 +51,9 @@ class Attention(nnx.Module):
         seen = jax.nn.dot_product_attention(q, k, v, scale=self.scale, is_causal=True, local_window_size=window)
         return self.written(seen, x.dtype)
 
-    def heads(self, x: Float[Array, "batch pos d_model"], positions: Int[Array, " pos"]) -> tuple[Heads, Heads, Heads]:
+    def heads(
+        self, x: Float[Array, "batch pos d_model"], positions: Int[Array, " pos"]
+    ) -> tuple[Heads, Shared, Shared]:
         """Queries, keys and values of the tokens at these positions; each head of keys serves as many of queries."""
         q, k, v = (
             layer(x).astype(jnp.float32).reshape(*x.shape[:2], -1, self.d_head) for layer in (self.Q, self.K, self.V)

@@ -45,7 +45,7 @@ def read_llama2c(path: Path) -> LM:
     shapes = _shapes(header)
     ends = np.cumsum([0, *(4 * math.prod(shape) for shape in shapes.values())], dtype=object)
     if len(numbers) != ends[-1]:
-        has = f"has {len(numbers):,} bytes after its header, which tells of {quoted(ends[-1])}"
+        has = f"has {len(numbers):,} bytes after its header, which tells of {ends[-1]:,}"
         raise ValueError(f"{path}: {has}: {_REMEDY}")
     parts = zip(shapes.items(), ends[:-1], ends[1:], strict=True)
     tensors = {name: numbers[first:end].view("<f4").reshape(shape) for (name, shape), first, end in parts}
@@ -130,6 +130,7 @@ def read_llama2c_tokenizer(path: Path) -> Bpe:
     parts = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     bpe.decoder = decoders.Sequence(parts)  # type: ignore[assignment]
     bpe.add_special_tokens(list(SPECIAL))
+    bpe.encode_special_tokens = True  # their names within a story are ordinary text
     return bpe
 
 
