@@ -96,7 +96,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tie_word_embeddings": True},
     {"num_key_value_heads": 4},
     {"num_attention_heads": 8, "num_key_value_heads": 1},
-    {"head_dim": 6, "num_attention_heads": 3, "num_key_value_heads": 1},
+    {"head_dim": 6, "num_attention_heads": 2, "num_key_value_heads": 1},
 ]
 
 

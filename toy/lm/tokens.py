@@ -167,6 +167,9 @@ class Rows(NamedTuple):
         """Whether each place holds a token and not padding."""
         return np.arange(self.ids.shape[1]) < self.length[:, None]
 
+    def take(self, numbers: Int[np.ndarray, " n"]) -> "Rows":
+        return Rows(*(column[numbers] for column in self))
+
     def digest(self) -> str:
         return digest_of(self._asdict())
 
