@@ -281,10 +281,15 @@ def tokenizer_file(pieces: list[bytes], scores: list[float]) -> bytes:
     return struct.pack("<i", max(map(len, pieces))) + b"".join(parts)
 
 
+LETTERS = [*(bytes([c]) for c in b" abcdefghijklmnopqrstuvwxyz"), b"ab", b" ab"]
+FEW_PIECES = (
+    [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % i for i in range(256)), *LETTERS],
+    [0.0] * 259 + [-float(i) for i in range(len(LETTERS))],
+)
+
+
 def test_a_file_that_is_no_tokenizer_of_llama2c_is_refused(tmp_path: Path) -> None:
-    path, base = tmp_path / "t.bin", [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % i for i in range(256))]
-    pieces = [*base, *(bytes([c]) for c in b" abcdefghijklmnopqrstuvwxyz"), b"ab", b" ab"]
-    scores = [0.0] * len(base) + [-float(i) for i in range(len(pieces) - len(base))]
+    path, (pieces, scores) = tmp_path / "t.bin", FEW_PIECES
     refused(path, "cannot be read: No such file", load_tokenizer)
     for content, message in (
         (tokenizer_file(pieces, scores)[:-1], "not a tokenizer: id 287 has 3 bytes.* copy it again"),
@@ -348,7 +353,11 @@ def test_a_gguf_file_gives_what_a_slow_oracle_gives(kind: str, error: float, tmp
     np.testing.assert_allclose(found, oracle(unpacked, config, TOKENS, adjoining=True), rtol=0, atol=1e-4)
 
 
-def test_a_gguf_file_that_is_no_llama_or_broken_is_refused(tmp_path: Path) -> None:
+def not_known(*_: Any) -> None:
+    raise NotImplementedError
+
+
+def test_a_gguf_file_that_is_no_llama_or_broken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, w = tmp_path / "a.gguf", weights(WIDE)
     refused(path, "no such file")
     for facts, message in (
@@ -360,6 +369,9 @@ def test_a_gguf_file_that_is_no_llama_or_broken_is_refused(tmp_path: Path) -> No
         write_gguf(path, WIDE, w, "F32", **facts)
         refused(path, message)
     write_gguf(path, WIDE, w, "F32")
+    with monkeypatch.context() as patched:
+        patched.setattr("gguf.quants.dequantize", not_known)
+        refused(path, "token_embd.weight is packed as F32, which the package gguf does not unpack: take another file")
     refused(path, "a tokenizer of the kind None.*: give a folder with its tokenizer.json", load_tokenizer)
     whole = path.read_bytes()
     for content in (whole[:-50], whole[:100], whole[:10], b"", b"GGUF", b"PK\3\4" * 100):

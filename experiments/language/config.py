@@ -64,9 +64,9 @@ class LanguageConfig:
     corpus: str = BUILT_IN
     """Stories: built-in, a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a dataset)."""
     model: str | None = None
-    """A trained model: tiny_model's .pt, a folder of a GPT-Neo or of ours, or hub:OWNER/NAME; default: train one."""
+    """A trained model: .pt of tiny_model, .bin of llama2.c, .gguf, a folder or hub:OWNER/NAME; default: train one."""
     tokenizer: Path | None = None
-    """Folder with the tokenizer.json of that model (and tiny_model's id tables); default: where the model is."""
+    """Tokenizer: a folder with tokenizer.json (and tiny_model's id tables) or llama2.c's .bin; default: the model's."""
     n_heads: int | None = None
     """Attention heads, where a .pt file does not tell."""
     n_stories: int | None = None
