@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -71,7 +72,12 @@ def forward_to(lm: LM, sites: Sequence[Site]) -> Forward:
 def _acts(
     params: PyTree, ids: Int[Array, "batch context"], *, graph: Any, sites: tuple[Site, ...]
 ) -> dict[str, Float[Array, "batch context d_model"]]:
-    return {str(site): acts for site, acts in acts_at(nnx.merge(graph, params), ids, sites).items()}
+    lm = nnx.merge(graph, params)
+
+    def of_row(row: Int[Array, " context"]) -> dict[str, Float[Array, "context d_model"]]:
+        return {str(site): acts[0] for site, acts in acts_at(lm, row[None], sites).items()}
+
+    return jax.lax.map(of_row, ids)  # one after the other: on CPUs twice as fast, as attention stays in the caches
 
 
 def is_exported(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
