@@ -325,6 +325,7 @@ def write_gguf(path: Path, config: dict[str, Any], w: dict[str, np.ndarray], kin
         if value is not None:
             writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
+    writer.add_array("of.three", [7, 8, 9])
     writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
     for name, values in named(w, 1, "blk").items():
         packing = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
@@ -374,7 +375,10 @@ def test_a_gguf_file_that_is_no_llama_or_broken_is_refused(tmp_path: Path, monke
         refused(path, "token_embd.weight is packed as F32, which the package gguf does not unpack: take another file")
     refused(path, "a tokenizer of the kind None.*: give a folder with its tokenizer.json", load_tokenizer)
     whole = path.read_bytes()
-    for content in (whole[:-50], whole[:100], whole[:10], b"", b"GGUF", b"PK\3\4" * 100):
+    of_three = struct.pack("<Q3i", 3, 7, 8, 9)
+    assert whole.count(of_three) == 1
+    endless = whole.replace(of_three, struct.pack("<Q3i", 2**60, 7, 8, 9))
+    for content in (whole[:-50], whole[:100], whole[:10], b"", b"GGUF", b"PK\3\4" * 100, endless):
         path.write_bytes(content)
         refused(path, "broken, or no GGUF file: .*: copy it again, or convert the model to GGUF anew")
 

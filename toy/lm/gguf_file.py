@@ -65,9 +65,21 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path}: no such file")
     gguf = optional("gguf", "gguf", str(path))
     try:
-        return gguf.GGUFReader(path)
+        return _bounded(gguf.GGUFReader)(path)
     except Exception as error:  # of any type, where the file is cut off
         raise ValueError(f"{path}: broken, or no GGUF file: {quoted(str(error))}: {_REMEDY}") from None
+
+
+def _bounded(reader: Any) -> Any:
+    """The reader, made to stop at the end of the file: by itself it reads on over an array of any length."""
+
+    def get(self: Any, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+        found = reader._get(self, offset, dtype, count, override_order)
+        if len(found) < int(count):
+            raise ValueError("it ends too early")
+        return found
+
+    return type("Bounded", (reader,), {"_get": get})
 
 
 def _facts(path: Path, reader: Any) -> dict[str, Any]:
