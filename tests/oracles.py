@@ -252,3 +252,40 @@ def slow_tiny_model(state: dict[str, Any], tokens: np.ndarray, n_heads: int) -> 
                 out.setdefault(f"{name}.{i}", []).append(values)
         out.setdefault("logprobs", []).append(_log_softmax(x @ w["lm_head.weight"].T + w["lm_head.bias"]))
     return {f"out.{name}": np.stack(values) for name, values in out.items()}
+
+
+def slow_llama(
+    w: dict[str, np.ndarray], tokens: np.ndarray, *, n_heads: int, n_kv: int, theta: float, eps: float, adjoining: bool
+) -> np.ndarray:
+    """Log-probabilities of one sequence's next tokens, in float64.
+
+    The weights are (out, in): embed, norm, head, and of layer i `i.attn_norm`, `i.q` and so on. `adjoining` says which
+    numbers of a head turn as a pair: neighbours, or number i and number i + d_head / 2.
+    """
+    w = {name: np.asarray(values, np.float64) for name, values in w.items()}
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        return w[name] * x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps)
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        """Each pair is a complex number, which is turned by an angle in proportion to the position."""
+        half = x.shape[1] // 2
+        pairs = (slice(0, None, 2), slice(1, None, 2)) if adjoining else (slice(0, half), slice(half, None))
+        angles = np.outer(np.arange(len(x)), [theta ** (-2 * i / x.shape[1]) for i in range(half)])
+        numbers, out = (x[:, pairs[0]] + 1j * x[:, pairs[1]]) * np.exp(1j * angles), np.empty_like(x)
+        out[:, pairs[0]], out[:, pairs[1]] = numbers.real, numbers.imag
+        return out
+
+    x = w["embed"][tokens]
+    for i in range(sum(name.endswith(".q") for name in w)):
+        normed, heads = norm(f"{i}.attn_norm", x), []
+        q, k, v = (normed @ w[f"{i}.{name}"].T for name in "qkv")
+        d_head = q.shape[1] // n_heads
+        for h in range(n_heads):
+            own, shared = (slice(j * d_head, (j + 1) * d_head) for j in (h, h // (n_heads // n_kv)))
+            heads.append(slow_attention(turned(q[:, own]), turned(k[:, shared]), v[:, shared], 1, d_head**-0.5, len(x)))
+        x = x + np.concatenate(heads, axis=1) @ w[f"{i}.o"].T
+        normed = norm(f"{i}.mlp_norm", x)
+        gate = normed @ w[f"{i}.gate"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (normed @ w[f"{i}.up"].T)) @ w[f"{i}.down"].T
+    return _log_softmax(norm("norm", x) @ w.get("head", w["embed"]).T)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_lm_llama import CONFIG as LLAMA
+from test_lm_llama import FEW_PIECES, checkpoint, tokenizer_file, weights, write_gguf
 from test_lm_model import a_model
 from test_torch_file import GOOD, archive
 
@@ -22,6 +24,7 @@ from toy.data.store import open_store, write_store
 from toy.files.digest import signed
 from toy.files.torch_file import read_torch_file
 from toy.io import load_arrays, load_json, read_sae, save_arrays, save_json, write_sae
+from toy.lm.tokens import load_tokenizer
 from toy.lm.weights import load_model, save_model
 from toy.sae import RELU, SAE, BatchTopK, TopK
 from toy.training.checkpoint import FileCheckpoint
@@ -105,8 +108,26 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
         lambda p: open_matrix(p).take(np.arange(12)),
     ),
     "model": (write_folder("lm", lambda p: save_model(p, a_model("gpt_neo"))), read_model),
+    "llama2c": (
+        write_folder("a.bin", lambda p: p.write_bytes(checkpoint(LLAMA, weights(LLAMA)))),
+        lambda p: load_model(p).cfg,
+    ),
+    "llama2c tokenizer": (
+        write_folder("t.bin", lambda p: p.write_bytes(tokenizer_file(*FEW_PIECES))),
+        lambda p: load_tokenizer(p).digest(),
+    ),
+    "gguf": (
+        write_folder("a.gguf", lambda p: write_gguf(p, LLAMA, weights(LLAMA), "F16")),
+        lambda p: load_model(p).cfg,
+    ),
 }
-NO_DIGEST = {"json", "npy"}  # values may differ without anyone knowing; the message and the kind of error are checked
+NO_DIGEST = {
+    "json",
+    "npy",
+    "llama2c",
+    "llama2c tokenizer",
+    "gguf",
+}  # values may differ without anyone knowing; the message and the kind of error are checked
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:

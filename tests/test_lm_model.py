@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,19 @@ import pytest
 from flax import nnx
 from oracles import slow_attention, slow_tiny_model, tiny_model_state
 
+from toy.lm.config import Family
 from toy.lm.model import LM, LOCATIONS, LMConfig, Site, acts_at, keep, parse_site
 from toy.lm.weights import gpt_neo_from, tiny_model_from
 
-Family = Literal["tiny_model", "gpt_neo"]
 PARITY = Path(__file__).resolve().parents[2] / "shared" / "tinystories" / "tinymodel_parity.npz"
 N_LAYERS = 3
 SITES = tuple(Site(layer, location) for layer in range(N_LAYERS) for location in LOCATIONS)
-each_family = pytest.mark.parametrize("family", ["tiny_model", "gpt_neo"])
+each_family = pytest.mark.parametrize("family", ["tiny_model", "gpt_neo", "llama"])
 
 
 def a_model(family: Family, **changes: Any) -> LM:
-    """A model with large random parameters, so that every part of it matters."""
+    """A model with large random parameters, so that every part of it matters; a llama's heads share keys and values."""
+    changes = ({"n_kv_heads": 1} if family == "llama" else {}) | changes
     cfg = LMConfig(family=family, vocab_size=13, context=12, n_layers=N_LAYERS, d_model=8, n_heads=2, window=4)
     graph, state = nnx.split(LM(replace(cfg, **changes), rngs=nnx.Rngs(0)))
     leaves, structure = jax.tree.flatten(state)
@@ -291,8 +292,8 @@ def test_a_new_model_starts_near_the_uniform_guess_with_weights_of_the_stated_si
     block = lm.blocks[1]
     sizes = {
         "embed": (lm.embed.embedding, 0.02),
-        "pos_embed": (lm.pos_embed, 0.02),
-        "Q": (block.attn.Q.kernel, 1 / 8 if family == "tiny_model" else 1 / 32),
+        "pos_embed": (lm.embed.embedding if lm.pos_embed is None else lm.pos_embed, 0.02),
+        "Q": (block.attn.Q.kernel, 1 / 32 if family == "gpt_neo" else 1 / 8),
         "K": (block.attn.K.kernel, 1 / 8),
         "O": (block.attn.O.kernel, 1 / 16),
         "read_in": (block.mlp.read_in.kernel, 1 / 8),
@@ -333,6 +334,12 @@ def test_sites_have_names() -> None:
         ({"attention": ("global",)}, "attention: must be global or local for each of 3 layers"),
         ({"attention": ("global",) * 3, "n_layers": 2}, "attention: must be"),
         ({"family": "tiny_model", "attention": ("global", "local", "global")}, "tiny_model has no local layers"),
+        ({"family": "llama", "attention": ("global", "local", "global")}, "llama has no local layers"),
+        ({"family": "llama", "n_kv_heads": 4}, "n_kv_heads: must divide n_heads = 2, got 4"),
+        ({"family": "llama", "d_head": 3}, "d_head: must be even for rotary positions, got 3"),
+        ({"family": "llama", "rope_theta": 0.0}, "rope_theta: must be above 0"),
+        ({"n_kv_heads": 1}, "n_kv_heads, d_head: gpt_neo has none"),
+        ({"d_head": 4}, "n_kv_heads, d_head: gpt_neo has none"),
     ],
 )
 def test_a_configuration_that_makes_no_model_is_refused(changes: dict[str, Any], message: str) -> None:

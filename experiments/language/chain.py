@@ -15,7 +15,8 @@ from toy.files.digest import digest_of
 from toy.io import load_arrays, save_arrays
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
-from toy.lm.hub import fetch, is_hub_name, split_name
+from toy.lm.gguf_file import GGUF
+from toy.lm.hub import fetch, is_hub_name, packaged, split_name
 from toy.lm.model import LM, LMConfig, Site
 from toy.lm.text import Stories, held_out, read_stories
 from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_tokenizer, train_tokenizer
@@ -81,7 +82,7 @@ def read_given(cfg: LanguageConfig) -> Given:
     if cfg.model is None:
         _lm_config(cfg, cfg.sizes.vocab_size)
         return Given(stories, None, None)
-    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_folder(cfg, cfg.model))
+    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_path(cfg, cfg.model))
     _check_fits(cfg, lm, tokenizer)
     return Given(stories, lm, tokenizer)
 
@@ -98,12 +99,14 @@ def _read_corpus(corpus: str, n_stories: int | None) -> Stories:
     return stories
 
 
-def _tokenizer_folder(cfg: LanguageConfig, model: str) -> Path:
+def _tokenizer_path(cfg: LanguageConfig, model: str) -> Path:
+    """The given path, or the folder of the model, or the model's file, where that holds its tokenizer."""
     if cfg.tokenizer is not None:
         return cfg.tokenizer
     if is_hub_name(model):
         return fetch(split_name(model)[0], "tokenizer.json").parent
-    return Path(model) if Path(model).is_dir() else Path(model).parent
+    path = packaged(model)
+    return path if path.is_dir() or path.suffix == GGUF else path.parent
 
 
 def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
@@ -112,7 +115,7 @@ def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
     if last >= n_ids:
         raise ValueError(
             f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to {last}; "
-            "give the model's own with --tokenizer FOLDER"
+            "give the model's own with --tokenizer PATH"
         )
     if cfg.sizes.context > context:
         raise ValueError(f"context: the model's is {context}, got {cfg.sizes.context}; give --context {context}")
@@ -176,7 +179,7 @@ def make_model(cfg: LanguageConfig, given: Given, tokens: Tokens, progress: Prog
                 made.notes.update(_described(cfg, given.lm, tokens))
         return Model(given.lm, made)
     sizes, training = _lm_config(cfg, tokens.tokenizer.vocab_size), LMTrainConfig(n_steps=cfg.sizes.lm_steps)
-    facts |= {"model": asdict(sizes), "training": asdict(training)}
+    facts |= {"model": sizes.facts(), "training": asdict(training)}
     with stage(cfg.cache, "model", facts, __name__, "toy.lm.train_lm") as made:
         if made.done:
             progress(training.n_steps)

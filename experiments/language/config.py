@@ -8,7 +8,7 @@ from unicodedata import normalize
 from experiments.common.cache import user_cache
 from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
-from toy.lm.hub import is_hub_name
+from toy.lm.hub import is_hub_name, packaged
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
 from toy.lm.tokens import VOCAB_SIZE
@@ -66,9 +66,9 @@ class LanguageConfig:
     corpus: str = BUILT_IN
     """Stories: built-in, a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a dataset)."""
     model: str | None = None
-    """A trained model: tiny_model's .pt, a folder of a GPT-Neo or of ours, or hub:OWNER/NAME; default: train one."""
+    """A trained model: .pt of tiny_model, .bin of llama2.c, .gguf, a folder or hub:OWNER/NAME; default: train one."""
     tokenizer: Path | None = None
-    """Folder with the tokenizer.json of that model (and tiny_model's id tables); default: where the model is."""
+    """Tokenizer: a folder with tokenizer.json (and tiny_model's id tables) or llama2.c's .bin; default: the model's."""
     n_heads: int | None = None
     """Attention heads, where a .pt file does not tell."""
     n_stories: int | None = None
@@ -136,7 +136,7 @@ class LanguageConfig:
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
         parse_concepts(self.concepts)
-        if self.model is not None and not is_hub_name(self.model) and not Path(self.model).exists():
+        if self.model is not None and not is_hub_name(self.model) and not packaged(self.model).exists():
             raise ValueError(f"model: {quoted(self.model)} does not exist")
         if self.own_models is None:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)

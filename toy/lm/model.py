@@ -1,19 +1,17 @@
-"""Two families of small language models, whose activations can be read or replaced during a forward pass."""
+"""Three families of language models, whose activations can be read or replaced during a forward pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from toy.checks import POSITIVE, Whole, check_fields, quoted
+from toy.lm.config import LMConfig
+from toy.lm.layers import MLP, Attention, linear, norm
 
 LOCATIONS = ("resid_pre", "attn_out", "resid_mid", "mlp_out")
-MAX_SIZE = 2**24  # of any dimension
-MAX_LAYERS = 512
 
 
 class Site(NamedTuple):
@@ -36,53 +34,6 @@ def parse_site(text: str, n_layers: int) -> Site:
     return sites[text]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LMConfig:
-    """Sizes of a language model.
-
-    tiny_model (noanabeshima/tiny_model): no layer norm, ReLU, attention scale 1/√d_head, a head of its own.
-    gpt_neo (Transformers' GPTNeoForCausalLM): layer norms, GELU by tanh, attention unscaled, the embedding as head.
-    """
-
-    family: Literal["tiny_model", "gpt_neo"] = "tiny_model"
-    vocab_size: int
-    context: int  # maximal number of tokens
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_mlp: int | None = None  # default: 4 · d_model
-    window: int = 256  # the number of positions that a local layer sees, up to its own
-    attention: tuple[Literal["global", "local"], ...] | None = None  # per layer; gpt_neo alternates by default
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.family not in ("tiny_model", "gpt_neo"):
-            raise ValueError(f"family: must be tiny_model or gpt_neo, got {quoted(self.family)}")
-        for name in ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window"):
-            check_fields(self, **{name: Whole(1, MAX_LAYERS if name == "n_layers" else MAX_SIZE)})
-        check_fields(self, norm_eps=POSITIVE)
-        if self.d_model % self.n_heads:
-            raise ValueError(f"n_heads: must divide d_model = {self.d_model}, got {self.n_heads}")
-        if self.attention is None:
-            return
-        if len(self.attention) != self.n_layers or not all(kind in ("global", "local") for kind in self.attention):
-            kinds = quoted(self.attention)
-            raise ValueError(f"attention: must be global or local for each of {self.n_layers} layers: {kinds}")
-        if self.family == "tiny_model" and "local" in self.attention:
-            raise ValueError("attention: tiny_model has no local layers")
-
-    @property
-    def n_hidden(self) -> int:
-        return 4 * self.d_model if self.d_mlp is None else self.d_mlp
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        """The number of positions that each layer sees; None for all."""
-        default = ("global", "local" if self.family == "gpt_neo" else "global")
-        kinds = self.attention or [default[layer % 2] for layer in range(self.n_layers)]
-        return tuple(self.window if kind == "local" else None for kind in kinds)
-
-
 Tap = Callable[[Site, Float[Array, "batch pos d_model"]], Float[Array, "batch pos d_model"]]
 
 
@@ -91,60 +42,10 @@ def keep(site: Site, acts: Float[Array, "batch pos d_model"]) -> Float[Array, "b
     return acts
 
 
-def _linear(d_in: int, d_out: int, rngs: nnx.Rngs, *, variance: float = 1.0, use_bias: bool = True) -> nnx.Linear:
-    """Weights N(0, variance / d_in)."""
-    init = nnx.initializers.variance_scaling(variance, "fan_in", "normal")
-    return nnx.Linear(d_in, d_out, use_bias=use_bias, kernel_init=init, rngs=rngs)
-
-
-def _norm(cfg: LMConfig, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
-    if cfg.family == "tiny_model":
-        return _identity
-    return nnx.LayerNorm(cfg.d_model, epsilon=cfg.norm_eps, use_fast_variance=False, rngs=rngs)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
-
-
-class Attention(nnx.Module):
-    """Causal self-attention, in float32 whatever the parameters are."""
-
-    def __init__(self, cfg: LMConfig, window: int | None, *, rngs: nnx.Rngs) -> None:
-        d, scaled = cfg.d_model, cfg.family == "tiny_model"
-        d_head = d // cfg.n_heads
-        self.n_heads, self.window, self.scale = cfg.n_heads, window, d_head**-0.5 if scaled else 1.0
-        # Where scores are not scaled, small queries take the place of the scale when training starts.
-        self.Q = _linear(d, d, rngs, variance=1.0 if scaled else 1 / d_head, use_bias=False)
-        self.K = _linear(d, d, rngs, use_bias=False)
-        self.V = _linear(d, d, rngs, use_bias=False)
-        self.O = _linear(d, d, rngs, variance=1 / (2 * cfg.n_layers))
-
-    def __call__(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos d_model"]:
-        q, k, v = (
-            layer(x).astype(jnp.float32).reshape(*x.shape[:2], self.n_heads, -1) for layer in (self.Q, self.K, self.V)
-        )
-        window = None if self.window is None else (self.window - 1, 0)  # positions to the left and to the right
-        seen = jax.nn.dot_product_attention(q, k, v, scale=self.scale, is_causal=True, local_window_size=window)
-        return self.O(seen.reshape(x.shape).astype(x.dtype))
-
-
-class MLP(nnx.Module):
-    def __init__(self, cfg: LMConfig, *, rngs: nnx.Rngs) -> None:
-        self.read_in = _linear(cfg.d_model, cfg.n_hidden, rngs)
-        self.write_out = _linear(cfg.n_hidden, cfg.d_model, rngs, variance=1 / (2 * cfg.n_layers))
-        self.act = (
-            jax.nn.relu if cfg.family == "tiny_model" else jax.nn.gelu
-        )  # the tanh approximation, which Transformers calls gelu_new
-
-    def __call__(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos d_model"]:
-        return self.write_out(self.act(self.read_in(x)))
-
-
 class Block(nnx.Module):
     def __init__(self, cfg: LMConfig, layer: int, *, rngs: nnx.Rngs) -> None:
         self.layer = layer
-        self.ln_1, self.ln_2 = _norm(cfg, rngs), _norm(cfg, rngs)
+        self.ln_1, self.ln_2 = norm(cfg, rngs), norm(cfg, rngs)
         self.attn = Attention(cfg, cfg.windows[layer], rngs=rngs)
         self.mlp = MLP(cfg, rngs=rngs)
 
@@ -166,10 +67,12 @@ class LM(nnx.Module):
         self.cfg = cfg
         init = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(cfg.vocab_size, cfg.d_model, embedding_init=init, rngs=rngs)
-        self.pos_embed = nnx.Param(init(rngs.params(), (cfg.context, cfg.d_model), jnp.float32))
+        rotary = cfg.family == "llama"
+        self.pos_embed = None if rotary else nnx.Param(init(rngs.params(), (cfg.context, cfg.d_model), jnp.float32))
         self.blocks = nnx.List([Block(cfg, layer, rngs=rngs) for layer in range(cfg.n_layers)])
-        self.ln_f = _norm(cfg, rngs)
-        self.lm_head = _linear(cfg.d_model, cfg.vocab_size, rngs) if cfg.family == "tiny_model" else None
+        self.ln_f = norm(cfg, rngs)
+        use_bias = cfg.family == "tiny_model"
+        self.lm_head = linear(cfg.d_model, cfg.vocab_size, rngs, use_bias=use_bias) if cfg.has_head else None
 
     def __call__(self, tokens: Int[Array, "batch pos"], tap: Tap = keep) -> Float[Array, "batch pos vocab_size"]:
         """Logits of the next token. `tap` gets the activations at every site and returns those to continue with.
@@ -184,10 +87,17 @@ class LM(nnx.Module):
         """The untapped residual stream before the attention of `layer`; for n_layers, after the last layer."""
         if tokens.shape[1] > self.cfg.context:
             raise ValueError(f"tokens: {tokens.shape[1]} positions are more than the context of {self.cfg.context}")
-        resid = self.embed(tokens) + self.pos_embed[: tokens.shape[1]]
+        resid = self.embedded(tokens, jnp.arange(tokens.shape[1]))
         for block in self.blocks[: self._checked(layer)]:
             resid = block(resid, tap)
         return resid
+
+    def embedded(
+        self, tokens: Int[Array, "batch pos"], positions: Int[Array, " pos"]
+    ) -> Float[Array, "batch pos d_model"]:
+        """What the first layer reads of tokens at these positions."""
+        embedding = self.embed(tokens)
+        return embedding if self.pos_embed is None else embedding + self.pos_embed[positions]
 
     def logits_from(
         self, resid: Float[Array, "batch pos d_model"], layer: int, tap: Tap = keep

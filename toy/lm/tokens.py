@@ -12,6 +12,9 @@ from toy.checks import Whole, check_numbers
 from toy.files.atomic import writing
 from toy.files.digest import digest_of
 from toy.files.torch_file import read_torch_file
+from toy.lm.gguf_file import GGUF, read_gguf_tokenizer
+from toy.lm.hub import packaged
+from toy.lm.llama2c import LLAMA2C, read_llama2c_tokenizer
 from toy.lm.pieces import check_words, texts_of
 from toy.lm.tokenizer_json import MOST_IDS, naming, read_tokenizer_json
 
@@ -53,15 +56,17 @@ class Tokenizer(NamedTuple):
 
     def decode(self, ids: Int[np.ndarray, " n_tokens"]) -> str:
         """The text of ids without begin, end and padding."""
-        pieces = self.pieces()
-        return "".join(pieces[i] for i in ids)
+        text = [i for i in ids.tolist() if i not in self._special()]
+        return self.bpe.decode(text if self.to_bpe is None else self.to_bpe[text].tolist())
+
+    def _special(self) -> set[int]:
+        return {self.begin, self.end, self.pad, self.unk}
 
     def pieces(self) -> list[str]:
         """The text of each id with its leading space; empty for special ids and for gaps."""
-        special = {self.begin, self.end, self.pad, self.unk}
         ids = np.arange(self.vocab_size) if self.to_bpe is None else self.to_bpe
         known = {*self.bpe.get_vocab().values()}
-        with_text = [own for own, i in enumerate(ids.tolist()) if own not in special and i in known]
+        with_text = [own for own, i in enumerate(ids.tolist()) if own not in self._special() and i in known]
         found = dict(zip(with_text, texts_of(self.bpe, ids[with_text].tolist()), strict=True))
         return [found.get(own, "") for own in range(len(ids))]
 
@@ -104,13 +109,17 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         file.write(tokenizer.bpe.to_str().encode())
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json` of a folder, and tiny_model's id tables if it holds them.
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a tokenizer: `tokenizer.json` of a folder, with tiny_model's id tables if it holds them, or a file.
 
-    Raises: ValueError naming the file that is missing or wrong.
+    Such a file is a tokenizer of llama2.c (`.bin`), or the GGUF of a model, which may also be named `smollm2`. Stories
+    of llama2.c end where the next begins. Raises: ValueError naming the file that is missing or wrong.
     """
-    path = folder / "tokenizer.json"
-    bpe = read_tokenizer_json(path, (*SPECIAL, "<|endoftext|>"))
+    path = packaged(path)
+    if path.suffix == LLAMA2C:
+        return Tokenizer(read_llama2c_tokenizer(path), begin=1, end=1, pad=1, unk=0)
+    folder, path = path, path if path.suffix == GGUF else path / "tokenizer.json"
+    bpe = read_gguf_tokenizer(path) if path == folder else read_tokenizer_json(path, (*SPECIAL, "<|endoftext|>"))
     with naming(str(path)):
         check_words(bpe)
     present = [name for name in TABLES if (folder / name).exists()]
@@ -157,6 +166,9 @@ class Rows(NamedTuple):
     def real(self) -> Bool[np.ndarray, "n_rows context"]:
         """Whether each place holds a token and not padding."""
         return np.arange(self.ids.shape[1]) < self.length[:, None]
+
+    def take(self, numbers: Int[np.ndarray, " n"]) -> "Rows":
+        return Rows(*(column[numbers] for column in self))
 
     def digest(self) -> str:
         return digest_of(self._asdict())

@@ -102,7 +102,7 @@ def train_lm(
         empty=LMMetrics(np.zeros(0, np.float32)),
         progress=progress,
         checkpoint=checkpoint,
-        facts={"model": asdict(lm_cfg), "training": asdict(cfg), "seed": seed, "rows": rows.digest()},
+        facts={"model": lm_cfg.facts(), "training": asdict(cfg), "seed": seed, "rows": rows.digest()},
     )
     return nnx.merge(graph, state.params), history
 

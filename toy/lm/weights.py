@@ -1,24 +1,27 @@
-"""Language models on disk: our own folders, state dicts of tiny_model, and GPT-Neo folders of Transformers."""
+"""Language models on disk: our own folders, and those of other programs."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from toy.checks import quoted
 from toy.files.arrays import load_arrays, save_arrays
 from toy.files.digest import digest_of
 from toy.files.json_files import load_object, plain, save_json
 from toy.files.torch_file import read_torch_file
-from toy.lm.hub import fetch, is_hub_name, split_name
-from toy.lm.model import LM, LMConfig
+from toy.lm.config import LMConfig, field_names
+from toy.lm.gguf_file import GGUF, read_gguf
+from toy.lm.hub import fetch, is_hub_name, packaged, split_name
+from toy.lm.llama import llama_from
+from toy.lm.llama2c import LLAMA2C, read_llama2c
+from toy.lm.model import LM
+from toy.lm.state import check_finite, check_names, config_from, model_from, parameters, shapes_of
 
 _CONFIG, _TENSORS, _TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
+_INDEX = f"{_TENSORS}.index.json"
 _TINY_MODEL = {"blocks.": "torso.", "embed.embedding": "embed.weight", ".kernel": ".weight"}
 _GPT_NEO = {
     "blocks.": "transformer.h.",
@@ -34,25 +37,19 @@ _GPT_NEO = {
 }
 _MOST_CONFIG = 2**20  # bytes
 _SAVED_WITH = "toy.training.config"  # the entry of our tensors' metadata that holds their configuration
-_MOST_NAMES = 1_000  # characters of the names of tensors in a message
-_TYPES: dict[str, tuple[type, ...]] = {  # of the configuration in JSON; others are whole numbers
-    "family": (str,),
-    "d_mlp": (int, type(None)),
-    "norm_eps": (float, int),
-    "attention": (list, type(None)),
-}
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias")
 
 
 def load_model(path: Path | str, *, n_heads: int | None = None) -> LM:
-    """A model in float32 from disk, or from the hub for `hub:OWNER/NAME` and `hub:OWNER/NAME/FILE`.
+    """A model in float32 from disk, from the hub for `hub:OWNER/NAME` and `hub:OWNER/NAME/FILE`, or named `smollm2`.
 
-    A folder is one of `save_model` or a GPT-Neo of Transformers. A file is a state dict of tiny_model, which has 16
-    heads if d_model is 768 and else `n_heads`. Raises: ValueError in one line that names the fault.
+    A folder is one of `save_model`, or a GPT-Neo or Llama of Transformers. A file is a Llama in GGUF (`.gguf`), a
+    checkpoint of llama2.c (`.bin`), or a state dict of tiny_model, which has 16 heads if d_model is 768 and else
+    `n_heads`. Raises: ValueError in one line that names the fault.
     """
-    path = _from_hub(path) if isinstance(path, str) and is_hub_name(path) else Path(path)
+    path = _from_hub(path) if isinstance(path, str) and is_hub_name(path) else packaged(path)
     try:
-        return _from_folder(path) if path.is_dir() else tiny_model_from(_read_tensors(path)[0], n_heads)
+        return _from_folder(path) if path.is_dir() else _from_file(path, n_heads)
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
@@ -66,33 +63,37 @@ def save_model(folder: Path, lm: LM) -> None:
 
     Raises: ValueError naming the parameters that are not finite; OSError.
     """
-    parameters = _parameters(lm)
-    _check_finite(parameters)
-    config = plain(asdict(lm.cfg), None)
-    save_arrays(folder / _TENSORS, parameters, {_SAVED_WITH: json.dumps(config, sort_keys=True)})
+    tensors = parameters(lm)
+    check_finite(tensors)
+    config = plain(lm.cfg.facts(), None)
+    save_arrays(folder / _TENSORS, tensors, {_SAVED_WITH: json.dumps(config, sort_keys=True)})
     save_json(folder / _CONFIG, config, digits=None)
 
 
 def model_digest(lm: LM) -> str:
     """SHA-256 of the configuration, with its defaults filled in, and of the parameters."""
-    config = asdict(lm.cfg) | {"d_mlp": lm.cfg.n_hidden, "attention": lm.cfg.windows}
-    return digest_of([config, digest_of(_parameters(lm))])
+    return digest_of([lm.cfg.full_facts(), digest_of(parameters(lm))])
 
 
 def tiny_model_from(state: Mapping[str, np.ndarray], n_heads: int | None = None) -> LM:
     """The model of a state dict of noanabeshima/tiny_model. Raises: ValueError naming every tensor that is wrong."""
+    state = {name: values[0] if _has_batch(name, values) else values for name, values in state.items()}
     layers = {name.split(".")[1] for name in state if name.startswith("torso.") and name.count(".") > 1}
     sizes: dict[str, Any] = {"vocab_size": 1, "context": 1, "d_model": 1, "d_mlp": 1, "n_layers": max(1, len(layers))}
-    _check_names(_shapes(LMConfig(n_heads=1, **sizes), _TINY_MODEL), state)
+    check_names(shapes_of(LMConfig(n_heads=1, **sizes), _TINY_MODEL), state)
     if state["embed.weight"].ndim == 2:
         sizes["vocab_size"], sizes["d_model"] = state["embed.weight"].shape
-    if state["pos_embed"].ndim == 3:
-        sizes["context"] = state["pos_embed"].shape[1]
+    if state["pos_embed"].ndim == 2:
+        sizes["context"] = state["pos_embed"].shape[0]
     if state["torso.0.mlp.read_in.weight"].ndim == 2:
         sizes["d_mlp"] = state["torso.0.mlp.read_in.weight"].shape[0]
     if n_heads is None and sizes["d_model"] != 768:
         raise ValueError(f"the file does not give the number of heads: pass n_heads (d_model is {sizes['d_model']})")
-    return _model_from(LMConfig(n_heads=16 if n_heads is None else n_heads, **sizes), state, _TINY_MODEL)
+    return model_from(LMConfig(n_heads=16 if n_heads is None else n_heads, **sizes), state, _TINY_MODEL)
+
+
+def _has_batch(name: str, values: np.ndarray) -> bool:
+    return name == "pos_embed" and values.ndim == 3 and len(values) == 1
 
 
 def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> LM:
@@ -119,7 +120,7 @@ def gpt_neo_from(state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> 
     except KeyError as error:
         raise ValueError(f"config: {error.args[0]} is missing") from None
     weights = {k: v for k, v in state.items() if k != "lm_head.weight" and not k.endswith(_NOT_WEIGHTS)}
-    return _model_from(_config(values), weights, _GPT_NEO)
+    return model_from(config_from(values), weights, _GPT_NEO)
 
 
 def _expanded(types: Any, n_layers: Any) -> list[str]:
@@ -145,39 +146,56 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
+def _from_file(path: Path, n_heads: int | None) -> LM:
+    if path.suffix == GGUF:
+        return read_gguf(path)
+    return read_llama2c(path) if path.suffix == LLAMA2C else tiny_model_from(_read_tensors(path)[0], n_heads)
+
+
 def _from_folder(folder: Path) -> LM:
     config = load_object(folder / _CONFIG, "a model", most_bytes=_MOST_CONFIG)
-    if indices := sorted(folder.glob("*.index.json")):
-        raise ValueError(f"{indices[0]}: a model in several files is not read: save it as one (max_shard_size)")
-    state, metadata = _read_tensors(folder / (_TENSORS if (folder / _TENSORS).exists() else _TORCH))
-    if config.get("model_type") == "gpt_neo":
-        return gpt_neo_from(state, config)
-    lm = _model_from(_own_config(config), state, {})
+    state, metadata = _tensors_of(folder)
+    if config.get("model_type") in _OF_TRANSFORMERS:
+        return _OF_TRANSFORMERS[config["model_type"]](state, config)
+    lm = model_from(_own_config(config), state, {})
     if metadata.get(_SAVED_WITH, saved := json.dumps(config, sort_keys=True)) != saved:
         raise ValueError(f"{_CONFIG} is not the one that {_TENSORS} was saved with: save the model again")
     return lm
 
 
+_OF_TRANSFORMERS = {"gpt_neo": gpt_neo_from, "llama": llama_from}  # by model_type
+
+
 def _own_config(config: dict[str, Any]) -> LMConfig:
-    names = {field.name for field in fields(LMConfig)}
-    if config.keys() != names:
+    names = field_names(str(config.get("family")))
+    if config.keys() != set(names):
         got = quoted(", ".join(config))
         raise ValueError(f"{_CONFIG}: expected just the keys {', '.join(sorted(names))}, got {got}")
-    return _config(config)
+    return config_from(config)
 
 
-def _config(values: dict[str, Any]) -> LMConfig:
-    """Check the types of values from JSON; `LMConfig` checks their ranges."""
-    for name, value in values.items():
-        if type(value) not in _TYPES.get(name, (int,)):
-            raise ValueError(f"config: {name}: must be {_TYPES.get(name, (int,))[0].__name__}, got {quoted(value)}")
-    family, kinds = values["family"], values["attention"]
-    if family not in ("tiny_model", "gpt_neo"):
-        raise ValueError(f"config: family: must be tiny_model or gpt_neo, got {quoted(family)}")
-    if not all(kind in ("global", "local") for kind in kinds or ()):
-        raise ValueError(f"config: attention: must be a list of global and local, got {quoted(kinds)}")
-    checked: dict[str, Any] = values | {"attention": None if kinds is None else tuple(kinds)}
-    return LMConfig(**checked)
+def _tensors_of(folder: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
+    """The tensors of a folder's one file, or of those that its index lists, and the metadata of a single file."""
+    if (folder / _TENSORS).exists():
+        return _read_tensors(folder / _TENSORS)
+    if (folder / _INDEX).exists():
+        return _of_shards(folder), {}
+    if indices := sorted(folder.glob("*.index.json")):
+        raise ValueError(f"{indices[0]}: only safetensors are read in several files: save it as one (max_shard_size)")
+    return _read_tensors(folder / _TORCH)
+
+
+def _of_shards(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / _INDEX
+    places = load_object(path, "an index of tensors").get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(file, str) and file == Path(file).name for file in places.values()
+    ):
+        raise ValueError(f"{path}: broken: expected a weight_map from tensors to files beside it")
+    shards = {file: load_arrays(folder / file)[0] for file in sorted(set(places.values()))}
+    if lost := [name for name, file in places.items() if name not in shards[file]]:
+        raise ValueError(f"{path}: not in the file that it names: {quoted(', '.join(lost))}: copy all files again")
+    return {name: shards[file][name] for name, file in places.items()}
 
 
 def _read_tensors(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
@@ -188,63 +206,3 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]
     if isinstance(tensors, np.ndarray):
         raise ValueError(f"{path}: a single tensor, and not those of a model by name")
     return tensors, {}
-
-
-def _parameters(lm: LM) -> dict[str, np.ndarray]:
-    # safetensors writes wrong values for arrays that are not C-contiguous.
-    flat = nnx.to_flat_state(nnx.state(lm, nnx.Param))
-    return {".".join(map(str, path)): np.ascontiguousarray(leaf[...], np.float32) for path, leaf in flat}
-
-
-def _abstract(cfg: LMConfig) -> tuple[Any, Any]:
-    """Returns the graph of a model, and the shapes of its parameters by path, without allocating them."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: LM(cfg, rngs=nnx.Rngs(0))))
-    return graph, nnx.to_flat_state(state)
-
-
-def _renamed(path: tuple[Any, ...], names: Mapping[str, str]) -> str:
-    name = ".".join(map(str, path))
-    for ours, theirs in names.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def _shapes(cfg: LMConfig, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the file of such a model; a Linear of PyTorch is (out, in)."""
-    shapes = {}
-    for path, leaf in _abstract(cfg)[1]:
-        shape = leaf.shape[::-1] if names and path[-1] == "kernel" else leaf.shape
-        shapes[_renamed(path, names)] = (1, *shape) if names is _TINY_MODEL and path == ("pos_embed",) else shape
-    return shapes
-
-
-def _check_names(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, np.ndarray]) -> None:
-    missing, extra = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
-    parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(extra)}"] * bool(extra)
-    if parts:
-        raise ValueError(f"tensors: {quoted('; '.join(parts), _MOST_NAMES)}")
-
-
-def _check_finite(tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises: ValueError naming the tensors that are not finite in float32."""
-    with np.errstate(over="ignore"):
-        wrong = [name for name, values in tensors.items() if not np.isfinite(values.astype(np.float32)).all()]
-    if wrong:
-        raise ValueError(f"tensors: not finite in float32: {quoted(', '.join(wrong))}")
-
-
-def _model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LM:
-    shapes = _shapes(cfg, names)
-    _check_names(shapes, state)
-    wrong = [f"{k} has shape {v.shape}, not {shapes[k]}" for k, v in state.items() if v.shape != shapes[k]]
-    wrong += [f"{k} has {v.dtype} values" for k, v in state.items() if not jnp.issubdtype(v.dtype, jnp.floating)]
-    if wrong:
-        raise ValueError(f"tensors: {quoted('; '.join(wrong), _MOST_NAMES)}")
-    _check_finite(state)
-    graph, flat = _abstract(cfg)
-    loaded = []
-    for path, leaf in flat:
-        values = state[_renamed(path, names)].reshape(shapes[_renamed(path, names)])
-        values = values.T if names and path[-1] == "kernel" else values.reshape(leaf.shape)
-        loaded.append((path, leaf.replace(jnp.asarray(np.ascontiguousarray(values, np.float32)))))
-    return nnx.merge(graph, nnx.from_flat_state(loaded))
