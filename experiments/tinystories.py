@@ -35,6 +35,7 @@ from experiments.language.chain import (
     sites_of,
 )
 from experiments.language.config import LanguageConfig
+from experiments.language.found import told
 from experiments.language.fvu import FVU
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
@@ -59,6 +60,8 @@ class Options:
     """Folder for records and figures."""
     format: Format | None = None
     """Write the figures as vectors, too."""
+    list: bool = False
+    """List the SAEs of the cache with the line of Python that loads one, without running anything."""
     redraw: bool = False
     """Draw the figures again from the records in that folder, without running anything."""
 
@@ -77,6 +80,9 @@ def main() -> None:
         options = parse(Options, prog="python -m experiments.tinystories", description=__doc__)
         cfg, out, stage = options.config, options.out, options.stage
         measures = [MEASURES[name] for name in options.only]
+        if options.list:
+            print("\n".join(told(cfg.cache)))
+            return
         if options.redraw:
             for measure in measures:
                 redraw(measure, out, options.format)

@@ -11,10 +11,12 @@ from commands import exit_code
 
 from experiments import tinystories
 from experiments.common import memory
-from experiments.language import absorption, concepts, plots, saes
+from experiments.language import absorption, concepts, plots, saes, stages
 from experiments.language import chain as language
 from experiments.language.config import LanguageConfig
+from experiments.language.found import find_saes, load_sae, told
 from experiments.language.memory import check_memory
+from toy.io import save_arrays, save_json
 from toy.lm.model import Site
 from toy.lm.text import END_OF_STORY, clean
 from toy.sae import SAE
@@ -199,6 +201,24 @@ def test_further_methods_are_kinds_of_large_saes_with_places_and_colours_of_thei
     assert len({plots.colour(told, kind) for kind in plots.kinds(told)}) == 4
     assert plots.beside({}, 0.3).tolist() == [-0.15, 0.15]
     assert np.allclose(np.diff(plots.beside(told, 0.3)), 0.15)
+
+
+def test_an_sae_is_that_of_its_seed_and_l0(tmp_path):
+    folder = tmp_path / "saes-mlp_out.0-vanilla-3-0"
+    family = ["mlp_out.0", "vanilla", 3, "vanilla:sparsity=l1", [2.0, 4.0]]
+    save_json(folder / stages.DONE, {"facts": {"activations": "a", "family": family, "seeds": [5, 7]}}, digits=None)
+    lanes = np.arange(4.0, dtype=np.float32)
+    sizes = {"W_enc": (4, 2, 3), "b_enc": (4, 3), "W_dec": (4, 3, 2), "b_dec": (4, 2)}
+    arrays = {name: np.resize(lanes, shape[::-1]).T.copy() for name, shape in sizes.items()}
+    save_arrays(folder / "saes.safetensors", arrays, {})
+    found = {lane: load_sae(folder, lane[1], lane[0]).b_dec[0] for lane in find_saes(tmp_path)[0].lanes}
+    assert found == {(5, 2): 0, (5, 4): 1, (7, 2): 2, (7, 4): 3}
+    with pytest.raises(ValueError, match=r"has SAEs of L0 2, 4 and seeds 5, 7, not of L0 3 and seed 5$"):
+        load_sae(folder, 3, 5)
+
+
+def test_a_cache_without_saes_is_listed_as_empty(tmp_path):
+    assert told(tmp_path) == [f"{tmp_path}: holds no trained SAE yet"]
 
 
 def test_which_saes_miss_their_target():

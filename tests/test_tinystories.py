@@ -15,6 +15,7 @@ from experiments.common import cli
 from experiments.language import chain as language
 from experiments.language import saes as language_saes
 from experiments.language import stages
+from experiments.language.found import find_saes, load_sae
 from experiments.language.measure import Measure
 from experiments.language.saes import KINDS
 from toy.data import store
@@ -307,3 +308,19 @@ def test_names_of_users_are_drawn_as_they_are(made, name):
         assert all(text in ["$x_{$", "a^b_c", r"\u202ebidi", "n" * 23 + "…"] or text.isdigit() for text in shown)
         assert shown
     assert cli.as_png(drawn.plot(record)).startswith(b"\x89PNG")
+
+
+def test_the_saes_of_a_cache_are_listed_and_load_with_the_line_that_is_told(made, monkeypatch, capsys):
+    assert command(monkeypatch, "--list", "--cache", str(made[1])) == 0
+    *listed, empty, code, load = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("mlp_out.0    matryoshka         24 latents, L0 2, 4, seeds 0: saes-") for line in listed
+    )
+    assert not empty
+    found: dict = {}
+    exec(f"{code}\nsae = {load}", found)
+    assert found["sae"].W_enc.shape[0] == 16
+    folder = next(one.folder for one in find_saes(made[1]) if (one.kind, one.seeds) == ("matryoshka", (0,)))
+    assert folder.name.startswith("saes-mlp_out.0-matryoshka-24-")
+    with pytest.raises(ValueError, match=r"has SAEs of L0 2, 4 and seeds 0, not of L0 3 and seed 0"):
+        load_sae(folder, 3, 0)

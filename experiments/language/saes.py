@@ -1,5 +1,6 @@
 """The SAEs of the TinyStories figures: at every site a ladder of reference SAEs, and large ones of both kinds."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
 from experiments.language.config import SPARSITY_COEF, LanguageConfig
+from experiments.language.found import SAES
 from experiments.language.stages import Stage, stage
 from toy import prefixes
 from toy.data.stream import ShardSource
@@ -28,6 +30,7 @@ from toy.training.loop import Progress
 KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure shows the others, too
 CODE = ("toy.training.grid", "toy.data.stream")  # what trains SAEs
 END_SHARE = 0.05  # the last share of the steps, over which the L0 of training is averaged
+NO_NAME = r"[^A-Za-z0-9_.]+"  # what folders are not called
 CHUNK = 4_096  # held-out rows in memory at once
 
 
@@ -92,8 +95,9 @@ def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progres
         control_rate=cfg.control_rate,
     )
     shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0)  # type: ignore[arg-type]
-    with stage(cfg.cache, "saes", facts, __name__, *CODE) as made:
-        file, checkpoint = made.folder / "saes.safetensors", made.folder / "checkpoint.safetensors"
+    name = f"saes-{family.site}-{re.sub(NO_NAME, '_', family.name)}-{family.n_latents}"
+    with stage(cfg.cache, name, facts, __name__, *CODE) as made:
+        file, checkpoint = made.folder / SAES, made.folder / "checkpoint.safetensors"
         if made.done:
             progress(n_steps)
             arrays = load_arrays(file)[0]

@@ -5,21 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from experiments.common.measured import lane
+from experiments.language.found import SAES, family_at
 from experiments.language.stages import DONE
 from toy import prefixes
 from toy.checks import quoted
-from toy.io import load_arrays, load_json, read_sae
+from toy.io import load_json, read_sae
 from toy.methods.named import named
 from toy.sae import RELU, SAE, Activation
 
 REFERENCE, VANILLA, MATRYOSHKA = "reference", "vanilla", "matryoshka"
 TREE = "tree.json"  # of a run of `experiments.train`
-SAES = "saes.safetensors"  # of the chain's stages
 MOST_LEVELS = 16  # of a tree over prefixes
 
 
@@ -98,18 +97,16 @@ def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
     """The SAEs of one family of the chain, in lanes of seeds × L0s, that are wanted."""
     if not (folder / DONE).is_file():
         return []  # which is still being trained
-    facts = load_json(folder / DONE)["facts"]
-    site, family, n_latents, method, l0s = facts["family"]
-    if site != wanted.site or wanted.activations not in (None, facts["activations"]):
+    family = family_at(folder)
+    if family.site != wanted.site or wanted.activations not in (None, family.activations):
         return []
-    saes = SAE(**{name: jnp.asarray(array) for name, array in load_arrays(folder / SAES)[0].items()})
-    lanes = [(seed, l0) for seed in facts["seeds"] for l0 in l0s]
-    weighting = named(method).weighting
-    kind = REFERENCE if family.startswith(f"{REFERENCE}_") else _kind(weighting, VANILLA)
-    names = [f"{family} L0 {l0:g}" + (f" seed {seed}" if len(facts["seeds"]) > 1 else "") for seed, l0 in lanes]
+    saes, weighting = family.load(), named(family.method).weighting
+    kind = REFERENCE if family.kind.startswith(f"{REFERENCE}_") else _kind(weighting, VANILLA)
+    several = len(family.seeds) > 1
+    names = [f"{family.kind} L0 {l0:g}" + (f" seed {seed}" if several else "") for seed, l0 in family.lanes]
     return [
-        Shown(names[i], kind, lane(saes, i), RELU, _fixed(weighting, n_latents))
-        for i, (seed, l0) in enumerate(lanes)
+        Shown(names[i], kind, lane(saes, i), RELU, _fixed(weighting, family.n_latents))
+        for i, (seed, l0) in enumerate(family.lanes)
         if wanted.seed in (None, seed) and (kind == REFERENCE or wanted.l0 is None or l0 in wanted.l0)
     ]
 

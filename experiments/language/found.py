@@ -1,0 +1,78 @@
+"""The SAEs that the TinyStories chain has left in its cache: their names, and how to load one."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from experiments.common.measured import lane
+from experiments.language.stages import DONE
+from toy.checks import quoted
+from toy.io import load_arrays, load_json
+from toy.sae import SAE
+
+SAES = "saes.safetensors"
+
+
+class Found(NamedTuple):
+    """The SAEs of a family, in lanes of seeds × L0s."""
+
+    folder: Path
+    activations: str  # the stage that they were trained on
+    site: str
+    kind: str  # reference_WIDTH, vanilla, matryoshka, or another method
+    n_latents: int
+    method: str
+    target_l0: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def lanes(self) -> list[tuple[int, float]]:
+        return [(seed, l0) for seed in self.seeds for l0 in self.target_l0]
+
+    def load(self) -> SAE:
+        """The SAEs with a leading axis of lanes."""
+        return SAE(**{name: jnp.asarray(array) for name, array in load_arrays(self.folder / SAES)[0].items()})
+
+
+def find_saes(cache: Path) -> list[Found]:
+    """The families in a cache whose training has ended, by site, width and kind."""
+    found = [family_at(path.parent) for path in cache.glob(f"saes-*/{DONE}")]
+    return sorted(found, key=lambda one: (one.site, one.n_latents, one.kind, one.folder.name))
+
+
+def family_at(folder: Path) -> Found:
+    facts = load_json(folder / DONE)["facts"]
+    site, kind, n_latents, method, l0s = facts["family"]
+    return Found(folder, facts["activations"], site, kind, n_latents, method, tuple(l0s), tuple(facts["seeds"]))
+
+
+def load_sae(folder: Path | str, l0: float, seed: int) -> SAE:
+    """One SAE of a folder that `python -m experiments.tinystories --list` names.
+
+    Raises: ValueError that says which L0s and seeds there are; OSError.
+    """
+    found = family_at(Path(folder))
+    if (seed, l0) not in found.lanes:
+        there = f"L0 {_listed(found.target_l0)} and seeds {_listed(found.seeds)}"
+        raise ValueError(f"{quoted(str(folder))}: has SAEs of {there}, not of L0 {l0:g} and seed {seed}")
+    return lane(found.load(), found.lanes.index((seed, l0)))
+
+
+def told(cache: Path) -> list[str]:
+    """Lines that name every SAE of a cache, and the code that loads one."""
+    found = find_saes(cache)
+    if not found:
+        return [f"{cache}: holds no trained SAE yet"]
+    lines = [
+        f"{one.site:12s} {one.kind:14s} {one.n_latents:6,} latents, L0 {_listed(one.target_l0)}, "
+        f"seeds {_listed(one.seeds)}: {one.folder.name}"
+        for one in found
+    ]
+    last = found[-1]
+    lines += ["", "from experiments.language.found import load_sae"]
+    return [*lines, f'load_sae("{last.folder}", l0={last.target_l0[0]:g}, seed={last.seeds[0]})']
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
