@@ -90,7 +90,7 @@ def test_records_have_an_entry_a_seed_an_l0_and_a_width_or_concept(made):
 
 
 def test_a_second_run_makes_nothing_again_checks_each_file_once_and_says_the_same(made, monkeypatch, tmp_path):
-    for module, name in ((language, "train_lm"), (export, "_shard"), (language_saes, "train_grid")):
+    for module, name in ((language, "train_lm"), (export, "shuffled_acts"), (language_saes, "train_grid")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("made twice"))
     monkeypatch.setattr(language, "train_tokenizer", lambda *_: pytest.fail("made twice"))
     read = []
@@ -177,7 +177,7 @@ def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path
         twin = tmp_path / path.parent.name / path.name
         if twin.exists():
             assert twin.read_bytes() == path.read_bytes()
-    assert len(list(tmp_path.glob("saes-*"))) == 8  # 4 of each of two models
+    assert len(list(tmp_path.glob("saes-*"))) == 10  # 5 of each of two models
 
 
 def test_every_seed_has_a_model_of_its_own_or_all_have_one(made, monkeypatch, tmp_path):
@@ -255,7 +255,7 @@ def test_saes_that_miss_their_target_are_recorded_told_and_shown(made):
         missed = record["results"]["off_target"]
         assert {(one[0], one[2]) for one in missed} == {("mlp_out.0", 0), ("mlp_out.0", 1)}
         assert all(sparsity.off_target(l0, target) for _, _, _, target, l0 in missed)
-        text = f"{len(missed)} of 12 SAEs end more than 10% off their target L0"
+        text = f"{len(missed)} of 16 SAEs end more than 10% off their target L0"
         drawn = figure_of(name)
         assert text in drawn.summary(record)[-1]
         assert f"{missed[0][1]}, seed 0, {missed[0][4]:.2f} for {missed[0][3]:g}" in drawn.summary(record)[-1]
@@ -277,7 +277,7 @@ def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, nam
 
     record = json.loads((made[0] / f"{name}.json").read_text())
     for site in record["results"]["sites"].values():
-        for kind in ("vanilla", "matryoshka"):
+        for kind in (*KINDS, "held_finish"):
             of = site[kind]
             site[kind] = {n: unknown(v) for n, v in of.items()} if isinstance(of, dict) else unknown(of)
         if "n_rows" in site:

@@ -330,7 +330,7 @@ def test_keys_lead_through_the_page(tab: Page) -> None:
     tab.js("document.querySelector('.relation .button').focus()")
     tab.press("Enter")
     tab.wait("location.hash.includes('over=S%2F1%2F1')")
-    assert tab.js("document.activeElement.getAttribute('aria-pressed')") == "true"  # it was drawn anew
+    tab.wait("document.activeElement.getAttribute('aria-pressed') === 'true'")  # it was drawn anew
     tab.press("Escape")
     tab.wait("location.hash === '#id=S%2F0%2F1'")
 
