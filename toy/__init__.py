@@ -7,7 +7,7 @@ training/   the trainer of one run and of many
 data/       sources and streams of activations   eval/        metrics, with and without a ground truth
 lm/         language models of TinyStories       interop/     SAEs of other libraries
 theory/     exact objectives of trees, and where they can be found
-files/, io.py, checks.py                         what is read and written, and what is refused
+files/, io.py, checks.py, decompositions.py      what is read and written, refused; small matrices
 """
 
 from toy import methods, prefixes

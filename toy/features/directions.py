@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from toy.checks import NOT_NEGATIVE, Real, Whole, check_numbers
+from toy.decompositions import triangularised
 
 _SEPARATION_STEPS = 5_000
 _MOST_NUMBERS = 10**8  # of a matrix: 0.8 GB in float64
@@ -85,7 +86,7 @@ def orthogonal_directions(
 ) -> Float[Array, "n_features d_in"]:
     """Rows of a random orthogonal matrix (QR of a Gaussian one), each times its norm."""
     key_directions, key_norms = jax.random.split(key)
-    Q, R = jnp.linalg.qr(jax.random.normal(key_directions, (d_in, d_in)))
+    Q, R = triangularised(jax.random.normal(key_directions, (d_in, d_in)))
     Q = Q * jnp.sign(jnp.diagonal(R))  # without this the matrix is not uniform over rotations
     return Q.T[:n_features] * _norms(key_norms, n_features, norm_std)
 

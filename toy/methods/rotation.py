@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
+from toy.decompositions import polar_factor, principal_axes, triangularised
 
 LEAST_ENERGY = 1e-3  # of a sample in a block, over the squared mean norm: below it the sample says nothing of the block
 OWN_SUBSPACE = 1e-6  # weight of the decoder's own directions, which counts where the data has none
@@ -95,10 +96,9 @@ def orthonormal(
     """
     unit = W_dec / jnp.maximum(jnp.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12) * there[:, None]
     moments = x.T @ x / len(x)
-    _, axes = jnp.linalg.eigh(moments + OWN_SUBSPACE * jnp.trace(moments) * unit.T @ unit)
+    axes = principal_axes(moments + OWN_SUBSPACE * jnp.trace(moments) * unit.T @ unit)
     axes = axes[:, ::-1] * (jnp.arange(x.shape[1]) < jnp.sum(there))
-    left, _, right = jnp.linalg.svd(unit @ axes, full_matrices=False)
-    return left @ right @ axes.T
+    return polar_factor(unit @ axes) @ axes.T
 
 
 def objective(
@@ -160,7 +160,7 @@ def first_rotations(
     rows_of = jax.vmap(jax.vmap(row, in_axes=(None, 0)), in_axes=(0, None))
     random = rows_of(jax.random.split(key, n_starts - n_here), jnp.arange(n))
     random = jnp.where(there[:, None] & there, random, eye)
-    starts = jnp.concatenate([jnp.broadcast_to(eye, (n_here, *eye.shape)), jnp.linalg.qr(random)[0]])
+    starts = jnp.concatenate([jnp.broadcast_to(eye, (n_here, *eye.shape)), jax.vmap(triangularised)(random)[0]])
     y = starts @ z
     is_negative = jnp.sum(jnp.minimum(y, 0) ** 2, axis=-1) > jnp.sum(jnp.maximum(y, 0) ** 2, axis=-1)
     return starts * jnp.where(is_negative, -1.0, 1.0)[..., None]
