@@ -166,7 +166,7 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 
 
 def fates(saes: list[SAE], coefs: np.ndarray, study: Study, cfg: StudyConfig) -> dict[str, Any]:
-    """What became of every run, and how many had a corrector at each snapshot."""
+    """Returns what became of every run, and how many had a corrector at each snapshot."""
     tree, names = study.tree, feature_names(reference_tree())
     last = evaluate_seeds(saes[-1], study.W_feat, tree, held_out_features(cfg, tree))
     seen = [[correctors(lane(part, i), study.W_feat[i], tree) for part in saes] for i in range(len(study.W_feat))]

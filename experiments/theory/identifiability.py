@@ -187,7 +187,7 @@ def _level_limit(row: Row) -> float:
 
 
 def within_a_step(result: dict[str, Any], n_seeds: int) -> bool:
-    """Whether recovery falls below half of the seeds within one step of the grid from the limit."""
+    """Returns whether recovery falls below half of the seeds within one step of the grid from the limit."""
     fails = np.flatnonzero(np.array(result["recovered"]) < n_seeds / 2)
     measured = fails[0] if len(fails) else len(result["recovered"])  # the first probability with few recoveries
     return bool(abs(measured - np.searchsorted(result["edge_probs"], result["limit"])) <= 1)

@@ -199,7 +199,7 @@ def corrector_limit(sparsity: str, low: float = 0.5, high: float = 50.0) -> floa
 
 
 def truth_stays(sparsity: str, price: float) -> bool:
-    """Whether exact descent from the features stays at them."""
+    """Returns whether exact descent from the features stays at them."""
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sae_of_directions(np.eye(5)))
     return least_cosine(descended(start, sparsity, price), slice(None)) >= MIN_COSINE
 
