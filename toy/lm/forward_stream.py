@@ -18,8 +18,6 @@ from toy.lm.model import LM, Site, parse_site
 from toy.lm.tokens import Rows
 from toy.lm.weights import model_digest
 
-N_HELD = 2  # pools in memory, as the batches of one chunk of steps may end one pool and begin the next
-
 
 @dataclass(frozen=True, eq=False)
 class Pools:
@@ -79,7 +77,8 @@ class Pools:
 
     def _pool(self, epoch: int, pool: int) -> dict[str, np.ndarray]:
         if (epoch, pool) not in self._held:
-            while len(self._held) >= N_HELD:
+            # The batches of a chunk of steps may end one pool and begin the next, and all sites ask for them in turn.
+            while sum(len(made["token"]) for made in self._held.values()) > self.pool * self.tokens.ids.shape[1]:
                 del self._held[next(iter(self._held))]  # the oldest
             rows, rng = self.tokens.take(self._epoch(epoch)[0][pool]), np.random.default_rng([self.seed, epoch, pool])
             self._held[epoch, pool] = shuffled_acts(self._forward, rows, self.dtype, rng)
