@@ -35,7 +35,8 @@ KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure sh
 CODE = ("toy.training.grid", "toy.data.stream", "toy.lm.forward_stream")  # what trains SAEs
 END_SHARE = 0.05  # the last share of the steps, over which the L0 of training is averaged
 NO_NAME = r"[^A-Za-z0-9_.]+"  # what folders are not called
-CHUNK = 4_096  # held-out rows in memory at once
+CHUNK = 4_096  # held-out rows in memory at once …
+WIDE_CHUNK = 32_768  # … on a GPU
 
 
 class Family(NamedTuple):
@@ -215,10 +216,10 @@ def missing(cfg: LanguageConfig, family: Family, l0_of_training: list[float | No
 
 
 class HeldOut:
-    """Held-out activations at a site, `CHUNK` rows at a time, again and again."""
+    """Held-out activations at a site, a chunk of rows at a time, again and again."""
 
     def __init__(self, acts: Activations, site: Site) -> None:
         self._of_site = acts.valid.activations(str(site))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self._of_site.slices(CHUNK)
+        return self._of_site.slices(CHUNK if jax.default_backend() == "cpu" else WIDE_CHUNK)
