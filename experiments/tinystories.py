@@ -1,7 +1,7 @@
-"""The same trainer on a TinyStories language model: from text to three figures, one command.
+"""The same trainer on a TinyStories language model: from text to four figures, one command.
 
 One pass: tokens, model (trained here unless --model is given), activations of every layer, SAEs, and the figures
-tinystories_mmc, tinystories_fvu and tinystories_absorption. What each stage makes is kept in --cache, named by what
+tinystories_mmc, _fvu, _absorption and _matches. What each stage makes is kept in --cache, named by what
 determines it, so that a run that was stopped goes on.
 Command: python -m experiments.tinystories; --corpus stories.txt for your own text, --stage model to stop after one.
 """
@@ -37,14 +37,15 @@ from experiments.language.chain import (
 from experiments.language.config import LanguageConfig
 from experiments.language.found import told
 from experiments.language.fvu import FVU
+from experiments.language.matches import MATCHES
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
 from experiments.language.saes import CODE, OffTarget, families, site_saes, train_families
 from experiments.language.tuning import n_tuning_steps, tuned
 from toy.training.loop import Progress
 
-MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION}
-Name = Literal["mmc", "fvu", "absorption"]
+MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION, "matches": MATCHES}
+Name = Literal["mmc", "fvu", "absorption", "matches"]
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 
 
@@ -55,7 +56,7 @@ class Options:
     config: Annotated[LanguageConfig, tyro.conf.arg(name="")]
     stage: Stage = "figures"
     """The last stage to make; those before it come from the cache, or are made too."""
-    only: tuple[Name, ...] = ("mmc", "fvu", "absorption")
+    only: tuple[Name, ...] = ("mmc", "fvu", "absorption", "matches")
     """The figures to make."""
     out: Path = DEFAULT_OUT
     """Folder for records and figures."""

@@ -78,13 +78,14 @@ def max_correlation(
     """
     n = reference.b_enc.shape[0]
     parts = [
-        _of_block(_latents(reference, slice(first, first + block)), other, chunks, activation)
+        _of_block(latents_of(reference, slice(first, first + block)), other, chunks, activation)
         for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _latents(sae: SAE, part: slice) -> SAE:
+def latents_of(sae: SAE, part: slice | Int[np.ndarray, " n"]) -> SAE:
+    """The SAE with some of its latents."""
     threshold = None if sae.threshold is None else sae.threshold[part]
     return SAE(sae.W_enc[:, part], sae.b_enc[part], sae.W_dec[part], sae.b_dec, threshold)
 
