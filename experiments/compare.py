@@ -25,12 +25,10 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, check_scenes, mean, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs
 from toy.checks import POSITIVE, Whole, check_fields
 from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
-from toy.methods import named
 from toy.training.loop import Progress
 
 # Methods, with the learning rate of .003, .01 and .02 at which they recovered most runs of `sweeps/tuning.yaml`,
@@ -123,24 +121,13 @@ class Config(PanelConfig):
             for i, seed in enumerate(self.seeds)
         ]
 
-
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("compare", cfg.runs, OWN_TREES, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    """Raises: ValueError naming the method that is none, or the runs that cannot be."""
-    for method in cfg.methods:
-        named(method)
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
+    @property
+    def panels(self) -> Panels:
+        return Panels("compare", self.runs, OWN_TREES, self.n_steps)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    return run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    return cfg.panels.results(cfg.store, progress)
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -222,7 +209,7 @@ def _frontier(ax: Axes, results: dict[str, Any]) -> None:
     ax.legend(fontsize=5, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-EXPERIMENT = Experiment("compare", Config, run, summary, plot, check, n_steps, caption)
+EXPERIMENT = Experiment("compare", Config, run, summary, plot, check_panels, n_runs, caption)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

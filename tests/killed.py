@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,7 @@ from toy.data.store import StoreError, write_store
 from toy.data.store import open_store as reopen
 from toy.data.stream import ShardSource
 from toy.features.node import Node
+from toy.files.digest import digest_of, key_numbers
 from toy.prefixes import sampled
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
@@ -41,7 +43,18 @@ KEY, HYPERS, CHUNK = jax.random.key(0), Hypers(sampled(20), target_l0=2.0), 7
 LONG, SHORT_CHUNK = replace(CFG, n_steps=400), 2
 FACTS, N_SHARDS = {"model": "m"}, 6
 
-KEEPERS = ("/toy/files/", "/toy/data/", "/toy/training/checkpoint", "/experiments/sweeps/store")
+KEEPERS = (
+    "/toy/files/",
+    "/toy/data/",
+    "/toy/training/checkpoint",
+    "/experiments/sweeps/store",
+    "/toy/lm/forward_stream",
+)
+CHAIN = (
+    *("--n-stories", "60", "--context", "48", "--vocab-size", "330", "--n-layers", "1", "--d-model", "16"),
+    *("--lm-steps", "4", "--n-latents", "24", "--reference-widths", "8", "--target-l0", "2", "--locations", "mlp_out"),
+    *("--n-steps", "400", "--batch-size", "32", "--n-seeds", "1", "--stage", "saes"),
+)
 
 
 def die_at(n: int) -> None:
@@ -78,6 +91,27 @@ def train_long(folder: Path) -> None:
     """Saves after every chunk, and prints each."""
     kept = FileCheckpoint(folder / "run", every_s=0)
     train(KEY, stream(), HYPERS, cfg=LONG, chunk=SHORT_CHUNK, checkpoint=kept, progress=lambda n: print(n, flush=True))
+
+
+def train_forward(folder: Path) -> None:
+    """On a language model's activations, computed as they are needed; prints the digest of all that it ends with."""
+    from test_lm_forward_stream import a_stream
+
+    kept = FileCheckpoint(folder / "run", every_s=0)
+    made = train(KEY, a_stream(), HYPERS, cfg=replace(CFG, n_steps=200), chunk=SHORT_CHUNK, checkpoint=kept)
+    print(digest_of([np.asarray(key_numbers(leaf)) for leaf in jax.tree.leaves(made)]), flush=True)
+
+
+def run_chain(folder: Path) -> None:
+    """From text to SAEs, saved after every chunk; prints the digest of all SAEs."""
+    from experiments import tinystories
+    from experiments.language import chain, saes
+
+    chain.FileCheckpoint = saes.FileCheckpoint = partial(FileCheckpoint, every_s=0)  # type: ignore[assignment, misc]
+    sys.argv = ["tinystories", *CHAIN, "--cache", str(folder / "cache"), "--out", str(folder / "out")]
+    tinystories.main()
+    files = sorted((folder / "cache").glob("saes-*/saes.safetensors"))
+    print(digest_of([[file.parent.name, digest_of(file)] for file in files]), flush=True)
 
 
 def make_shard(i: int) -> dict[str, np.ndarray]:
@@ -183,6 +217,8 @@ if __name__ == "__main__":
     what = {
         "train": train_and_die,
         "long": train_long,
+        "forward": train_forward,
+        "chain": run_chain,
         "store": export,
         "shards": open_many_shards,
         "sweep": sweep,

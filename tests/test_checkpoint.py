@@ -90,6 +90,26 @@ def test_a_training_killed_while_it_saves_ends_as_the_whole_bit_for_bit(
     )
 
 
+def ended(what: str, folder: Path) -> str:
+    """The digest that a job of killed.py prints at its end."""
+    folder.mkdir(exist_ok=True)
+    process = start("killed.py", what, folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "first", "last"), [("forward", 15_000, 42_000), ("chain", 5_000, 17_000)])
+def test_a_run_on_a_language_model_killed_at_any_moments_ends_with_the_same_bits(
+    what: str, first: int, last: int, tmp_path: Path, kill_points: np.random.Generator
+) -> None:
+    """Straight from the forward pass, and the chain from text to SAEs; three kills stay short of the end."""
+    for at in kill_points.integers(first, last, 3).tolist():
+        killed(what, tmp_path, at)
+    assert ended(what, tmp_path) == ended(what, tmp_path / "whole")
+
+
 def test_a_run_does_not_go_on_with_other_rows(tmp_path: Path) -> None:
     kept, source = FileCheckpoint(tmp_path / "run", every_s=0), stream()
     with pytest.raises(StoppedError):

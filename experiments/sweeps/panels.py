@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from toy.checks import MAX_SEED, POSITIVE, SEED, Whole, check_fields
 from toy.features.named import TREES
 from toy.features.node import Node
 from toy.features.tree_json import tree_to_dict
+from toy.methods.named import named
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.loop import Progress
 
@@ -26,7 +28,7 @@ MIXING = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
 @dataclass(frozen=True)
-class PanelConfig:
+class SeedConfig:
     """Options that such experiments share."""
 
     seed: int = 0
@@ -35,17 +37,27 @@ class PanelConfig:
     """Number of seeds; each has directions, an initialisation and data of its own."""
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
-    learning_rate: float = Hypers._field_defaults["learning_rate"]
-    """Adam's, where a method has none of its own."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed=SEED, n_seeds=Whole(), n_steps=Whole(most=MAX_STEPS), learning_rate=POSITIVE)
+        check_fields(self, seed=SEED, n_seeds=Whole(), n_steps=Whole(most=MAX_STEPS))
         if self.seed + self.n_seeds - 1 > MAX_SEED:
             raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
 
     @property
     def seeds(self) -> list[int]:
         return list(range(self.seed, self.seed + self.n_seeds))
+
+
+@dataclass(frozen=True)
+class PanelConfig(SeedConfig):
+    """Those of experiments that do not choose the learning rate."""
+
+    learning_rate: float = Hypers._field_defaults["learning_rate"]
+    """Adam's, where a method has none of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, learning_rate=POSITIVE)
 
 
 class Run(NamedTuple):
@@ -56,16 +68,68 @@ class Run(NamedTuple):
     settings: dict[str, Any]  # of the cell, but for its method
 
 
-def panel_sweep(name: str, runs: Sequence[Run], trees: Mapping[str, Node], n_steps: int) -> Sweep:
-    """The runs as a sweep, whose axes change together; `trees` are those of the experiment's own, by name."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    axes = {name: [run.settings.get(name) for run in runs] for name in names} | {"method": [run.method for run in runs]}
-    if "random" not in axes["tree"]:
-        axes.pop("tree_seed", None)
-    own = {name: tree_to_dict(root) for name, root in trees.items() if name in axes["tree"]}
-    fixed = {"n_steps": n_steps, "most_lanes": LANES}
-    data = {"name": name, "combine": "zip", "axes": axes, "trees": own, "fixed": fixed}
-    return parse_sweep(data, lambda name: TREES[name]())
+@dataclass(frozen=True)
+class Panels:
+    """The runs of an experiment, and the trees of its own by name."""
+
+    name: str
+    runs: Sequence[Run]
+    trees: Mapping[str, Node]
+    n_steps: int
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The runs as a sweep, whose axes change together."""
+        names = dict.fromkeys(name for run in self.runs for name in run.settings)
+        axes = {name: [run.settings.get(name) for run in self.runs] for name in names}
+        axes |= {"method": [run.method for run in self.runs]}
+        if "random" not in axes["tree"]:
+            axes.pop("tree_seed", None)
+        own = {name: tree_to_dict(root) for name, root in self.trees.items() if name in axes["tree"]}
+        fixed = {"n_steps": self.n_steps, "most_lanes": LANES}
+        data = {"name": self.name, "combine": "zip", "axes": axes, "trees": own, "fixed": fixed}
+        return parse_sweep(data, lambda name: TREES[name]())
+
+    def check(self) -> None:
+        """Raises: ValueError naming the method that is none, or the first run that cannot be."""
+        for method in dict.fromkeys(run.method for run in self.runs):
+            named(method)
+        impossible = make_plan(self.sweep).impossible
+        if impossible:
+            place, why = impossible[0]
+            raise ValueError(f"methods: {self.runs[place].method} on {self.runs[place].panel}: {why}")
+
+    def results(self, path: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+        """The results by method and panel; what the store at `path` has already is not trained again."""
+        store = open_store(path, self.sweep, extend=True)
+        store.discard(store.damaged())
+        plan = make_plan(self.sweep, store.finished(failed=False))
+        progress(len(self.sweep) - plan.n_missing)
+        run_plan(self.sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows), retry=True)
+        rows = {row.key: row for row in store.rows()}
+        found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+        for run, cell in zip(self.runs, self.sweep.cells(), strict=True):
+            found[run.method][run.panel].append(rows[cell_key(cell, plan.code)])
+        return {
+            method: {panel: summarised(of_panel) for panel, of_panel in panels.items()}
+            for method, panels in found.items()
+        }
+
+
+class HasPanels(Protocol):
+    """A configuration from which all runs follow."""
+
+    @property
+    def panels(self) -> Panels: ...
+
+
+def check_panels(cfg: HasPanels) -> None:
+    """Raises: ValueError naming the method that is none, or the first run that cannot be."""
+    cfg.panels.check()
+
+
+def n_runs(cfg: HasPanels) -> int:
+    return len(cfg.panels.runs)
 
 
 def check_scenes(methods: Sequence[str], scenes: Sequence[str], known: Iterable[str]) -> None:
@@ -76,30 +140,6 @@ def check_scenes(methods: Sequence[str], scenes: Sequence[str], known: Iterable[
     for scene in scenes:
         if scene not in names:
             raise ValueError(f"scenes: expected {', '.join(names)}, got {scene!r}")
-
-
-def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:
-    """Raises: ValueError naming the first run that cannot be."""
-    impossible = make_plan(sweep).impossible
-    if impossible:
-        place, why = impossible[0]
-        raise ValueError(f"methods: {runs[place].method} on {runs[place].panel}: {why}")
-
-
-def run_panels(sweep: Sweep, runs: Sequence[Run], path: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-    """The results by method and panel; what the store at `path` has already is not trained again."""
-    store = open_store(path, sweep, extend=True)
-    store.discard(store.damaged())
-    plan = make_plan(sweep, store.finished(failed=False))
-    progress(len(sweep) - plan.n_missing)
-    run_plan(sweep, plan, store, LocalEngine(), progress=lambda done: progress(done.n_rows), retry=True)
-    rows = {row.key: row for row in store.rows()}
-    found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
-    for run, cell in zip(runs, sweep.cells(), strict=True):
-        found[run.method][run.panel].append(rows[cell_key(cell, plan.code)])
-    return {
-        method: {panel: summarised(of_panel) for panel, of_panel in panels.items()} for method, panels in found.items()
-    }
 
 
 def summarised(rows: list[Stored]) -> dict[str, Any]:

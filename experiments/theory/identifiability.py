@@ -23,8 +23,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
 from toy.checks import POSITIVE, Real, Whole, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest
@@ -120,25 +119,17 @@ class Config(PanelConfig):
             for seed in self.seeds
         ]
 
+    @property
+    def panels(self) -> Panels:
+        return Panels("identifiability", self.runs, self.trees, self.n_steps)
+
 
 def _name(row: Row, prob: float) -> str:
     return f"{row.name}, P {prob:g}"
 
 
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("identifiability", cfg.runs, cfg.trees, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
-
-
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    found = cfg.panels.results(cfg.store, progress)
 
     def result(method: str, row: Row) -> dict[str, Any]:
         recovered = [found[method][_name(row, prob)]["recovered"] for prob in cfg.probs(row)]
@@ -240,7 +231,7 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("identifiability", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+EXPERIMENT = Experiment("identifiability", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)

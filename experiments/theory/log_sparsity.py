@@ -26,8 +26,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs
 from toy import prefixes
 from toy.checks import POSITIVE, check_fields
 from toy.eval.metrics import MIN_COSINE
@@ -99,6 +98,10 @@ class Config(PanelConfig):
             for seed in self.seeds
         ]
 
+    @property
+    def panels(self) -> Panels:
+        return Panels("log_sparsity", self.runs, {}, self.n_steps)
+
 
 @cache
 def scale() -> float:
@@ -113,20 +116,8 @@ def whole(sparsity: str) -> float:
     return float(sparsity_penalty(jnp.full((1, 1), scale()), jnp.ones(1), sparsity)[0])
 
 
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("log_sparsity", cfg.runs, {}, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
-
-
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    found = cfg.panels.results(cfg.store, progress)
     limits = {row.sparsity: corrector_limit(row.sparsity) for row in ROWS.values()}
     return {
         name: {
@@ -257,7 +248,7 @@ def _value(of: dict[str, Any], metric: str) -> float:
     return float(of["recovered"]) if metric == "recovered" else mean(of[metric])
 
 
-EXPERIMENT = Experiment("log_sparsity", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+EXPERIMENT = Experiment("log_sparsity", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -27,8 +27,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import MIXING, PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, mean, n_runs
 from toy import prefixes
 from toy.checks import POSITIVE, Real, check_fields
 from toy.features.named import forest
@@ -52,6 +51,7 @@ SHAPES: dict[str, Node] = {
     "4 exclusive": Node(0.3, (Node(0.24), Node(0.18), Node(0.14), Node(0.1)), exclusive=True),
 }  # children differ in P(child | parent), so that their order is certain
 WEIGHTINGS = ("expected_10", "all", "balanced_0.5")
+TREES = {name: forest(root, *LONE) for name, root in SHAPES.items()}
 ALONE = ("1 child", "3 exclusive")  # shapes in which the weight of the parent's latent alone varies
 N_RECOVERED = 8  # seeds of a cell that have to be recovered for its mean to count
 
@@ -105,25 +105,17 @@ class Config(PanelConfig):
             for seed in self.seeds
         ]
 
+    @property
+    def panels(self) -> Panels:
+        return Panels("mixing", self.runs, TREES, self.n_steps)
+
 
 def _method(weighting: str) -> str:
     return f"matryoshka:weighting={weighting}"
 
 
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("mixing", cfg.runs, {name: forest(root, *LONE) for name, root in SHAPES.items()}, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
-
-
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    found = cfg.panels.results(cfg.store, progress)
 
     def outcome(name: str, shape: str, weighting: str, coef: float) -> dict[str, Any]:
         r = found[_method(weighting)][name]
@@ -272,7 +264,7 @@ def _plot_alone(ax: Axes, record: dict[str, Any]) -> None:
     ax.legend()
 
 
-EXPERIMENT = Experiment("mixing", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+EXPERIMENT = Experiment("mixing", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)

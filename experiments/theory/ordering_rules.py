@@ -24,8 +24,7 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.sweeps.cell import Start
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, mean, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs
 from experiments.theory.pair_order import optimum, places
 from experiments.theory.spare_latents import spare_latents
 from toy.checks import POSITIVE, Real, Whole, check_fields
@@ -144,6 +143,10 @@ class Config(PanelConfig):
             for seed in range(self.seed, self.seed + self.n_scene_seeds)
         ]
 
+    @property
+    def panels(self) -> Panels:
+        return Panels("ordering_rules", self.runs, self.trees | PAIRS, self.n_steps)
+
 
 def _name(ratio: float, prob: float) -> str:
     return f"ratio {ratio:g}, P {prob:g}"
@@ -157,20 +160,8 @@ def _settings(scene: str) -> dict[str, Any]:
     return {name: value for name, value in SCENES[scene].items() if name != "method"}
 
 
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("ordering_rules", cfg.runs, cfg.trees | PAIRS, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
-
-
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    found = run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    found = cfg.panels.results(cfg.store, progress)
 
     def diagram(value: Any) -> dict[str, Any]:
         return {name: [[value(name, ratio, prob) for prob in cfg.edge_probs] for ratio in cfg.ratios] for name in RULES}
@@ -326,7 +317,7 @@ def _outline(ax: Axes, predicted: list[list[bool]], line: str) -> None:
         ax.plot([j - 0.5, j + 0.5], [i + 0.5, i + 0.5], **style)
 
 
-EXPERIMENT = Experiment("ordering_rules", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+EXPERIMENT = Experiment("ordering_rules", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)

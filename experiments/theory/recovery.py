@@ -21,11 +21,9 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Run, check_runs, check_scenes, mean, panel_sweep, run_panels
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs
 from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
 from toy.features.node import Node
-from toy.methods import named
 from toy.training.loop import Progress
 
 LONE = [Node(0.05) for _ in range(8)]
@@ -78,24 +76,13 @@ class Config(PanelConfig):
             for seed in self.seeds
         ]
 
-
-def sweep_of(cfg: Config) -> Sweep:
-    return panel_sweep("recovery", cfg.runs, OWN_TREES, cfg.n_steps)
-
-
-def check(cfg: Config) -> None:
-    """Raises: ValueError naming the method that is none, or the runs that cannot be."""
-    for method in cfg.methods:
-        named(method)
-    check_runs(sweep_of(cfg), cfg.runs)
-
-
-def n_steps(cfg: Config) -> int:
-    return len(cfg.runs)
+    @property
+    def panels(self) -> Panels:
+        return Panels("recovery", self.runs, OWN_TREES, self.n_steps)
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    return run_panels(sweep_of(cfg), cfg.runs, cfg.store, progress)
+    return cfg.panels.results(cfg.store, progress)
 
 
 def mixing_of_recovered(r: dict[str, Any]) -> list[float]:
@@ -148,7 +135,7 @@ def _text(values: list[list[float]], n_digits: int) -> list[list[str]]:
     return [[f"{x:.{n_digits}f}".removeprefix("0") if x == x else "–" for x in row] for row in values]
 
 
-EXPERIMENT = Experiment("recovery", Config, run, summary, plot, check, n_steps, caption, folder="theory.")
+EXPERIMENT = Experiment("recovery", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")
 
 if __name__ == "__main__":
     main(EXPERIMENT)

@@ -26,17 +26,7 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import (
-    MIXING,
-    PanelConfig,
-    Run,
-    check_runs,
-    check_scenes,
-    mean,
-    panel_sweep,
-    run_panels,
-)
-from experiments.sweeps.spec import Sweep
+from experiments.sweeps.panels import MIXING, Panels, Run, SeedConfig, check_scenes, mean
 from experiments.theory.recovery import LONE, OWN_TREES
 from toy.checks import POSITIVE, SEED, Whole, check_fields
 from toy.features.named import forest, ordering_tree
@@ -71,7 +61,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Config(PanelConfig):
+class Config(SeedConfig):
     """Options of `weightings`."""
 
     scenes: tuple[str, ...] = tuple(SCENES)
@@ -131,14 +121,14 @@ def _panel(setting: Setting) -> str:
     return f"{setting.learning_rate:g}, {setting.l0_ratio:g}"
 
 
-def _sweep(cfg: Config, runs: list[Run]) -> Sweep:
-    return panel_sweep("weightings", runs, TREES, cfg.n_steps)
+def _panels(cfg: Config, runs: list[Run]) -> Panels:
+    return Panels("weightings", runs, TREES, cfg.n_steps)
 
 
 def check(cfg: Config) -> None:
     first = {method: cfg.settings(method)[0] for method in METHODS}
     for runs in (cfg.tuning, cfg.runs(first)):
-        check_runs(_sweep(cfg, runs), runs)
+        _panels(cfg, runs).check()
 
 
 def n_steps(cfg: Config) -> int:
@@ -146,7 +136,7 @@ def n_steps(cfg: Config) -> int:
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
-    tried = run_panels(_sweep(cfg, cfg.tuning), cfg.tuning, cfg.store, progress)
+    tried = _panels(cfg, cfg.tuning).results(cfg.store, progress)
     tuning = {
         method: {
             panel: {"recovered": r["recovered"], "n": r["n"], "min_cosine": mean(r["min_cosine"])}
@@ -156,7 +146,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     }
     chosen = {method: best(cfg.settings(method), tuning[method]) for method in METHODS}
     runs = cfg.runs(chosen)
-    found = run_panels(_sweep(cfg, runs), runs, cfg.store, progress)
+    found = _panels(cfg, runs).results(cfg.store, progress)
     return {"tuning": tuning, "chosen": {method: _panel(of) for method, of in chosen.items()}, "found": found}
 
 

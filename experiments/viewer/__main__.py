@@ -1,7 +1,8 @@
 """One HTML file to look at SAEs with: what their latents mean, how they form trees, and where they have holes.
 
 RUN is the cache of the TinyStories chain, one of its `saes-…` folders, an SAE that `read_sae` reads, or a folder of
-`experiments.train`. SAEs of a language model need --acts: an activation store, or a model that reads a corpus now.
+`experiments.train`. SAEs of a language model need --acts: an activation store, or a model that reads a corpus now, as
+`tinystories --model` takes it.
 Command: python -m experiments.viewer CACHE --acts CACHE/activations-…/valid --site resid_pre.1
 """
 
@@ -15,15 +16,15 @@ import tyro
 
 from experiments.common.exits import clean_exit
 from experiments.common.options import parse
+from experiments.language.models import check_there
 from experiments.viewer.activity import measure
 from experiments.viewer.collect import Shapes, collect, relate
 from experiments.viewer.page import page
 from experiments.viewer.relations import LEAST_EDGE
 from experiments.viewer.runs import Wanted, is_toy, read_runs
-from experiments.viewer.text import Given, Source, open_source
+from experiments.viewer.text import Given, Source, is_store, open_source
 from experiments.viewer.toy_runs import toy_run
 from toy.checks import POSITIVE, SEED, Whole, check_fields, quoted
-from toy.data.store import MANIFEST
 from toy.files.atomic import prepare, writing
 
 
@@ -33,8 +34,9 @@ class Options:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The chain's cache or its folders saes-…, SAEs that read_sae reads, or runs of experiments.train."""
-    acts: Path | None = None
-    """The activations: a store, or a language model (its folder or file), which then reads --corpus."""
+    acts: str | None = None
+    """The activations: a store, or a language model that reads --corpus: .pt of tiny_model, .bin of llama2.c, .gguf, a
+    folder, hub:OWNER/NAME or smollm2."""
     site: str | None = None
     """The place in the model that the SAEs are of, such as resid_pre.1; default: the store's only one."""
     seed: int = 0
@@ -49,12 +51,16 @@ class Options:
     """Other contexts of each latent, evenly by rank of their largest activation."""
     least_edge: float = LEAST_EDGE
     """Edges of the trees of latents have more than this weight."""
-    corpus: Path | None = None
-    """Stories for a model to read, a line <|endoftext|> after each; default: the built-in corpus."""
+    corpus: str | None = None
+    """Stories for a model to read: a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a
+    dataset); default: the built-in corpus."""
     tokenizer: Path | None = None
-    """Folder with the tokenizer.json; default: that of the store's cache, or where the model is."""
+    """A folder with tokenizer.json or llama2.c's .bin; default: that of the store's cache, or the model's own."""
     model: str | None = None
-    """The language model of a store, for effects on logits; default: that of its cache, if it is there."""
+    """The language model of a store, for effects on logits, as --acts names one; default: that of the store's cache, if
+    it is there."""
+    n_heads: int | None = None
+    """Attention heads of the model, where a .pt file does not tell."""
     title: str | None = None
     """Title of the page."""
     out: Path = Path("runs/viewer.html")
@@ -62,10 +68,14 @@ class Options:
 
     def __post_init__(self) -> None:
         check_fields(self, seed=SEED, n_tokens=Whole(), n_top=Whole(), n_quantiles=Whole(0), least_edge=POSITIVE)
+        check_fields(self, n_heads=Whole())
         if not self.runs:
             raise ValueError("runs: give at least one folder or file with SAEs")
-        if missing := [path for path in (*self.runs, self.acts, self.corpus) if path and not path.exists()]:
+        if missing := [run for run in self.runs if not run.exists()]:
             raise ValueError(f"{quoted(str(missing[0]))}: no such file or folder")
+        for option in ("acts", "model"):
+            if (given := getattr(self, option)) is not None:
+                check_there(option, given)
         if self.acts is None and not all(map(is_toy, self.runs)):
             strange = next(run for run in self.runs if not is_toy(run))
             raise ValueError(f"acts: {quoted(str(strange))} needs activations: give a store or a model by --acts")
@@ -92,9 +102,9 @@ def main() -> None:
 def _of_model(options: Options, runs: list[Path]) -> tuple[str, dict[str, Any]]:
     """The site, and the data of all SAEs of a language model."""
     assert options.acts is not None
-    given = Given(options.acts, options.site, options.n_tokens, options.tokenizer, options.model, options.corpus)
+    given = Given(*(getattr(options, name) for name in Given._fields))
     with open_source(given) as source:
-        stage = options.acts.absolute().parent.name if (options.acts / MANIFEST).exists() else None
+        stage = Path(options.acts).absolute().parent.name if is_store(options.acts) else None
         saes = read_runs(runs, Wanted(source.site, options.seed, options.l0 or None, stage))
         _check_width(source, saes)
         activities = []

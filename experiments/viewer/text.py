@@ -4,11 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.language.models import read_model, read_tokenizer
 from toy.checks import quoted
 from toy.data.activations import Activations
 from toy.data.store import MANIFEST, Store, open_store
@@ -57,12 +58,13 @@ class Source(NamedTuple):
 class Given(NamedTuple):
     """What the options say of the text."""
 
-    acts: Path  # a store, or a language model
+    acts: str  # the folder of a store, or a language model as `load_model` names it
     site: str | None
     n_tokens: int
-    tokenizer: Path | None
-    model: str | None
-    corpus: Path | None
+    tokenizer: Path | None = None
+    model: str | None = None
+    n_heads: int | None = None
+    corpus: str | None = None
 
 
 @contextmanager
@@ -71,13 +73,12 @@ def open_source(given: Given) -> Iterator[Source]:
 
     Raises: ValueError naming what is missing, and the option that gives it.
     """
-    if (given.acts / MANIFEST).exists():
-        yield of_store(open_store(given.acts), given)
+    if is_store(given.acts):
+        yield of_store(open_store(Path(given.acts)), given)
         return
-    lm = load_model(given.acts)
-    tokenizer = load_tokenizer(given.tokenizer or (given.acts if given.acts.is_dir() else given.acts.parent))
     if given.site is None:
-        raise ValueError("site: give the place in the model that the SAEs are of, such as resid_pre.1")
+        raise ValueError("site: give the place in the model that the SAEs are of, such as --site resid_pre.1")
+    lm, tokenizer = read_model(given.acts, given.tokenizer, given.n_heads)
     site = parse_site(given.site, lm.cfg.n_layers)
     rows = _rows(given, tokenizer, min(lm.cfg.context, MOST_CONTEXT))
     with tempfile.TemporaryDirectory() as folder:
@@ -85,9 +86,13 @@ def open_source(given: Given) -> Iterator[Source]:
         yield source_of(store, str(site), given.n_tokens, tokenizer, lm)
 
 
+def is_store(acts: str) -> bool:
+    return (Path(acts) / MANIFEST).exists()
+
+
 def _rows(given: Given, tokenizer: Tokenizer, context: int) -> Rows:
     n_stories = max(1, given.n_tokens // N_TOKENS_A_STORY)
-    stories = make_stories(n_stories, 0) if given.corpus is None else read_stories(str(given.corpus), n_stories).texts
+    stories = make_stories(n_stories, 0) if given.corpus is None else read_stories(given.corpus, n_stories).texts
     rows = make_rows(stories, tokenizer, context)
     last = int(np.searchsorted(rows.length.cumsum(), given.n_tokens)) + 1
     return Rows(*(column[:last] for column in rows))
@@ -98,24 +103,46 @@ def of_store(store: Store, given: Given) -> Source:
     site = given.site or next(iter(store.sites))
     if given.site is None and len(store.sites) > 1:
         raise ValueError(f"site: {store.folder} has {', '.join(store.sites)}: give one of them")
-    cache = store.folder.absolute().parents[1]
-    tokenizer = _tokenizer_of(cache, store.facts) if given.tokenizer is None else load_tokenizer(given.tokenizer)
-    if tokenizer is None:
-        raise ValueError(f"tokenizer: {store.folder} has none beside it: give the folder of its tokenizer.json")
-    lm = _model_of(cache, store.facts) if given.model is None else load_model(given.model)
+    tokenizer, lm = _tokenizer_of(store, given), _model_of(store, given)
+    _check_same("tokenizer", store, store.facts.get("tokenizer_sha256"), tokenizer.digest())
+    if lm is not None:
+        _check_same("model", store, store.facts.get("model_sha256"), model_digest(lm))
     return source_of(store, site, given.n_tokens, tokenizer, lm)
 
 
-def _tokenizer_of(cache: Path, facts: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer in a chain's cache that a store's tokens are of; None if it is not there."""
-    found = (load_tokenizer(file.parent) for file in sorted(cache.glob("tokens-*/tokenizer.json")))
-    return next((one for one in found if one.digest() == facts.get("tokenizer_sha256")), None)
+def _check_same(name: str, store: Store, own: str | None, found: str) -> None:
+    """Raises: ValueError if what is given is not what a store was made with; stores need not say."""
+    if own not in (None, found):
+        raise ValueError(f"{name}: {quoted(str(store.folder))} was made with another, whose SHA-256 is {quoted(own)}")
 
 
-def _model_of(cache: Path, facts: dict[str, Any]) -> LM | None:
-    """The model in a chain's cache that a store's activations are of; None if it is not there."""
-    found = (load_model(file.parent) for file in sorted(cache.glob("model-*/config.json")))
-    return next((one for one in found if model_digest(one) == facts.get("model_sha256")), None)
+def _tokenizer_of(store: Store, given: Given) -> Tokenizer:
+    """What is given, or the tokenizer in the chain's cache that the store's tokens are of. Raises: ValueError."""
+    if given.model is not None:
+        return read_tokenizer(given.model, given.tokenizer)
+    if given.tokenizer is not None:
+        return load_tokenizer(given.tokenizer)
+    found = (load_tokenizer(file.parent) for file in sorted(_cache(store).glob("tokens-*/tokenizer.json")))
+    for one in found:
+        if one.digest() == store.facts.get("tokenizer_sha256"):
+            return one
+    raise ValueError(
+        f"tokenizer: {quoted(str(store.folder))} has none beside it: give its language model with --model, or the "
+        "tokenizer with --tokenizer PATH"
+    )
+
+
+def _model_of(store: Store, given: Given) -> LM | None:
+    """What is given, or the model in the chain's cache that the activations are of; None if it is not there."""
+    if given.model is not None:
+        return load_model(given.model, n_heads=given.n_heads)
+    found = (load_model(file.parent) for file in sorted(_cache(store).glob("model-*/config.json")))
+    return next((one for one in found if model_digest(one) == store.facts.get("model_sha256")), None)
+
+
+def _cache(store: Store) -> Path:
+    """The cache of the chain that has made a store."""
+    return store.folder.absolute().parents[1]
 
 
 def source_of(store: Store, site: str, n_tokens: int, tokenizer: Tokenizer, lm: LM | None) -> Source:
