@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.language.config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.language.memory import check_memory
+from experiments.language.models import read_model
 from experiments.language.stages import Stage, stage
 from toy.data.store import Store
 from toy.data.stream import ShardSource
@@ -19,8 +20,6 @@ from toy.io import load_arrays, save_arrays
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
 from toy.lm.forward_stream import ForwardStream, forward_streams
-from toy.lm.gguf_file import GGUF
-from toy.lm.hub import fetch, is_hub_name, packaged, split_name
 from toy.lm.model import LM, LMConfig, Site, parse_site
 from toy.lm.sample import sample_stories
 from toy.lm.text import Corpus, Stories, held_out, read_stories
@@ -90,8 +89,11 @@ def read_given(cfg: LanguageConfig) -> Given:
     if cfg.model is None:
         _lm_config(cfg, cfg.sizes.vocab_size)
         return Given(stories, None, None)
-    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_path(cfg, cfg.model))
-    _check_fits(cfg, lm, tokenizer)
+    lm, tokenizer = read_model(cfg.model, cfg.tokenizer, cfg.n_heads)
+    if cfg.sizes.context > lm.cfg.context:
+        raise ValueError(
+            f"context: the model's is {lm.cfg.context}, got {cfg.sizes.context}; give --context {lm.cfg.context}"
+        )
     return Given(stories, lm, tokenizer)
 
 
@@ -105,28 +107,6 @@ def _read_corpus(corpus: str, n_stories: int | None) -> Stories:
     for note in stories.notes():
         print(f"{corpus}: {note}", file=sys.stderr)
     return stories
-
-
-def _tokenizer_path(cfg: LanguageConfig, model: str) -> Path:
-    """The given path, or the folder of the model, or the model's file, where that holds its tokenizer."""
-    if cfg.tokenizer is not None:
-        return cfg.tokenizer
-    if is_hub_name(model):
-        return fetch(split_name(model)[0], "tokenizer.json").parent
-    path = packaged(model)
-    return path if path.is_dir() or path.suffix == GGUF else path.parent
-
-
-def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
-    """Raises: ValueError if the given model has fewer ids than its tokenizer, or a shorter context than is asked."""
-    n_ids, context, last = lm.cfg.vocab_size, lm.cfg.context, tokenizer.vocab_size - 1
-    if last >= n_ids:
-        raise ValueError(
-            f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to {last}; "
-            "give the model's own with --tokenizer PATH"
-        )
-    if cfg.sizes.context > context:
-        raise ValueError(f"context: the model's is {context}, got {cfg.sizes.context}; give --context {context}")
 
 
 def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:

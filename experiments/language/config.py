@@ -6,9 +6,9 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from experiments.common.cache import user_cache
+from experiments.language.models import check_there
 from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
-from toy.lm.hub import is_hub_name, packaged
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
 from toy.lm.tokens import VOCAB_SIZE
@@ -149,8 +149,8 @@ class LanguageConfig:
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
         parse_concepts(self.concepts)
-        if self.model is not None and not is_hub_name(self.model) and not packaged(self.model).exists():
-            raise ValueError(f"model: {quoted(self.model)} does not exist")
+        if self.model is not None:
+            check_there("model", self.model)
         if self.own_models is None:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
