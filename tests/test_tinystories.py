@@ -325,6 +325,9 @@ def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, nam
 
     record = json.loads((made[0] / f"{name}.json").read_text())
     for site in record["results"]["sites"].values():
+        if "matches" in site:
+            site["matches"] = [dict.fromkeys(of_seed) for of_seed in site["matches"]]
+            continue
         for kind in (*KINDS, "held_finish"):
             of = site[kind]
             site[kind] = {n: unknown(v) for n, v in of.items()} if isinstance(of, dict) else unknown(of)
@@ -334,8 +337,8 @@ def test_a_record_in_which_nothing_could_be_measured_is_drawn_and_told(made, nam
     assert cli.as_png(drawn.plot(record)).startswith(b"\x89PNG")
     assert all("\n" not in line for line in drawn.summary(record))
     texts = [text.get_text() for ax in drawn.plot(record).axes for text in ax.texts]
-    why = {"mmc": "no reference latent is on", "fvu": "activations that do not vary", "absorption": "frequent enough"}
-    assert any(why[name.removeprefix("tinystories_")] in text for text in texts)
+    why = {"mmc": "no reference latent is on", "fvu": "activations that do not vary"}
+    assert any(why.get(name.removeprefix("tinystories_"), "frequent enough") in text for text in texts)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -15,7 +15,7 @@ from toy.training.controllers import off_target
 from toy.training.grid import train_grids, trained_saes
 from toy.training.loop import Progress
 
-TOKENS = 100_000  # that follow those of the training, on which FVU is measured
+TOKENS = 100_000  # or a whole epoch, that follow those of the training, on which FVU is measured
 
 
 def n_tuning_steps(cfg: LanguageConfig) -> int:
@@ -57,7 +57,8 @@ def _tried(
     grids = {one.name: grid_of(cfg, acts, one, rates, n_steps=n_steps) for one in tried}
     trained = train_grids(grids, chunk=100, progress=lambda n: progress(len(grids) * n))
     stream = acts.streams[str(tried[0].site)]
-    x = np.asarray(stream.batches(n_steps, -(-TOKENS // cfg.batch_size), cfg.batch_size).x, np.float32)
+    n_batches = max(1, min(TOKENS, acts.n_train) // cfg.batch_size)
+    x = np.asarray(stream.batches(n_steps, n_batches, cfg.batch_size).x, np.float32)
     found = {}
     for name, (state, history) in trained.items():
         saes = trained_saes(state)
