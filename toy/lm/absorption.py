@@ -99,7 +99,7 @@ def fit_logistic(
     found = minimize(value, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200})
     fitted = found.x.reshape(shape)
     fitted[:-1] /= scale
-    return fitted[:-1], fitted[-1] - mean @ fitted[:-1]
+    return fitted[:-1], np.asarray(fitted[-1] - mean @ fitted[:-1])
 
 
 @compiled()

@@ -94,7 +94,7 @@ def _scaled_acts(sae: SAE, x: Float[Array, "rows d_in"], *, activation: Activati
 
 @compiled()
 def _on_ranked(
-    acts: Acts, present: Bool[Array, "rows n_letters"], test_acts: Acts
+    acts: Acts, present: Bool[Array, "rows n_letters"], test_acts: Float[Array, "test_rows n_latents"]
 ) -> tuple[Ranked, Bool[Array, "most_main test_rows n_letters"]]:
     """The first latents of each letter, and what a regression on the first 1, 2, … of them finds in the test rows."""
     signs, n_present = jnp.where(present, 1.0, -1.0), present.sum(axis=0)
@@ -144,7 +144,7 @@ def _found(
     of_rows, ridge = weights * len(few), jnp.append(jnp.ones(len(used)), 1e-6)
     bound = jax.scipy.linalg.cho_factor(inputs.T @ (of_rows[:, None] * inputs) / 4 + jnp.diag(ridge))
 
-    def step(_: int, w: Array) -> Array:
+    def step(_: Array | int, w: Array) -> Array:
         errors = of_rows * signs * jax.nn.sigmoid(-signs * (inputs @ w))
         return w + jax.scipy.linalg.cho_solve(bound, inputs.T @ errors - ridge * w)
 
