@@ -32,7 +32,7 @@ from experiments.language.letter_saes import (
 )
 from toy.eval.metrics import mean_known
 from toy.eval.streaming import measure_fit
-from toy.lm.first_letter import fit_letter_probes, make_task
+from toy.lm.first_letter import fit_letter_probes
 from toy.lm.letter_absorption import LetterAbsorption, measure_letters
 from toy.lm.model import Site
 
@@ -47,10 +47,11 @@ COLOURS = {"batchtopk": "#edae49", "held_finish": "#6a4c93"}
 
 
 def check(cfg: LetterConfig) -> None:
-    lm, tokenizer = cfg.given
-    if cfg.context > lm.cfg.context:
-        raise ValueError(f"context: the model's is {lm.cfg.context:,}, got {cfg.context:,}")
-    make_task(tokenizer, cfg.n_words, cfg.n_examples, cfg.seed)
+    lm, _ = cfg.given
+    needed = {"context": cfg.context, "n_examples": cfg.task.prompts.ids.shape[1]}
+    for name, n_tokens in needed.items():
+        if n_tokens > lm.cfg.context:
+            raise ValueError(f"{name}: the model's context is {lm.cfg.context:,}, of {n_tokens:,} tokens needed")
     check_families(cfg, lm.cfg.d_model)
 
 
@@ -59,7 +60,7 @@ def n_steps(cfg: LetterConfig) -> int:
 
 
 def run(cfg: LetterConfig, work: Work) -> dict[str, Any]:
-    data = make_data(cfg, *cfg.given)
+    data = make_data(cfg)
     return {
         "words": {"n": len(data.task.words), "n_tested": int(data.task.is_test.sum()), "letters": data.task.letters},
         "tokens": {"train": data.train.n_rows, "valid": data.valid.n_rows, "text": data.n_tokens},
@@ -120,8 +121,8 @@ def summary(record: dict[str, Any]) -> list[str]:
     for site, found in record["results"]["sites"].items():
         probe, letters = found["probe"], read_letters(record, site)
         lines.append(
-            f"{site}: the probe finds {probe['accuracy']:.3f} of letters, mean F1 {np.mean(probe['f1']):.3f}; measured: "
-            f"{''.join(letters)}, on {sum(probe['n_read'])} words"
+            f"{site}: the probe finds {probe['accuracy']:.3f} of letters, mean F1 {np.mean(probe['f1']):.3f}; "
+            f"measured: {''.join(letters)}, on {sum(probe['n_read'])} words"
         )
         for method, by_l0 in found["methods"].items():
             for l0, saes in by_l0.items():
@@ -138,8 +139,8 @@ def caption(record: dict[str, Any]) -> str:
     of_seeds = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return (
         f"First-letter absorption by SAEBench's definitions, {config['n_latents']:,} latents, {of_seeds}; SAEs are "
-        f"trained on {config['n_steps'] * config['batch_size']:,} tokens, of {text} in all; means over the letters that "
-        f"the probe reads with an F1 of {config['min_f1']:g} or more, of {results['words']['n_tested']:,} words"
+        f"trained on {config['n_steps'] * config['batch_size']:,} tokens, of {text} in all; means over the letters "
+        f"that the probe reads with an F1 of {config['min_f1']:g} or more, of {results['words']['n_tested']:,} words"
     )
 
 

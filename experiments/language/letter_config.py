@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.common.cache import user_cache
 from toy.checks import MAX_SEED, POSITIVE, SEED, Real, Whole, check_fields, quoted
+from toy.lm.first_letter import Task, make_task
 from toy.lm.hub import is_hub_name, packaged
 from toy.lm.model import LM, Site, parse_site
 from toy.lm.tokens import Tokenizer, load_tokenizer
@@ -92,6 +93,11 @@ class LetterConfig:
     def given(self) -> tuple[LM, Tokenizer]:
         """The model and its tokenizer, read when they are first asked for. Raises: ValueError naming the file."""
         return load_model(self.model), load_tokenizer(self.model)
+
+    @cached_property
+    def task(self) -> Task:
+        """The words and prompts. Raises: ValueError where the tokenizer has too few words."""
+        return make_task(self.given[1], self.n_words, self.n_examples, self.seed)
 
     @cached_property
     def at(self) -> tuple[Site, ...]:

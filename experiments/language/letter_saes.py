@@ -17,7 +17,7 @@ from toy.data.store import Store
 from toy.data.stream import ShardSource
 from toy.io import load_arrays, save_arrays, writing
 from toy.lm.export import export_activations, forward_to
-from toy.lm.first_letter import Task, acts_at_words, make_task
+from toy.lm.first_letter import Task, acts_at_words
 from toy.lm.model import LM, Site
 from toy.lm.sample import sample_stories
 from toy.lm.text import END_OF_STORY, held_out, read_stories
@@ -75,14 +75,14 @@ def check_families(cfg: LetterConfig, d_in: int) -> None:
         check_memory(d_in, train_config(cfg, family.method), cfg.n_seeds * len(family.target_l0))
 
 
-def make_data(cfg: LetterConfig, lm: LM, tokenizer: Tokenizer) -> LetterData:
-    """Texts as rows, and the activations of both, from passes that end at the last site."""
+def make_data(cfg: LetterConfig) -> LetterData:
+    """The activations of texts and of the task's words, from passes that end at the last site."""
+    (lm, tokenizer), task = cfg.given, cfg.task
     parts = {name: held_out(texts) for name, texts in texts_of(cfg, lm, tokenizer).items()}
     rows = {
         part: make_rows([text for of in parts.values() for text in getattr(of, part)], tokenizer, cfg.context)
         for part in ("train", "valid")
     }
-    task = make_task(tokenizer, cfg.n_words, cfg.n_examples, cfg.seed)
     n_tokens = {name: sum(map(len, tokenizer.encode(of.train))) for name, of in parts.items()}
     facts = {
         "model": model_digest(lm),

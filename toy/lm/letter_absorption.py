@@ -11,6 +11,7 @@ latents'; 0 where those others add less than `ABSORBER_SHARE`, or where the main
 Source: Karvonen et al. (2025), code of SAEBench 0.4; Chanin et al. (arXiv 2409.14507).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ MOST_ABSORBERS = 3  # that count together in fractional absorption
 L1 = 0.005  # against a loss in which both classes have a weight of ½, which is SAEBench's .01
 RANK_STEPS, RANK_RATES = 300, (1e-1, 1e-4)  # Adam's steps and its first and last learning rate
 FIT_STEPS = 200  # of the regressions on a few latents
+_dot = partial(jnp.matmul, precision="highest")  # else GPUs round to 10 bits
 
 Acts = Float[Array, "rows n_latents"]
 Ranked = Int[Array, "n_letters most_main"]
@@ -142,13 +144,13 @@ def _found(
     """
     inputs, tests = (jnp.pad(acts * used, ((0, 0), (0, 1)), constant_values=1.0) for acts in (few, few_test))
     of_rows, ridge = weights * len(few), jnp.append(jnp.ones(len(used)), 1e-6)
-    bound = jax.scipy.linalg.cho_factor(inputs.T @ (of_rows[:, None] * inputs) / 4 + jnp.diag(ridge))
+    bound = jax.scipy.linalg.cho_factor(_dot(inputs.T, of_rows[:, None] * inputs) / 4 + jnp.diag(ridge))
 
     def step(_: Array | int, w: Array) -> Array:
-        errors = of_rows * signs * jax.nn.sigmoid(-signs * (inputs @ w))
-        return w + jax.scipy.linalg.cho_solve(bound, inputs.T @ errors - ridge * w)
+        errors = of_rows * signs * jax.nn.sigmoid(-signs * _dot(inputs, w))
+        return w + jax.scipy.linalg.cho_solve(bound, _dot(inputs.T, errors) - ridge * w)
 
-    return tests @ jax.lax.fori_loop(0, FIT_STEPS, step, jnp.zeros(len(ridge))) > 0
+    return _dot(tests, jax.lax.fori_loop(0, FIT_STEPS, step, jnp.zeros(len(ridge)))) > 0
 
 
 @compiled(static_argnames="activation")
