@@ -85,6 +85,7 @@ def test_texts_that_were_written_before_are_taken_in_place_of_new_ones(cfg: Lett
     given = replace(cfg, corpus=None, sampled=files / "stories.txt")
     assert list(texts_of(given, *cfg.given)) == ["sampled"]
     assert not cfg.cache.exists()
+    assert cli.describe(given)["sampled"] == "stories.txt"
 
 
 @pytest.mark.parametrize(

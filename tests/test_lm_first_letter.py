@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.optimize import minimize
 
-from toy.lm import first_letter
+from toy.lm import first_letter, letter_absorption
 from toy.lm.corpus import make_stories
 from toy.lm.export import forward_to
 from toy.lm.first_letter import NO_LETTER, Task, acts_at_words, f1_scores, fit_letter_probes, known_words, make_task
-from toy.lm.letter_absorption import absorbed, measure_letters, n_main
+from toy.lm.letter_absorption import _found, _l1_weights, absorbed, measure_letters, n_main
 from toy.lm.model import LM, LMConfig, Site
 from toy.lm.tokens import Tokenizer, train_tokenizer
 from toy.sae import SAE
@@ -28,7 +29,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def task(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(first_letter, "MIN_WORDS", 2)
-    return make_task(tokenizer, 100, 3, seed=1)
+    return make_task(tokenizer, 100, 8, seed=1)
 
 
 def test_prompts_show_other_words_with_their_letters_and_end_in_their_own(tokenizer: Tokenizer, task: Task) -> None:
@@ -38,7 +39,7 @@ def test_prompts_show_other_words_with_their_letters_and_end_in_their_own(tokeni
     for word, ids, length in zip(task.words, task.prompts.ids, task.prompts.length, strict=True):
         *examples, last = tokenizer.decode(ids[:length]).split("\n")[1:]
         assert last == word
-        assert len(examples) == 3
+        assert len(examples) == 8
         for example in examples:
             other, letter = example.split(" has the first letter: ")
             assert other in task.words
@@ -63,7 +64,7 @@ def test_too_few_words_of_a_letter_or_of_the_tokenizer_are_told_of(tokenizer: To
 
 
 def test_activations_are_those_of_the_words_token_from_the_layers_below_alone(tokenizer: Tokenizer, task: Task) -> None:
-    cfg = LMConfig(vocab_size=tokenizer.vocab_size, context=64, n_layers=3, d_model=8, n_heads=2)
+    cfg = LMConfig(vocab_size=tokenizer.vocab_size, context=256, n_layers=3, d_model=8, n_heads=2)
     lm = LM(cfg, rngs=nnx.Rngs(0))
     for block in lm.blocks[1:]:
         nnx.update(block, jax.tree.map(lambda x: x * jnp.nan, nnx.state(block, nnx.Param)))  # whoever runs it has NaN
@@ -108,6 +109,32 @@ def test_latents_are_main_while_each_raises_the_f1(f1: list[float], n: int) -> N
     assert n_main(np.array(f1)) == n
 
 
+def test_the_regression_that_ranks_latents_is_penalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letter_absorption, "L1", 0.1)
+    present = np.arange(40)[:, None] % 4 == 0  # a latent that is on with the letter, and one that tells nothing
+    acts = np.concatenate([present, np.arange(40)[:, None] // 4 % 2], axis=1)
+    signs, weights = np.where(present, 1.0, -1.0), np.where(present, 0.05, 1 / 60)
+    found = _l1_weights(*(jnp.asarray(values, jnp.float32) for values in (acts, signs, weights)))
+    # The loss is log(1 + exp(−w / 2)) + .1 w, as the bias is −w / 2.
+    np.testing.assert_allclose(found[:, 0], [2 * np.log(4), 0], rtol=0.05, atol=0.01)
+
+
+def test_the_regression_on_a_few_latents_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    few, tests = np.abs(rng.standard_normal((12, 3))), np.abs(rng.standard_normal((2_000, 3)))
+    signs = np.where(few[:, 0] + 0.5 * rng.standard_normal(12) > 1, 1.0, -1.0)
+    weights = np.where(signs > 0, 0.5 / (signs > 0).sum(), 0.5 / (signs < 0).sum())
+    used = np.array([True, True, False])
+
+    def loss(w: np.ndarray) -> float:
+        losses = np.logaddexp(0, -signs * (few[:, :2] @ w[:2] + w[2]))
+        return float(12 * (weights * losses).sum() + (w[:2] ** 2).sum() / 2)
+
+    w = minimize(loss, np.zeros(3)).x
+    found = _found(*(jnp.asarray(values) for values in (few, tests, used, signs, weights)))
+    assert ((tests[:, :2] @ w[:2] + w[2] > 0) == np.asarray(found)).mean() > 0.999
+
+
 def sae(W_dec: np.ndarray, W_enc: np.ndarray = EYE, b_dec: np.ndarray = NOTHING) -> SAE:
     return SAE(*(jnp.asarray(values, jnp.float32) for values in (W_enc, NOTHING, W_dec, b_dec)))
 
@@ -143,7 +170,7 @@ def test_several_absorbing_latents_count_together_but_never_as_full_absorption()
     W_enc = EYE.copy()
     W_enc[1:5, 0] = -1
     row = EYE[:5].sum(axis=0)
-    assert of_row(sae(with_letter(0.2, 0.2, 0.2, 0.2), W_enc), row) == (1, False)  # three of four add .6
+    assert of_row(sae(with_letter(0.17, 0.17, 0.17, 0.17), W_enc), row) == (1, False)  # three add .51
     assert of_row(sae(with_letter(0.13, 0.13, 0.13, 0.13), W_enc), row) == (0, False)  # .39
 
 

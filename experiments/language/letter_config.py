@@ -43,11 +43,11 @@ class LetterConfig:
     """L0 of the SAEs."""
     methods: tuple[str, ...] = ("vanilla", "batchtopk:k=l0", "matryoshka", "held_finish")
     """How they are trained: names of `toy.methods`, in which l0 stands for the L0."""
-    n_steps: int = 2_000
+    n_steps: int = 1_500
     """Training steps of every SAE."""
     batch_size: int = 1_024
     """Tokens per step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Adam's."""
     sparsity_coef: float = 3.0
     """Coefficient of the L1 penalty from which the controller of L0 starts."""
@@ -55,7 +55,7 @@ class LetterConfig:
     """Relative change of that coefficient per step."""
     seed: int = 0
     """The first seed."""
-    n_seeds: int = 1
+    n_seeds: int = 2
     """Number of seeds of the SAEs: of initialisation and prefixes."""
     cache: Path = field(default_factory=lambda: user_cache("first_letter"))
     """Folder for what the stages make."""
