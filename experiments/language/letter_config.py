@@ -41,9 +41,9 @@ class LetterConfig:
     """Number of latents of every SAE."""
     target_l0: tuple[float, ...] = (20.0, 60.0)
     """L0 of the SAEs."""
-    methods: tuple[str, ...] = ("vanilla", "batchtopk:k=l0", "matryoshka", "held_finish")
+    methods: tuple[str, ...] = ("vanilla", "batchtopk:k=l0,aux_k=256,dead_after=100", "matryoshka", "held_finish")
     """How they are trained: names of `toy.methods`, in which l0 stands for the L0."""
-    n_steps: int = 1_500
+    n_steps: int = 1_000
     """Training steps of every SAE."""
     batch_size: int = 1_024
     """Tokens per step."""
