@@ -61,18 +61,24 @@ def measure_letters(
     acts = _scaled_acts(sae, jnp.asarray(x), activation=activation)
     ranked, found = _on_ranked(acts[~test], jnp.asarray(present[~test]), acts[test])
     f1 = np.stack([f1_scores(present[test], np.asarray(of_k)) for of_k in found], axis=1)  # [n_letters most_main]
-    main = [latents[: n_main(gains)].tolist() for latents, gains in zip(np.asarray(ranked), f1, strict=True)]
-    read = probes.correct(task.letter[test])
-    letter = task.letter[test][read]
+    n_of = np.array([n_main(gains) for gains in f1])
+    main = [latents[:n].tolist() for latents, n in zip(np.asarray(ranked), n_of, strict=True)]
     is_main = np.zeros((len(main), acts.shape[1]), bool)
     for of_letter, latents in zip(is_main, main, strict=True):
         of_letter[latents] = True
-    words = jnp.asarray(x[test][read]), jnp.asarray(letter), jnp.asarray(probes.directions), jnp.asarray(is_main)
-    by_origin = [
-        absorbed(sae, *words, origin, activation=activation) for origin in (jnp.zeros_like(sae.b_dec), sae.b_dec)
+    letter, read = task.letter[test], probes.correct(task.letter[test])
+    words = (
+        x[test],
+        np.maximum(letter, 0),
+        probes.directions,
+        is_main,
+    )  # all words, so that one program serves all sites
+    on_device = [jnp.asarray(values) for values in words]
+    found_from = [
+        absorbed(sae, *on_device, origin, activation=activation) for origin in (jnp.zeros_like(sae.b_dec), sae.b_dec)
     ]
-    means = [_means(np.asarray(values), letter, len(main)) for origin in by_origin for values in origin]
-    return LetterAbsorption(main, f1[:, 0], f1[np.arange(len(main)), [len(one) - 1 for one in main]], *means)
+    means = [_means(np.asarray(of)[read], letter[read], len(main)) for both in found_from for of in both]
+    return LetterAbsorption(main, f1[:, 0], f1[np.arange(len(main)), n_of - 1], *means)
 
 
 def n_main(f1: Float[np.ndarray, " most_main"]) -> int:
