@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
+from experiments.common.plots import shown_name
 from experiments.language.letter_config import LetterConfig
 from experiments.language.letter_saes import (
     LetterData,
@@ -120,15 +121,17 @@ def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for site, found in record["results"]["sites"].items():
         probe, letters = found["probe"], read_letters(record, site)
+        names = record["results"]["words"]["letters"]
+        n_read = sum(n for n, c in zip(probe["n_read"], names, strict=True) if c in letters)
         lines.append(
             f"{site}: the probe finds {probe['accuracy']:.3f} of letters, mean F1 {np.mean(probe['f1']):.3f}; "
-            f"measured: {''.join(letters)}, on {sum(probe['n_read'])} words"
+            f"measured: {''.join(letters)}, on {n_read:,} words that it reads"
         )
         for method, by_l0 in found["methods"].items():
             for l0, saes in by_l0.items():
-                told = {name: np.mean(values_of(saes, name)) for name in ("l0", "dead", *MEASURES)}
-                told["full, from b_dec"] = np.mean(values_of(saes, "full_from_bias"))
-                text = ", ".join(f"{name} {value:.3g}" for name, value in told.items())
+                names = ("l0", "dead", *MEASURES, "full_from_bias", "fraction_from_bias")
+                means = {name: np.mean(np.array(values_of(saes, name), float)) for name in names}
+                text = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
                 lines.append(f"{site}, {method}, L0 {l0}: {text}")
     return lines
 
@@ -137,10 +140,12 @@ def caption(record: dict[str, Any]) -> str:
     config, results, seeds = record["config"], record["results"], record["seeds"]
     text = " and ".join(f"{n:,} {name}" for name, n in results["tokens"]["text"].items())
     of_seeds = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    n_tokens = config["n_steps"] * config["batch_size"]
     return (
-        f"First-letter absorption by SAEBench's definitions, {config['n_latents']:,} latents, {of_seeds}; SAEs are "
-        f"trained on {config['n_steps'] * config['batch_size']:,} tokens, of {text} in all; means over the letters "
-        f"that the probe reads with an F1 of {config['min_f1']:g} or more, of {results['words']['n_tested']:,} words"
+        f"First-letter absorption on {shown_name(config['model'])} by SAEBench's definitions, {config['n_latents']:,} "
+        f"latents, {of_seeds}, as dots; SAEs are trained on {n_tokens:,} tokens, of {text} in all; means over the "
+        f"letters that the probe reads with an F1 of {config['min_f1']:g} or more, of {results['words']['n_tested']:,} "
+        "words"
     )
 
 
