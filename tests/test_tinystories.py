@@ -20,7 +20,7 @@ from experiments.language.measure import Measure
 from experiments.language.saes import KINDS
 from toy.data import store
 from toy.data.store import open_store
-from toy.files.digest import digest_of
+from toy.files.digest import digest_of, signed
 from toy.lm import export, forward_stream
 from toy.lm.corpus import make_stories
 from toy.lm.model import LM, LMConfig
@@ -215,6 +215,34 @@ def test_saes_of_all_sites_are_trained_on_what_the_model_tells_in_one_forward_pa
     for path in cache.glob("*/saes.safetensors"):
         assert (tmp_path / path.parent.name / path.name).read_bytes() == path.read_bytes()
     assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 3 + 2)  # reference; three in one folder each, two by L0
+
+
+def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(
+    sampled, monkeypatch, tmp_path, capsys
+):
+    out, cache, options = sampled
+    for path in cache.glob("*/stage.json"):  # other code and libraries made them there
+        told = json.loads(path.read_text())
+        told["facts"]["libraries"] = {"jax": "9.9"}
+        if path.parent.name.startswith(("saes", "tuning")):
+            there = tmp_path / "there" / path.parent.name
+            shutil.copytree(path.parent, there)
+            del told["sha256"]
+            (there / path.name).write_text(json.dumps(signed(told)))
+    monkeypatch.setattr(language_saes, "train_grids", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(language, "sample_stories", lambda *_, **__: pytest.fail("sampled"))
+    where = ("--cache", str(tmp_path / "cache"), "--trained", str(tmp_path / "there"), "--only", "mmc")
+    assert command(monkeypatch, *options, *where, "--out", str(tmp_path / "out")) == 0
+    theirs, ours = (results(folder, "tinystories_mmc") for folder in (out, tmp_path / "out"))
+    assert ours["sites"] == theirs["sites"]
+    assert ours["off_target"] == theirs["off_target"]
+    assert ours["models"][0]["saes_made_by"]["libraries"] == {"jax": "9.9"}
+    assert {name: ours["models"][0][name] for name in ("tuning", "learning_rate")} == {
+        name: theirs["models"][0][name] for name in ("tuning", "learning_rate")
+    }
+    capsys.readouterr()
+    assert command(monkeypatch, *options, *where, "--n-steps", "7") == 2
+    assert re.search(r"there: has no saes-mlp_out\.0-reference_8-8 of these options", capsys.readouterr().err)
 
 
 def test_each_kind_is_tuned_to_the_rate_with_the_lowest_fvu(sampled):

@@ -63,7 +63,7 @@ def adopted(cache: Path, name: str, facts: dict[str, Any]) -> Stage:
         told = load_json(path)
         if isinstance(told, dict) and {k: v for k, v in told["facts"].items() if k not in MADE_BY} == wanted:
             return Stage(path.parent, True, _verified(path.parent))
-    raise ValueError(f"{cache}: has no {name} of these options")
+    raise ValueError(f"{cache}: has no {name} of these options; give those with which it was trained")
 
 
 def _folder(cache: Path, name: str, facts: dict[str, Any]) -> Path:
