@@ -1,7 +1,7 @@
-"""The same trainer on a TinyStories language model: from text to three figures, one command.
+"""The same trainer on a TinyStories language model: from text to four figures, one command.
 
 One pass: tokens, model (trained here unless --model is given), activations of every layer, SAEs, and the figures
-tinystories_mmc, tinystories_fvu and tinystories_absorption. What each stage makes is kept in --cache, named by what
+tinystories_mmc, _fvu, _absorption and _matches. What each stage makes is kept in --cache, named by what
 determines it, so that a run that was stopped goes on.
 Command: python -m experiments.tinystories; --corpus stories.txt for your own text, --stage model to stop after one.
 """
@@ -37,13 +37,15 @@ from experiments.language.chain import (
 from experiments.language.config import LanguageConfig
 from experiments.language.found import told
 from experiments.language.fvu import FVU
+from experiments.language.matches import MATCHES
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
-from experiments.language.saes import CODE, OffTarget, families, site_saes, train_family
+from experiments.language.saes import CODE, OffTarget, families, site_saes, train_families
+from experiments.language.tuning import n_tuning_steps, tuned
 from toy.training.loop import Progress
 
-MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION}
-Name = Literal["mmc", "fvu", "absorption"]
+MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION, "matches": MATCHES}
+Name = Literal["mmc", "fvu", "absorption", "matches"]
 Stage = Literal["tokens", "model", "activations", "saes", "figures"]
 
 
@@ -54,7 +56,7 @@ class Options:
     config: Annotated[LanguageConfig, tyro.conf.arg(name="")]
     stage: Stage = "figures"
     """The last stage to make; those before it come from the cache, or are made too."""
-    only: tuple[Name, ...] = ("mmc", "fvu", "absorption")
+    only: tuple[Name, ...] = ("mmc", "fvu", "absorption", "matches")
     """The figures to make."""
     out: Path = DEFAULT_OUT
     """Folder for records and figures."""
@@ -111,7 +113,7 @@ def n_steps(cfg: LanguageConfig, given: Given) -> int:
     """Steps of all that is trained, for the progress bar."""
     own = cfg.sizes.lm_steps if given.lm is None else 0
     of_saes = sum(len(families(cfg, site)) for site in sites_of(cfg, given)) * cfg.sizes.n_steps
-    return len(cfg.of_models) * (own + of_saes)
+    return len(cfg.of_models) * (own + n_tuning_steps(cfg) + of_saes)
 
 
 def make(
@@ -129,19 +131,23 @@ def make(
     chain = Chain(cfg, tokens, model, acts)
     of_site = [measure.of_model(chain) for measure in measures if stage == "figures"]
     sites: list[Record] = [{} for _ in of_site]
+    rates, tried = tuned(cfg, acts, progress)
+    trained = train_families(cfg, acts, [one for site in acts.sites for one in families(cfg, site)], rates, progress)
     missed, seconds = [], 0.0
     for site in acts.sites:
-        trained = {}
-        for family in families(cfg, site):
-            trained[family] = train_family(cfg, acts, family, progress)
-        saes = site_saes(cfg, trained)
+        saes = site_saes(cfg, {family: trained[family] for family in families(cfg, site)})
         for found, of_one in zip(sites, of_site, strict=True):
             found[str(site)] = of_one(site, saes)
         missed += saes.off_target
         seconds += saes.seconds
     facts = facts_of(chain)
     facts["seconds"]["saes"] = seconds
-    return Made([f"saes: {seconds:.0f} s: {cfg.cache}"], facts | {"saes_code": code_digest(*CODE)}, missed, sites)
+    return Made(
+        [f"saes: {seconds:.0f} s: {cfg.cache}"],
+        facts | {"saes_code": code_digest(*CODE), "learning_rate": rates, "tuning": tried},
+        missed,
+        sites,
+    )
 
 
 def _told_of_tokens(tokens: Tokens) -> str:

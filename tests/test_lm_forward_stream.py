@@ -1,6 +1,5 @@
 """Activations straight from the model: every token once an epoch, whatever was asked for, as mixed as stored ones."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from toy.data.mixing import mixing
 from toy.data.source import Stream
 from toy.data.stream import ShardSource
 from toy.files.digest import key_numbers
+from toy.lm import forward_stream
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations, is_exported
-from toy.lm.forward_stream import ForwardStream
+from toy.lm.forward_stream import ForwardStream, forward_streams
 from toy.lm.model import Site, acts_at
 from toy.lm.tokens import Rows, make_rows
 from toy.prefixes import full
@@ -32,7 +32,7 @@ SITE = Site(1, "attn_out")
 
 def a_stream(tokens: Rows = FEW, **more: Any) -> ForwardStream:
     options: dict[str, Any] = {"pool": 3, "dtype": "float32"} | more
-    return ForwardStream(LLAMA, tokens, SITE, **options)
+    return forward_streams(LLAMA, tokens, (SITE,), **options)[str(SITE)]
 
 
 def test_every_epoch_gives_each_token_once_with_what_the_model_computes_there() -> None:
@@ -70,6 +70,21 @@ def test_rows_are_a_function_of_the_step_whatever_was_asked_for_before() -> None
     assert a_stream().facts() == facts[0]
 
 
+def test_sites_share_forward_passes_and_each_has_the_rows_that_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = SITE, Site(0, "resid_pre"), Site(1, "resid_mid")
+    alone = {str(s): forward_streams(LLAMA, FEW, (s,), pool=3, dtype="float32")[str(s)] for s in sites}
+    together, pools = forward_streams(LLAMA, FEW, sites, pool=3, dtype="float32"), []
+    made = forward_stream.shuffled_acts
+    n_steps = alone[str(SITE)].n_rows // 20
+    wanted = {name: np.asarray(one.batches(0, n_steps, 20).x) for name, one in alone.items()}
+    monkeypatch.setattr(forward_stream, "shuffled_acts", lambda *given: pools.append(given) or made(*given))
+    for first in range(0, n_steps - 1, 2):
+        for name, stream in together.items():
+            np.testing.assert_allclose(stream.batches(first, 2, 20).x, wanted[name][first : first + 2], atol=1e-5)
+    assert len(pools) == -(-len(FEW.ids) // 3)
+    assert [one.facts() for one in together.values()] == [one.facts() for one in alone.values()]
+
+
 def test_batches_are_as_well_mixed_as_those_of_a_store(tmp_path: Path) -> None:
     tokens = make_rows(make_stories(1_000, 1), OWN, 24)
     store = export_activations(tmp_path / "s", LLAMA, tokens, (SITE,), facts={}, dtype="float32")
@@ -84,7 +99,7 @@ def test_batches_are_as_well_mixed_as_those_of_a_store(tmp_path: Path) -> None:
     from_store = ShardSource(store.activations(str(SITE)))
     stored = mixed(from_store, store.document[from_store.rows(0, n_steps * 64)])
     straight, narrow = (
-        mixed(one, one.column("document", 0, n_steps * 64)) for one in (stream, replace(stream, pool=20))
+        mixed(one, one.column("document", 0, n_steps * 64)) for one in (stream, a_stream(tokens, pool=20))
     )
     assert max(abs(stored - 1), abs(straight - 1)) < 3 * np.sqrt(2 / n_steps / 8)
     assert narrow > 2

@@ -26,7 +26,8 @@ from toy.loss import (
 )
 from toy.loss.gram import gram_mse
 from toy.loss.products import dot
-from toy.loss.tiled import full_mse
+from toy.loss.relu_few_prefixes import few_mse_at_once
+from toy.loss.tiled import full_mse, tiled_mse
 from toy.prefixes import (
     FixedPrefixes,
     FixedWeights,
@@ -164,6 +165,23 @@ def test_value_and_gradients_are_those_of_the_naive_cumulative_sum(name: str, da
         assert_close(getattr(our_grads, field), getattr(grads, field), float(loss), 1e-12)
     mse, _ = naive_loss_and_grads(sae, x, weights, order, 0.0, case.sparsity, case.activation)
     assert parts.mse == pytest.approx(float(mse), rel=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@settings(max_examples=20, phases=[Phase.generate])
+@given(data=st.data())
+def test_a_few_prefixes_at_once_are_what_they_are_in_tiles(data: st.DataObject) -> None:
+    case = CASES["few, 12 of 400"]
+    prefixes = jax.tree.map(jnp.asarray, data.draw(prefixes_of(case)))
+    arrays = random_arrays(data.draw(st.integers(0, 10_000)), case.n_rows, case.d_in, case.n_latents)
+    acts = jnp.maximum(jnp.asarray(arrays["x"] @ arrays["W_enc"]), 0)
+    given_ = acts, jnp.asarray(arrays["W_dec"]), jnp.asarray(arrays["x"])
+    tiles, at_once = (
+        jax.value_and_grad(lambda *args, of=of: of(*args, prefixes), argnums=(0, 1, 2))(*given_)
+        for of in (partial(tiled_mse, tile=16), few_mse_at_once)
+    )
+    for ours, theirs in zip(jax.tree.leaves(at_once), jax.tree.leaves(tiles), strict=True):
+        assert_close(ours, theirs, 1.0, 1e-12)
 
 
 @pytest.mark.usefixtures("x64")

@@ -15,8 +15,9 @@ from test_train import SHARED, assert_close, equal, lane
 from toy.data.activations import Activations
 from toy.data.source import Batches, Stream, draw_batch
 from toy.data.stream import ShardSource
+from toy.prefixes import full
 from toy.training import feed
-from toy.training.grid import train_grid
+from toy.training.grid import Grid, train_grid, train_grids
 from toy.training.loop import reading_ahead
 from toy.training.run import train
 
@@ -223,3 +224,29 @@ def test_one_chunk_is_read_ahead_in_a_thread_and_none_after_the_last() -> None:
     assert read == [0, 10, 20]
     assert threading.main_thread() not in threads
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_grids_in_step_are_the_same_runs_and_share_each_reading_of_their_stream(monkeypatch):
+    keys, reads = jax.random.split(KEY, 2), []
+    other = replace(CFG, n_latents=2 * CFG.n_latents)
+    wide = HYPERS._replace(prefixes=full(other.n_latents))
+    alone = [
+        train_grid(keys, stream(), hypers, cfg=cfg, in_axes=(None, SHARED), chunk=20)
+        for hypers, cfg in ((HYPERS, CFG), (wide, other))
+    ]
+    source = stream()
+    read = ShardSource.batches
+    monkeypatch.setattr(ShardSource, "batches", lambda *given: reads.append(given[1]) or read(*given))
+    grids = {
+        "narrow": Grid(keys, source, HYPERS, CFG, (None, SHARED)),
+        "wide": Grid(keys, source, wide, other, (None, SHARED)),
+    }
+    told = []
+    together = train_grids(grids, chunk=20, progress=told.append)
+    assert reads == list(range(0, CFG.n_steps, 20))
+    assert sum(told) == CFG.n_steps
+    for one, name in zip(alone, grids, strict=True):
+        assert equal(one, together[name])
+    grids["wide"] = grids["wide"]._replace(cfg=replace(other, n_steps=7))
+    with pytest.raises(ValueError, match=r"^grids: all must have the same number of steps, got 7, "):
+        train_grids(grids)

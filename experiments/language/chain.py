@@ -1,24 +1,28 @@
 """From text to activations: text → tokens → language model → activations, each made once and handed on."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.language.config import BUILT_IN, D_HEAD, LanguageConfig
 from experiments.language.memory import check_memory
+from experiments.language.models import read_model
 from experiments.language.stages import Stage, stage
 from toy.data.store import Store
+from toy.data.stream import ShardSource
 from toy.files.digest import digest_of
 from toy.io import load_arrays, save_arrays
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
-from toy.lm.gguf_file import GGUF
-from toy.lm.hub import fetch, is_hub_name, packaged, split_name
-from toy.lm.model import LM, LMConfig, Site
-from toy.lm.text import Stories, held_out, read_stories
+from toy.lm.forward_stream import ForwardStream, forward_streams
+from toy.lm.model import LM, LMConfig, Site, parse_site
+from toy.lm.sample import sample_stories
+from toy.lm.text import Corpus, Stories, held_out, read_stories
 from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_tokenizer, train_tokenizer
 from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, train_lm, unigram_entropy
 from toy.lm.weights import load_model, model_digest, save_model
@@ -27,6 +31,7 @@ from toy.training.loop import Progress
 
 PROMPTS = ("Once upon a time", "One day, there was a little girl named")
 PARTS = ("train", "valid")
+PART = 20_000  # stories that a model tells between two files
 
 
 class Given(NamedTuple):
@@ -55,9 +60,11 @@ class Model(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """The stores of the activations of training and of held-out rows."""
+    """What SAEs are trained on at every site, and the store of what they are measured on."""
 
-    train: Store
+    streams: Mapping[str, ShardSource | ForwardStream]  # by site
+    n_train: int  # activations in an epoch
+    means: dict[str, np.ndarray]  # at every site; where activations are not stored, those of the held-out ones
     valid: Store
     sites: tuple[Site, ...]
     stage: Stage
@@ -82,8 +89,11 @@ def read_given(cfg: LanguageConfig) -> Given:
     if cfg.model is None:
         _lm_config(cfg, cfg.sizes.vocab_size)
         return Given(stories, None, None)
-    lm, tokenizer = load_model(cfg.model, n_heads=cfg.n_heads), load_tokenizer(_tokenizer_path(cfg, cfg.model))
-    _check_fits(cfg, lm, tokenizer)
+    lm, tokenizer = read_model(cfg.model, cfg.tokenizer, cfg.n_heads)
+    if cfg.sizes.context > lm.cfg.context:
+        raise ValueError(
+            f"context: the model's is {lm.cfg.context}, got {cfg.sizes.context}; give --context {lm.cfg.context}"
+        )
     return Given(stories, lm, tokenizer)
 
 
@@ -99,28 +109,6 @@ def _read_corpus(corpus: str, n_stories: int | None) -> Stories:
     return stories
 
 
-def _tokenizer_path(cfg: LanguageConfig, model: str) -> Path:
-    """The given path, or the folder of the model, or the model's file, where that holds its tokenizer."""
-    if cfg.tokenizer is not None:
-        return cfg.tokenizer
-    if is_hub_name(model):
-        return fetch(split_name(model)[0], "tokenizer.json").parent
-    path = packaged(model)
-    return path if path.is_dir() or path.suffix == GGUF else path.parent
-
-
-def _check_fits(cfg: LanguageConfig, lm: LM, tokenizer: Tokenizer) -> None:
-    """Raises: ValueError if the given model has fewer ids than its tokenizer, or a shorter context than is asked."""
-    n_ids, context, last = lm.cfg.vocab_size, lm.cfg.context, tokenizer.vocab_size - 1
-    if last >= n_ids:
-        raise ValueError(
-            f"model: {cfg.model} has {n_ids} ids, but ids of its tokenizer go up to {last}; "
-            "give the model's own with --tokenizer PATH"
-        )
-    if cfg.sizes.context > context:
-        raise ValueError(f"context: the model's is {context}, got {cfg.sizes.context}; give --context {context}")
-
-
 def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
     sizes = cfg.sizes
     return LMConfig(
@@ -134,11 +122,16 @@ def _lm_config(cfg: LanguageConfig, vocab_size: int) -> LMConfig:
 
 def sites_of(cfg: LanguageConfig, given: Given) -> tuple[Site, ...]:
     n_layers = cfg.sizes.n_layers if given.lm is None else given.lm.cfg.n_layers
-    return tuple(Site(layer, location) for location in cfg.locations for layer in range(n_layers))
+    layers = range(n_layers) if cfg.layers is None else cfg.layers
+    sites = [Site(layer, location) for location in cfg.locations for layer in layers]
+    return tuple(parse_site(str(site), n_layers) for site in sites)
 
 
 def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
-    """Stories cut into rows; the tokenizer is trained on those for training, or that of the given model."""
+    """Stories cut into rows; the tokenizer is trained on those for training, or that of the given model.
+
+    If the model tells the stories for training, all others are held out.
+    """
     stories = _built_in(cfg) if given.stories is None else given.stories
     tokenizer = given.tokenizer
     counts = {name: n for name, n in stories._asdict().items() if name != "texts"}
@@ -148,20 +141,44 @@ def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
         "context": cfg.sizes.context,
         "tokenizer": cfg.sizes.vocab_size if tokenizer is None else tokenizer.digest(),
     }
+    if cfg.sampled_stories is not None:
+        assert given.lm is not None
+        facts |= {"sampled": cfg.sampled_stories, "seed": cfg.seed, "model": model_digest(given.lm)}
     with stage(cfg.cache, "tokens", facts, __name__, "toy.lm.tokens", "toy.lm.text") as made:
         files = {part: made.folder / f"{part}.safetensors" for part in PARTS}
         if made.done:
             tokenizer = tokenizer or load_tokenizer(made.folder)
             rows = {part: Rows(**load_arrays(file)[0]) for part, file in files.items()}
         else:
-            texts = held_out(stories.texts)
+            texts = held_out(stories.texts) if cfg.sampled_stories is None else Corpus([], stories.texts)
             if tokenizer is None:
                 tokenizer = train_tokenizer(texts.train, cfg.sizes.vocab_size)
                 save_tokenizer(made.folder, tokenizer)
             rows = {part: make_rows(getattr(texts, part), tokenizer, cfg.sizes.context) for part in PARTS}
+            if cfg.sampled_stories is not None:
+                rows["train"] = _sampled(cfg, given, made.folder)
             for part, file in files.items():
                 save_arrays(file, rows[part]._asdict(), {})
     return Tokens(tokenizer, **rows, stories=told, stage=made)
+
+
+def _sampled(cfg: LanguageConfig, given: Given, folder: Path) -> Rows:
+    """Stories that the given model tells. Parts are kept until all are told, so that a run that was stopped goes on."""
+    assert given.lm is not None
+    assert given.tokenizer is not None
+    assert cfg.sampled_stories is not None
+    files, parts = [], []
+    for first in range(0, cfg.sampled_stories, PART):
+        n = min(PART, cfg.sampled_stories - first)
+        files.append(folder / f"sampled_{first}.safetensors")
+        if not files[-1].exists():
+            key = jax.random.key(cfg.seed)
+            told = sample_stories(key, given.lm, given.tokenizer, n, first=first, context=cfg.sizes.context)
+            save_arrays(files[-1], told._asdict(), {})
+        parts.append(Rows(**load_arrays(files[-1])[0]))
+    for file in files:
+        file.unlink()
+    return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _built_in(cfg: LanguageConfig) -> Stories:
@@ -207,16 +224,25 @@ def _described(cfg: LanguageConfig, lm: LM, tokens: Tokens) -> dict[str, Any]:
 
 
 def make_activations(cfg: LanguageConfig, tokens: Tokens, lm: LM, sites: tuple[Site, ...]) -> Activations:
-    """Stores of the activations at every site; those that are there are verified and opened."""
+    """Activations at every site. Stores that are there are verified and opened."""
     named = [str(site) for site in sites]
     facts = {"tokens": tokens.stage.folder.name, "model": model_digest(lm), "sites": named}
     told = {"tokenizer_sha256": tokens.tokenizer.digest()}
+    parts = ("valid",) if cfg.stream else PARTS
+    if cfg.stream:
+        facts |= {"stored": parts}
     with stage(cfg.cache, "activations", facts, __name__, "toy.lm.export") as made:
-        train, valid = (
-            export_activations(made.folder / part, lm, rows, sites, facts=told)
-            for part, rows in zip(PARTS, (tokens.train, tokens.valid), strict=True)
-        )
-    return Activations(train, valid, sites, made)
+        stores = {
+            part: export_activations(made.folder / part, lm, getattr(tokens, part), sites, facts=told) for part in parts
+        }
+    of_means = stores[parts[0]]
+    means = {site: np.array(of_means.sites[site].mean, np.float32) for site in named}
+    if cfg.stream:
+        streams: Any = forward_streams(lm, tokens.train, sites, seed=cfg.seed)
+        return Activations(streams, streams[named[0]].n_rows, means, stores["valid"], sites, made)
+    train = stores["train"]
+    streams = {site: ShardSource(train.activations(site), seed=cfg.seed) for site in named}
+    return Activations(streams, train.n_rows, means, stores["valid"], sites, made)
 
 
 def facts_of(chain: Chain) -> dict[str, Any]:
@@ -231,7 +257,7 @@ def facts_of(chain: Chain) -> dict[str, Any]:
     sha256 = {"stories": tokens.stories["sha256"], "tokenizer": tokens.tokenizer.digest(), "model": model_digest(lm)}
     return {
         "model": sizes | told,
-        "tokens": {"train": acts.train.n_rows, "valid": acts.valid.n_rows} | counts,
+        "tokens": {"train": acts.n_train, "valid": acts.valid.n_rows} | counts,
         "seconds": {name: made.notes["seconds"] for name, made in stages.items()},
         "stages": {name: made.folder.name for name, made in stages.items()},
         "sha256": sha256,

@@ -48,7 +48,7 @@ def of_model(chain: Chain) -> OfSite:
 
     Concepts that are too rare in the text have NaN; `n_rows` are the rows measured on, [model, concept, member].
     """
-    members = _members(chain)
+    members = members_of(chain)
     sizes = {name: len(words) for name, words in chain.cfg.concept_words.items()}
     n_rows = [_counts(members[name][1::2], n) if name in members else [0] * n for name, n in sizes.items()]
     middle = chain.cfg.sizes.target_l0.index(chain.cfg.reference_l0)
@@ -69,7 +69,7 @@ def of_model(chain: Chain) -> OfSite:
     return of_site
 
 
-def _members(chain: Chain) -> dict[str, np.ndarray]:
+def members_of(chain: Chain) -> dict[str, np.ndarray]:
     """The place among a concept's words of the one that ends at each held-out row, −1 for none.
 
     A concept is left out unless it has rows to fit its probe on, with it and without it, and a member with rows enough

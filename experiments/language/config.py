@@ -6,13 +6,14 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from experiments.common.cache import user_cache
+from experiments.language.models import check_there
 from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
 from toy.lm.corpus import CONCEPTS
-from toy.lm.hub import is_hub_name, packaged
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
 from toy.lm.tokens import VOCAB_SIZE
 from toy.loss import Sparsity
+from toy.methods.method import Method
 from toy.methods.named import named
 from toy.sae import RELU
 
@@ -22,6 +23,7 @@ SPARSITY_COEF = {"log": 0.3, "l1": 3.0}
 _STEPS, _WIDTH = Whole(1, 10**8), Whole(1, 2**20)
 NUMBERS: dict[str, Whole | Real] = {  # what the options may be
     "n_stories": Whole(2, 10**8),
+    "sampled_stories": Whole(1, 10**8),
     "context": Whole(3, 2**16),
     "vocab_size": VOCAB_SIZE,
     "n_layers": Whole(1, 1_000),
@@ -35,6 +37,7 @@ NUMBERS: dict[str, Whole | Real] = {  # what the options may be
     "batch_size": _WIDTH,
     "target_l0": POSITIVE,
     "learning_rate": POSITIVE,
+    "tuning_steps": _STEPS,
     "sparsity_coef": POSITIVE,
     "control_rate": Real(above=0, below=1),
     "seed": SEED,
@@ -73,6 +76,8 @@ class LanguageConfig:
     """Attention heads, where a .pt file does not tell."""
     n_stories: int | None = None
     """Stories taken; default: 12,000 of the built-in corpus, all of another."""
+    sampled_stories: int | None = None
+    """Train SAEs on as many stories that the model tells itself, and measure them on all of the corpus."""
     context: int | None = None
     """Tokens per row; default: 112 for the built-in corpus, else 192."""
     vocab_size: int | None = None
@@ -84,7 +89,12 @@ class LanguageConfig:
     lm_steps: int | None = None
     """Training steps of the model, of 32 rows; default: 500 for the built-in corpus, else 400."""
     locations: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
-    """Locations whose activations SAEs are trained on, at every layer; resid_mid is another."""
+    """Locations whose activations SAEs are trained on, ; resid_mid is another."""
+    layers: tuple[int, ...] | None = None
+    """Layers whose activations SAEs are trained on, the one to tune on first; default: all."""
+    stream: bool = False
+    """Train SAEs straight from the model's forward pass; otherwise activations are stored first, and read again and
+    again."""
     reference_widths: tuple[int, ...] = (20, 60, 200)
     """Numbers of latents of the reference SAEs, which are vanilla."""
     n_latents: int = 500
@@ -98,10 +108,13 @@ class LanguageConfig:
     """Training steps of every SAE; default: 2,000 for the built-in corpus, else 1,000."""
     batch_size: int = 512
     """Tokens per step."""
-    learning_rate: float = 1e-2
-    """Adam's, of the SAEs."""
+    learning_rate: tuple[float, ...] = (1e-2,)
+    """Adam's, of the SAEs. If several are given, each kind of large SAE takes the one that has the lowest FVU after
+    --tuning-steps, at the middle L0 and the first site, on stories for training; reference SAEs take vanilla's."""
+    tuning_steps: int = 1_000
+    """Training steps for each learning rate, where several are given."""
     methods: tuple[str, ...] = ()
-    """Further methods of the large SAEs, such as held_finish or my_file.py:NAME, at the same L0s."""
+    """Further methods of the large SAEs, such as held_finish, batchtopk or my_file.py:NAME, at the same L0s."""
     sparsity: Sparsity = "l1"
     """Penalty of vanilla and Matryoshka SAEs: L1, or the post's logarithm."""
     sparsity_coef: float | None = None
@@ -136,19 +149,21 @@ class LanguageConfig:
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
             raise ValueError(f"d_model: must be a multiple of {D_HEAD}, a head's width, got {self.sizes.d_model}")
         parse_concepts(self.concepts)
-        if self.model is not None and not is_hub_name(self.model) and not packaged(self.model).exists():
-            raise ValueError(f"model: {quoted(self.model)} does not exist")
+        if self.model is not None:
+            check_there("model", self.model)
         if self.own_models is None:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
             raise ValueError("own_models: there is one model, that of --model")
-        for name in ("tokenizer", "n_heads"):
+        for name in ("tokenizer", "n_heads", "sampled_stories"):
             if getattr(self, name) is not None and self.model is None:
                 raise ValueError(f"{name}: is of a trained model; give it with --model")
 
     def _check_lists(self) -> None:
-        for name in ("locations", "reference_widths", "target_l0", "methods"):
+        for name in ("locations", "layers", "reference_widths", "target_l0", "learning_rate", "methods"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if not values and name != "methods":
                 raise ValueError(f"{name}: must have at least one entry")
             if len(set(values)) < len(values):
@@ -163,6 +178,12 @@ class LanguageConfig:
             method = named(text).method
             if not method.aims_at_l0 or method.inference != RELU:
                 raise ValueError(f"methods: {quoted(text)}: the figures compare SAEs that are trained to a target L0")
+
+    def coef_of(self, method: Method) -> float:
+        """The sparsity coefficient from which the controller starts."""
+        sparsity = getattr(method, "sparsity", self.sparsity)
+        assert self.sparsity_coef is not None
+        return self.sparsity_coef if sparsity == self.sparsity else SPARSITY_COEF[sparsity]
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -40,7 +40,7 @@ def of_model(chain: Chain) -> OfSite:
 def _of_site(chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
     cfg, lm, held_out = chain.cfg, chain.model.lm, HeldOut(chain.acts, site)
     rows = Rows(*(column[:N_SPLICED_ROWS] for column in chain.tokens.valid))
-    mean = np.array(chain.acts.train.sites[str(site)].mean, np.float32)
+    mean = chain.acts.means[str(site)]
     original, zero, of_mean = (spliced_loss(lm, rows, site, put) for put in (None, np.zeros_like(mean), mean))
 
     def recovered(loss: float) -> float:

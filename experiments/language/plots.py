@@ -120,6 +120,7 @@ def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
         f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
         f"corpus: {_last_part(config['corpus'])}",
         own if config["model"] is None else f"model: {_last_part(config['model'])}",
+        *([f"SAEs trained on {n:,} stories that it tells"] if (n := config.get("sampled_stories")) else []),
         f"held-out loss {model['loss']:.2f} nats (unigram entropy {model['unigram_entropy']:.2f})",
         f"{config['n_latents']:,} latents, {config['n_steps']:,} steps of {config['batch_size']} tokens",
         f"reference SAEs of L0 {middle_l0(config):g} (at most a quarter of their latents)",

@@ -1,37 +1,42 @@
 """The SAEs of the TinyStories figures: at every site a ladder of reference SAEs, and large ones of both kinds."""
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
-from experiments.language.config import SPARSITY_COEF, LanguageConfig
+from experiments.language.config import LanguageConfig
 from experiments.language.found import SAES
-from experiments.language.stages import Stage, stage
+from experiments.language.stages import Stage, is_done, stage
 from toy import prefixes
-from toy.data.stream import ShardSource
+from toy.files.digest import digest_of
 from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
+from toy.loss import choose_form
 from toy.methods.from_file import method_facts
 from toy.methods.named import named
+from toy.methods.topk import TargetedBatchTopK
 from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import off_target
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import Grid, train_grids, trained_saes
 from toy.training.loop import Progress
 
 KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure shows the others, too
-CODE = ("toy.training.grid", "toy.data.stream")  # what trains SAEs
+CODE = ("toy.training.grid", "toy.data.stream", "toy.lm.forward_stream")  # what trains SAEs
 END_SHARE = 0.05  # the last share of the steps, over which the L0 of training is averaged
 NO_NAME = r"[^A-Za-z0-9_.]+"  # what folders are not called
-CHUNK = 4_096  # held-out rows in memory at once
+CHUNK = 4_096  # held-out rows in memory at once …
+WIDE_CHUNK = 32_768  # … on a GPU
 
 
 class Family(NamedTuple):
@@ -42,6 +47,15 @@ class Family(NamedTuple):
     n_latents: int
     method: str
     target_l0: tuple[float, ...]
+
+    @property
+    def stage_name(self) -> str:
+        return f"saes-{self.site}-{re.sub(NO_NAME, '_', self.name)}-{self.n_latents}"
+
+    @property
+    def label(self) -> str:
+        """What no other family of a chain is called."""
+        return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents"
 
 
 class OffTarget(NamedTuple):
@@ -68,63 +82,117 @@ def families(cfg: LanguageConfig, site: Site) -> list[Family]:
         Family(site, f"reference_{width}", width, cfg.vanilla, (min(cfg.reference_l0, width / 4),))
         for width in cfg.reference_widths
     ]
-    large = [Family(site, kind, cfg.n_latents, method, cfg.sizes.target_l0) for kind, method in cfg.kinds.items()]
-    return ladder + large
+    return ladder + large_families(cfg, site)
 
 
-def train_family(cfg: LanguageConfig, acts: Activations, family: Family, progress: Progress) -> tuple[SAE, Stage]:
-    """The SAEs with a leading axis of lanes, resumed where their training was stopped; the stage notes each one's L0.
+def large_families(cfg: LanguageConfig, site: Site) -> list[Family]:
+    """One family for each kind; of BatchTopK one for each L0, where its program needs to know k."""
+    found, l0s = [], cfg.sizes.target_l0
+    for kind, method in cfg.kinds.items():
+        if isinstance(named(method).method, TargetedBatchTopK) and choose_form(cfg.n_latents) == "wide":
+            found += [Family(site, kind, cfg.n_latents, _with_k(method, l0), (l0,)) for l0 in l0s]
+        else:
+            found.append(Family(site, kind, cfg.n_latents, method, l0s))
+    return found
 
-    Lanes are seeds × L0s, the L0s of a seed together; all see the same batches.
+
+def _with_k(method: str, k: float) -> str:
+    name, _, rest = method.partition(":")
+    return f"{name}:k={k:g}" + (f",{rest}" if rest else "")
+
+
+def train_families(
+    cfg: LanguageConfig, acts: Activations, wanted: Sequence[Family], rates: Mapping[str, float], progress: Progress
+) -> dict[Family, tuple[SAE, Stage]]:
+    """The SAEs of each family with a leading axis of lanes, and its stage, which notes each one's L0.
+
+    Lanes are seeds × L0s, the L0s of a seed together; all see the same batches. Families that are not in the cache are
+    trained in step, so that a forward pass serves all, and resumed where their training was stopped. `rates` are the
+    learning rates of kinds.
     """
-    n_steps, n_l0 = cfg.sizes.n_steps, len(family.target_l0)
+    grids = {one: grid_of(cfg, acts, one, rates.get(one.name, rates["vanilla"])) for one in wanted}
+    parts = {one: (cfg.cache, one.stage_name, _facts(cfg, acts, one, grid)) for one, grid in grids.items()}
+    new = [one for one in wanted if not is_done(*parts[one], __name__, *CODE)]
+    progress((len(wanted) - len(new)) * cfg.sizes.n_steps)
+    checkpoint = cfg.cache / f"training-{digest_of([parts[one][2] for one in new])[:16]}.safetensors"
+    start, trained = time.monotonic(), {}
+    if new:
+        trained = train_grids(
+            {one.label: grids[one] for one in new},
+            chunk=100,
+            progress=lambda n_steps: progress(len(new) * n_steps),
+            checkpoint=FileCheckpoint(checkpoint),
+        )
+    found = {}
+    for family in wanted:
+        with stage(*parts[family], __name__, *CODE) as made:
+            if not made.done:
+                state, history = trained[family.label]
+                save_arrays(made.folder / SAES, _arrays(trained_saes(state)), {})
+                made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
+                made.notes["seconds"] = (time.monotonic() - start) / len(new)
+        arrays = load_arrays(made.folder / SAES)[0]
+        found[family] = SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
+    checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def _arrays(saes: SAE) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in saes._asdict().items() if leaf is not None}
+
+
+def grid_of(
+    cfg: LanguageConfig,
+    acts: Activations,
+    family: Family,
+    rate: float | Float[Array, " n"],
+    n_steps: int | None = None,
+) -> Grid:
+    """The runs of a family, seeds × L0s; or of the first seed and L0, a lane for each of several learning rates."""
     _, method, weighting = named(family.method)
-    train_cfg = TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, method=method)
-    facts = {
-        "activations": acts.stage.folder.name,
-        "family": [str(family.site), *family[1:]],
-        "training": asdict(train_cfg) | method_facts(method),
-        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
-        "seeds": cfg.seeds,
-    }
+    shared = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]
+    lanes = [(seed, l0) for seed in cfg.seeds for l0 in family.target_l0]
     hypers = Hypers(
         prefixes.named(weighting, family.n_latents),
-        target_l0=jnp.tile(jnp.array(family.target_l0), cfg.n_seeds),
-        learning_rate=cfg.learning_rate,
-        sparsity_coef=SPARSITY_COEF[cfg.sparsity] if cfg.sparsity_coef is None else cfg.sparsity_coef,
+        learning_rate=rate,
+        sparsity_coef=cfg.coef_of(method),
         control_rate=cfg.control_rate,
     )
-    shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0)  # type: ignore[arg-type]
-    name = f"saes-{family.site}-{re.sub(NO_NAME, '_', family.name)}-{family.n_latents}"
-    with stage(cfg.cache, name, facts, __name__, *CODE) as made:
-        file, checkpoint = made.folder / SAES, made.folder / "checkpoint.safetensors"
-        if made.done:
-            progress(n_steps)
-            arrays = load_arrays(file)[0]
-        else:
-            state, history = train_grid(
-                jax.vmap(jax.random.key)(np.repeat(cfg.seeds, n_l0)),
-                ShardSource(acts.train.activations(str(family.site)), seed=cfg.seed),
-                hypers,
-                cfg=train_cfg,
-                in_axes=(None, shared),
-                chunk=100,
-                progress=progress,
-                checkpoint=FileCheckpoint(checkpoint),
-            )
-            arrays = {n: np.asarray(leaf) for n, leaf in trained_saes(state)._asdict().items() if leaf is not None}
-            save_arrays(file, arrays, {})
-            checkpoint.unlink(missing_ok=True)
-            made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
-    return SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
+    if isinstance(rate, Array):
+        lanes, shared = lanes[:1] * len(rate), shared._replace(learning_rate=0)
+    if method.aims_at_l0:
+        hypers = hypers._replace(target_l0=jnp.array([l0 for _, l0 in lanes]))
+        shared = shared._replace(target_l0=0)
+    return Grid(
+        jax.vmap(jax.random.key)(np.array([seed for seed, _ in lanes])),
+        acts.streams[str(family.site)],
+        hypers,
+        TrainConfig(family.n_latents, n_steps=n_steps or cfg.sizes.n_steps, batch_size=cfg.batch_size, method=method),
+        (None, shared),
+    )
+
+
+def _facts(cfg: LanguageConfig, acts: Activations, family: Family, grid: Grid) -> dict[str, Any]:
+    """What a family is made of."""
+    hypers = grid.hypers
+    return {
+        "activations": acts.stage.folder.name,
+        "family": [str(family.site), *family[1:]],
+        "training": asdict(grid.cfg) | method_facts(grid.cfg.method),
+        "hypers": [hypers.learning_rate, hypers.sparsity_coef, hypers.control_rate],
+        "seeds": cfg.seeds,
+    }
 
 
 def site_saes(cfg: LanguageConfig, trained: Mapping[Family, tuple[SAE, Stage]]) -> SiteSAEs:
     """The SAEs of all families of a site, one by one."""
-    found, missed = {}, []
+    found: dict[str, list[list[SAE]]] = {}
+    missed = []
     for family, (saes, made) in trained.items():
         n_l0 = len(family.target_l0)
-        found[family.name] = [[lane(saes, s * n_l0 + i) for i in range(n_l0)] for s in range(cfg.n_seeds)]
+        of_seeds = found.setdefault(family.name, [[] for _ in cfg.seeds])
+        for s, of_seed in enumerate(of_seeds):
+            of_seed += [lane(saes, s * n_l0 + i) for i in range(n_l0)]
         missed += missing(cfg, family, made.notes["l0_of_training"])
     reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
     seconds = sum(made.notes["seconds"] for _, made in trained.values())
@@ -148,10 +216,10 @@ def missing(cfg: LanguageConfig, family: Family, l0_of_training: list[float | No
 
 
 class HeldOut:
-    """Held-out activations at a site, `CHUNK` rows at a time, again and again."""
+    """Held-out activations at a site, a chunk of rows at a time, again and again."""
 
     def __init__(self, acts: Activations, site: Site) -> None:
         self._of_site = acts.valid.activations(str(site))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self._of_site.slices(CHUNK)
+        return self._of_site.slices(CHUNK if jax.default_backend() == "cpu" else WIDE_CHUNK)

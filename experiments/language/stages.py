@@ -35,7 +35,7 @@ def stage(cache: Path, name: str, facts: dict[str, Any], *code: str) -> Iterator
     Raises: ValueError naming a file of a finished stage that has changed since.
     """
     facts = _made_by(*code) | facts
-    folder = cache / f"{name}-{digest_of(facts)[:16]}"
+    folder = _folder(cache, name, facts)
     if not (folder / DONE).exists():
         with locked(folder):  # another run may be making it: then this one waits for it, and takes what it made
             if not (folder / DONE).exists():
@@ -45,6 +45,15 @@ def stage(cache: Path, name: str, facts: dict[str, Any], *code: str) -> Iterator
                 save_json(folder / DONE, signed(made.notes | {"files": _files(folder)}), digits=None)
                 return
     yield Stage(folder, True, _verified(folder))
+
+
+def is_done(cache: Path, name: str, facts: dict[str, Any], *code: str) -> bool:
+    """Returns whether an earlier run has made the `stage` of these arguments."""
+    return (_folder(cache, name, _made_by(*code) | facts) / DONE).exists()
+
+
+def _folder(cache: Path, name: str, facts: dict[str, Any]) -> Path:
+    return cache / f"{name}-{digest_of(facts)[:16]}"
 
 
 def _made_by(maker: str, *modules: str) -> dict[str, Any]:

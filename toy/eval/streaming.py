@@ -1,10 +1,11 @@
 """Measures of SAEs on more activations than fit in memory: reconstruction, density, correlated latents of two SAEs.
 
-Activations come in chunks of rows; sums are kept in float64 on the host.
+Activations come in chunks of rows. Sums over chunks are kept in float64 on the host, those of `max_correlation` on the
+device, each with the rounding error that it has made so far (Kahan).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,13 +78,14 @@ def max_correlation(
     """
     n = reference.b_enc.shape[0]
     parts = [
-        _of_block(_latents(reference, slice(first, first + block)), other, chunks, activation)
+        _of_block(latents_of(reference, slice(first, first + block)), other, chunks, activation)
         for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _latents(sae: SAE, part: slice) -> SAE:
+def latents_of(sae: SAE, part: slice | Int[np.ndarray, " n"]) -> SAE:
+    """The SAE with some of its latents."""
     threshold = None if sae.threshold is None else sae.threshold[part]
     return SAE(sae.W_enc[:, part], sae.b_enc[part], sae.W_dec[part], sae.b_dec, threshold)
 
@@ -104,23 +106,26 @@ def concatenate(saes: Sequence[SAE]) -> SAE:
 
 
 class _Sums(NamedTuple):
-    a: np.ndarray
-    aa: np.ndarray
-    b: np.ndarray
-    bb: np.ndarray
-    ab: np.ndarray
+    """Sums over rows of the activations of two SAEs, their squares and their products."""
+
+    a: Any
+    aa: Any
+    b: Any
+    bb: Any
+    ab: Any
 
 
 def _of_block(reference: SAE, other: SAE, chunks: Chunks, activation: Activation) -> MaxCorrelation:
-    n_rows, sums = 0, None
+    n_rows, sums = 0, _no_sums(reference, other)
+    errors = sums
     for x in chunks:
         n_rows += len(x)
-        found = _Sums(
-            *(np.asarray(s, float) for s in _products(reference, other, jnp.asarray(x), activation=activation))
-        )
-        sums = found if sums is None else _Sums(*(np.add(s, f, out=s) for s, f in zip(sums, found, strict=True)))
-    if sums is None:
+        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), activation=activation)
+    if not n_rows:
         raise ValueError("chunks: there are no rows to measure on")
+    sums = _Sums(
+        *(np.asarray(total, float) - np.asarray(error, float) for total, error in zip(sums, errors, strict=True))
+    )
     covariance = sums.ab
     covariance -= sums.a[:, None] / n_rows * sums.b  # in place: the block's matrix is most of the memory
     covariance /= _spread(sums.a, sums.aa, n_rows)[:, None]
@@ -138,10 +143,21 @@ def _spread(total: np.ndarray, squares: np.ndarray, n_rows: int) -> np.ndarray:
     return np.sqrt(np.where(variance > ROUNDING * squares, variance, np.nan))
 
 
+def _no_sums(reference: SAE, other: SAE) -> _Sums:
+    a, b = jnp.zeros(reference.b_enc.shape), jnp.zeros(other.b_enc.shape)
+    return _Sums(a, a, b, b, jnp.zeros((len(a), len(b))))
+
+
 @compiled(static_argnames="activation")
-def _products(reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activation: Activation) -> tuple[Array, ...]:
+def _add_products(
+    sums: _Sums, errors: _Sums, reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activation: Activation
+) -> tuple[_Sums, _Sums]:
+    """The sums with those of further rows, and by how much they are too large."""
     a, b = encode(reference, x, activation), encode(other, x, activation)
-    return a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b
+    found = _Sums(a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b)
+    added = [new - error for new, error in zip(found, errors, strict=True)]
+    totals = [total + new for total, new in zip(sums, added, strict=True)]
+    return _Sums(*totals), _Sums(*((t - s) - new for t, s, new in zip(totals, sums, added, strict=True)))
 
 
 def equivalent_width(fvu: float, widths: Sequence[int], fvus: Sequence[float]) -> float:

@@ -242,7 +242,7 @@ def _encoded(
     padded = np.pad(x, ((0, -len(x) % chunk), (0, 0)))
     wanted = slice(None) if latent is None else latent
     parts = [
-        np.array(np.asarray(_encode(sae, jnp.asarray(padded[i : i + chunk]), activation))[:, wanted])
+        np.asarray(_encode(sae, jnp.asarray(padded[i : i + chunk]), activation)[:, wanted])
         for i in range(0, len(padded), chunk)
     ]
     return np.concatenate(parts)[: len(x)]

@@ -14,7 +14,8 @@ from toy.lm.layers import Attention, Heads
 from toy.lm.model import LM
 from toy.lm.tokens import Rows, Tokenizer
 
-BATCH = 64  # stories at a time
+BATCH = 64  # stories at a time …
+WIDE_BATCH = 4_096  # … of a GPU, which takes as long for 64
 SEGMENT = 128  # places between two growths of the kept keys and values, as attention to all the context takes long
 
 Kept = Float[Array, "batch n_kv d_head room"]  # keys or values of a layer; XLA's CPU backend sums fastest in this order
@@ -52,11 +53,12 @@ def sample_stories(
     start = np.array([tokenizer.begin, *tokenizer.encode([prompt])[0]], np.int32)
     if len(start) >= context:
         raise ValueError(f"prompt: {len(start)} tokens leave no room in a context of {context}")
-    blank = np.full((min(n_stories, BATCH), context), tokenizer.pad, np.int32)
+    at_a_time = min(n_stories, BATCH if jax.default_backend() == "cpu" else WIDE_BATCH)
+    blank = np.full((at_a_time, context), tokenizer.pad, np.int32)
     blank[:, : len(start)] = start
     told = [
         _told(key, lm, blank, first + done, len(start), temperature, tokenizer.end)
-        for done in range(0, n_stories, BATCH)
+        for done in range(0, n_stories, at_a_time)
     ]
     ids, length = (np.concatenate(part)[:n_stories] for part in zip(*told, strict=True))
     return Rows(ids, length, first + np.arange(n_stories, dtype=np.int32), np.zeros(n_stories, np.int32))

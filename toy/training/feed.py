@@ -1,8 +1,8 @@
 """The checks of a run, its facts, and the feed of a source or a stream to its steps, for `train` and `train_grid`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from toy.data.source import Batches, Source, Stream, checked_source
 from toy.files.digest import config_facts, tree_facts
@@ -39,6 +39,17 @@ def feed_chunk(source: Source | Stream, chunk: int, cfg: TrainConfig) -> int:
     return min(chunk, max(1, n_fit), cfg.n_steps)
 
 
+class Fed(NamedTuple):
+    """What the steps of a configuration draw from, and what puts it where they need it."""
+
+    source: Source | Stream
+    cfg: TrainConfig
+    place: Callable[[Any], Any] | None = None
+
+    def placed(self, source: Source | Batches) -> Any:
+        return source if self.place is None else self.place(source)
+
+
 @contextmanager
 def feeding(
     source: Source | Stream, chunk: int, cfg: TrainConfig, place: Callable[[Any], Any] | None = None
@@ -47,22 +58,44 @@ def feeding(
 
     Every chunk of a stream has the same shape, so that one program serves all; the last holds steps that are not taken.
     """
-    if not isinstance(source, Stream):
-        placed = source if place is None else place(source)
-        yield lambda first: placed
+    with feeding_all({"": Fed(source, cfg, place)}, chunk) as feed:
+        yield lambda first: feed(first)[""]
+
+
+@contextmanager
+def feeding_all(fed: Mapping[str, Fed], chunk: int) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """Yields what is `feeding` of each, for runs that move in step; batches of a stream are read and placed once."""
+    kept = {name: one.placed(one.source) for name, one in fed.items() if not isinstance(one.source, Stream)}
+    streams = {name: one for name, one in fed.items() if name not in kept}
+    if not streams:
+        yield lambda first: kept
         return
 
-    def read(first: int) -> Batches:
-        batches, shape = source.batches(first, chunk, cfg.batch_size), (chunk, cfg.batch_size, source.d_in)
-        if batches.x.shape != shape or int(batches.first) != first:
-            raise ValueError(
-                f"source: asked for batches {shape} from step {first} on, the stream gave {batches.x.shape} from "
-                f"step {int(batches.first)} on"
-            )
-        return batches if place is None else place(batches)
+    def read(first: int) -> dict[str, Any]:
+        found: dict[Any, Any] = {}
+        for one in streams.values():
+            if _drawn(one) not in found:
+                found[_drawn(one)] = one.placed(_read(one, first, chunk))
+        return kept | {name: found[_drawn(one)] for name, one in streams.items()}
 
-    with reading_ahead(read, chunk, cfg.n_steps) as ask:
+    with reading_ahead(read, chunk, max(one.cfg.n_steps for one in streams.values())) as ask:
         yield ask
+
+
+def _drawn(fed: Fed) -> tuple[int, int]:
+    """What two runs must have in common to be given the same batches."""
+    return id(fed.source), fed.cfg.batch_size
+
+
+def _read(fed: Fed, first: int, chunk: int) -> Batches:
+    stream: Any = fed.source
+    batches, shape = stream.batches(first, chunk, fed.cfg.batch_size), (chunk, fed.cfg.batch_size, stream.d_in)
+    if batches.x.shape != shape or int(batches.first) != first:
+        raise ValueError(
+            f"source: asked for batches {shape} from step {first} on, the stream gave {batches.x.shape} from "
+            f"step {int(batches.first)} on"
+        )
+    return batches
 
 
 def run_facts(keys: Any, source: Source | Stream, hypers: Any, cfg: TrainConfig) -> Facts:

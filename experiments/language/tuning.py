@@ -1,0 +1,73 @@
+"""The learning rate of each kind of SAE: the one whose SAE reconstructs best, of the same few rates for all kinds."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.measured import lane
+from experiments.language.chain import Activations
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import CODE, Family, grid_of, l0_at_end, large_families
+from experiments.language.stages import stage
+from toy.eval.streaming import measure_fit
+from toy.training.controllers import off_target
+from toy.training.grid import train_grids, trained_saes
+from toy.training.loop import Progress
+
+TOKENS = 100_000  # or a whole epoch, that follow those of the training, on which FVU is measured
+
+
+def n_tuning_steps(cfg: LanguageConfig) -> int:
+    return len(cfg.kinds) * cfg.tuning_steps if len(cfg.learning_rate) > 1 else 0
+
+
+def tuned(cfg: LanguageConfig, acts: Activations, progress: Progress) -> tuple[dict[str, float], dict[str, Any]]:
+    """The learning rate of each kind, and for records the FVU and the L0 of every rate.
+
+    Each kind has as many runs of --tuning-steps as there are rates, of the first seed, at the middle L0, at the first
+    site. The lowest FVU on activations that follow in the stream wins, of the rates that hold their L0 if any does.
+    """
+    if len(cfg.learning_rate) == 1:
+        return dict.fromkeys(cfg.kinds, cfg.learning_rate[0]), {}
+    site, n_steps = acts.sites[0], cfg.tuning_steps
+    middle = [one for one in large_families(cfg, site) if cfg.reference_l0 in one.target_l0]
+    tried = [one._replace(target_l0=(cfg.reference_l0,)) for one in middle]
+    facts = {
+        "activations": acts.stage.folder.name,
+        "families": [[str(site), *one[1:]] for one in tried],
+        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
+        "steps": [n_steps, cfg.batch_size],
+        "seed": cfg.seed,
+    }
+    with stage(cfg.cache, "tuning", facts, __name__, *CODE) as made:
+        if made.done:
+            progress(n_tuning_steps(cfg))
+        else:
+            made.notes["tried"] = _tried(cfg, acts, tried, progress)
+    found = made.notes["tried"]
+    return {kind: cfg.learning_rate[_best(cfg, of_rates)] for kind, of_rates in found.items()}, found
+
+
+def _tried(
+    cfg: LanguageConfig, acts: Activations, tried: list[Family], progress: Progress
+) -> dict[str, dict[str, list[float]]]:
+    """The FVU and the L0 of every rate, by kind."""
+    n_steps, rates = cfg.tuning_steps, jnp.array(cfg.learning_rate)
+    grids = {one.name: grid_of(cfg, acts, one, rates, n_steps=n_steps) for one in tried}
+    trained = train_grids(grids, chunk=100, progress=lambda n: progress(len(grids) * n))
+    stream = acts.streams[str(tried[0].site)]
+    n_batches = max(1, min(TOKENS, acts.n_train) // cfg.batch_size)
+    x = np.asarray(stream.batches(n_steps, n_batches, cfg.batch_size).x, np.float32)
+    found = {}
+    for name, (state, history) in trained.items():
+        saes = trained_saes(state)
+        fits = [measure_fit(lane(saes, i), x) for i in range(len(rates))]
+        found[name] = {"fvu": [fit.fvu for fit in fits], "l0": [float(l0) for l0 in l0_at_end(np.asarray(history.l0))]}
+    return found
+
+
+def _best(cfg: LanguageConfig, of_rates: dict[str, list[float]]) -> int:
+    holds = np.array([not off_target(l0, cfg.reference_l0) for l0 in of_rates["l0"]])
+    fvu = np.where(holds | ~holds.any(), of_rates["fvu"], np.inf)
+    return int(np.argmin(np.nan_to_num(fvu, nan=np.inf)))
