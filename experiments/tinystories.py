@@ -35,6 +35,7 @@ from experiments.language.chain import (
     sites_of,
 )
 from experiments.language.config import LanguageConfig
+from experiments.language.elsewhere import trained_elsewhere
 from experiments.language.found import told
 from experiments.language.fvu import FVU
 from experiments.language.matches import MATCHES
@@ -92,6 +93,8 @@ def main() -> None:
         check_writable(out)
         check_writable(cfg.cache, "--cache")
         given = read_given(cfg)
+        if cfg.trained is not None:
+            trained_elsewhere(cfg, sites_of(cfg, given))  # its own checks
         tokens = [make_tokens(one, given) for one in cfg.of_models]
         for measure in measures if stage == "figures" else []:
             measure.check(cfg, tokens)
@@ -131,8 +134,12 @@ def make(
     chain = Chain(cfg, tokens, model, acts)
     of_site = [measure.of_model(chain) for measure in measures if stage == "figures"]
     sites: list[Record] = [{} for _ in of_site]
-    rates, tried = tuned(cfg, acts, progress)
-    trained = train_families(cfg, acts, [one for site in acts.sites for one in families(cfg, site)], rates, progress)
+    if cfg.trained is None:
+        rates, tried = tuned(cfg, acts, progress)
+        wanted = [one for site in acts.sites for one in families(cfg, site)]
+        trained = train_families(cfg, acts, wanted, rates, progress)
+    else:
+        trained, rates, tried = trained_elsewhere(cfg, acts.sites)
     missed, seconds = [], 0.0
     for site in acts.sites:
         saes = site_saes(cfg, {family: trained[family] for family in families(cfg, site)})
@@ -142,6 +149,9 @@ def make(
         seconds += saes.seconds
     facts = facts_of(chain)
     facts["seconds"]["saes"] = seconds
+    if cfg.trained is not None:
+        _, made = next(iter(trained.values()))
+        facts["saes_made_by"] = {name: made.notes["facts"][name] for name in ("code", "libraries", "activations")}
     return Made(
         [f"saes: {seconds:.0f} s: {cfg.cache}"],
         facts | {"saes_code": code_digest(*CODE), "learning_rate": rates, "tuning": tried},
@@ -151,7 +161,7 @@ def make(
 
 
 def _told_of_tokens(tokens: Tokens) -> str:
-    n_train, n_valid = (int(rows.length.sum()) for rows in (tokens.train, tokens.valid))
+    n_train, n_valid = (int(rows.length.sum()) if rows else 0 for rows in (tokens.train, tokens.valid))
     n_ids = tokens.tokenizer.vocab_size
     return f"tokens: {n_train:,} for training, {n_valid:,} held out, {n_ids:,} ids: {tokens.stage.folder}"
 

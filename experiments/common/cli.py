@@ -146,7 +146,7 @@ def record_is_kept(name: str, out: Path, command: str) -> Iterator[None]:
 def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
     data = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in LOCAL}
-    for name in ("corpus", "model", "tokenizer", "sweep"):
+    for name in ("corpus", "model", "sampled", "tokenizer", "sweep"):
         if data.get(name) is not None and not is_hub_name(str(data[name])):
             data[name] = Path(data[name]).name
     if "tree" in data:

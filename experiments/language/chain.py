@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
     """Stories as rows of ids, for training and held out."""
 
     tokenizer: Tokenizer
-    train: Rows
+    train: Rows | None  # not needed where SAEs are there
     valid: Rows
     stories: dict[str, Any]  # their number, digest, and what was mended and dropped
     stage: Stage
@@ -62,8 +62,8 @@ class Model(NamedTuple):
 class Activations(NamedTuple):
     """What SAEs are trained on at every site, and the store of what they are measured on."""
 
-    streams: Mapping[str, ShardSource | ForwardStream]  # by site
-    n_train: int  # activations in an epoch
+    streams: Mapping[str, ShardSource | ForwardStream]  # by site; none where SAEs are there
+    n_train: int | None  # activations in an epoch
     means: dict[str, np.ndarray]  # at every site; where activations are not stored, those of the held-out ones
     valid: Store
     sites: tuple[Site, ...]
@@ -141,11 +141,14 @@ def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
         "context": cfg.sizes.context,
         "tokenizer": cfg.sizes.vocab_size if tokenizer is None else tokenizer.digest(),
     }
-    if cfg.sampled_stories is not None:
+    parts = PARTS if cfg.trained is None else PARTS[1:]
+    if cfg.trained is not None:
+        facts |= {"parts": parts}
+    elif cfg.sampled_stories is not None:
         assert given.lm is not None
         facts |= {"sampled": cfg.sampled_stories, "seed": cfg.seed, "model": model_digest(given.lm)}
     with stage(cfg.cache, "tokens", facts, __name__, "toy.lm.tokens", "toy.lm.text") as made:
-        files = {part: made.folder / f"{part}.safetensors" for part in PARTS}
+        files = {part: made.folder / f"{part}.safetensors" for part in parts}
         if made.done:
             tokenizer = tokenizer or load_tokenizer(made.folder)
             rows = {part: Rows(**load_arrays(file)[0]) for part, file in files.items()}
@@ -154,12 +157,12 @@ def make_tokens(cfg: LanguageConfig, given: Given) -> Tokens:
             if tokenizer is None:
                 tokenizer = train_tokenizer(texts.train, cfg.sizes.vocab_size)
                 save_tokenizer(made.folder, tokenizer)
-            rows = {part: make_rows(getattr(texts, part), tokenizer, cfg.sizes.context) for part in PARTS}
-            if cfg.sampled_stories is not None:
+            rows = {part: make_rows(getattr(texts, part), tokenizer, cfg.sizes.context) for part in parts}
+            if "train" in parts and cfg.sampled_stories is not None:
                 rows["train"] = _sampled(cfg, given, made.folder)
             for part, file in files.items():
                 save_arrays(file, rows[part]._asdict(), {})
-    return Tokens(tokenizer, **rows, stories=told, stage=made)
+    return Tokens(tokenizer, rows.get("train"), rows["valid"], stories=told, stage=made)
 
 
 def _sampled(cfg: LanguageConfig, given: Given, folder: Path) -> Rows:
@@ -202,6 +205,7 @@ def make_model(cfg: LanguageConfig, given: Given, tokens: Tokens, progress: Prog
             progress(training.n_steps)
             return Model(load_model(made.folder), made)
         key, checkpoint = jax.random.key(cfg.seed), made.folder / "checkpoint.safetensors"
+        assert tokens.train is not None  # SAEs that are there have a model that is given
         lm, history = train_lm(
             key, tokens.train, sizes, cfg=training, progress=progress, checkpoint=FileCheckpoint(checkpoint)
         )
@@ -228,8 +232,8 @@ def make_activations(cfg: LanguageConfig, tokens: Tokens, lm: LM, sites: tuple[S
     named = [str(site) for site in sites]
     facts = {"tokens": tokens.stage.folder.name, "model": model_digest(lm), "sites": named}
     told = {"tokenizer_sha256": tokens.tokenizer.digest()}
-    parts = ("valid",) if cfg.stream else PARTS
-    if cfg.stream:
+    parts = PARTS[1:] if cfg.stream or tokens.train is None else PARTS
+    if parts != PARTS:
         facts |= {"stored": parts}
     with stage(cfg.cache, "activations", facts, __name__, "toy.lm.export") as made:
         stores = {
@@ -237,6 +241,8 @@ def make_activations(cfg: LanguageConfig, tokens: Tokens, lm: LM, sites: tuple[S
         }
     of_means = stores[parts[0]]
     means = {site: np.array(of_means.sites[site].mean, np.float32) for site in named}
+    if tokens.train is None:
+        return Activations({}, None, means, stores["valid"], sites, made)
     if cfg.stream:
         streams: Any = forward_streams(lm, tokens.train, sites, seed=cfg.seed)
         return Activations(streams, streams[named[0]].n_rows, means, stores["valid"], sites, made)

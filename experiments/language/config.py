@@ -95,6 +95,9 @@ class LanguageConfig:
     stream: bool = False
     """Train SAEs straight from the model's forward pass; otherwise activations are stored first, and read again and
     again."""
+    trained: Path | None = None
+    """Take the SAEs from this cache, of another machine perhaps, instead of training them. They must be of the same
+    options; code and libraries may be others, and are recorded."""
     reference_widths: tuple[int, ...] = (20, 60, 200)
     """Numbers of latents of the reference SAEs, which are vanilla."""
     n_latents: int = 500
@@ -155,7 +158,7 @@ class LanguageConfig:
             object.__setattr__(self, "own_models", self.corpus == BUILT_IN and self.model is None)
         if self.own_models and self.model is not None:
             raise ValueError("own_models: there is one model, that of --model")
-        for name in ("tokenizer", "n_heads", "sampled_stories"):
+        for name in ("tokenizer", "n_heads", "sampled_stories", "trained"):
             if getattr(self, name) is not None and self.model is None:
                 raise ValueError(f"{name}: is of a trained model; give it with --model")
 

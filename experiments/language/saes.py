@@ -110,15 +110,15 @@ def train_families(
     trained in step, so that a forward pass serves all, and resumed where their training was stopped. `rates` are the
     learning rates of kinds.
     """
-    grids = {one: grid_of(cfg, acts, one, rates.get(one.name, rates["vanilla"])) for one in wanted}
-    parts = {one: (cfg.cache, one.stage_name, _facts(cfg, acts, one, grid)) for one, grid in grids.items()}
+    of_acts = {"activations": acts.stage.folder.name}
+    parts = {one: (cfg.cache, one.stage_name, of_acts | facts_of_family(cfg, one, rates)) for one in wanted}
     new = [one for one in wanted if not is_done(*parts[one], __name__, *CODE)]
     progress((len(wanted) - len(new)) * cfg.sizes.n_steps)
     checkpoint = cfg.cache / f"training-{digest_of([parts[one][2] for one in new])[:16]}.safetensors"
     start, trained = time.monotonic(), {}
     if new:
         trained = train_grids(
-            {one.label: grids[one] for one in new},
+            {one.label: grid_of(cfg, acts, one, rate_of(one, rates)) for one in new},
             chunk=100,
             progress=lambda n_steps: progress(len(new) * n_steps),
             checkpoint=FileCheckpoint(checkpoint),
@@ -131,10 +131,18 @@ def train_families(
                 save_arrays(made.folder / SAES, _arrays(trained_saes(state)), {})
                 made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
                 made.notes["seconds"] = (time.monotonic() - start) / len(new)
-        arrays = load_arrays(made.folder / SAES)[0]
-        found[family] = SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
+        found[family] = loaded(made)
     checkpoint.unlink(missing_ok=True)
     return found
+
+
+def rate_of(family: Family, rates: Mapping[str, float]) -> float:
+    return rates.get(family.name, rates["vanilla"])
+
+
+def loaded(made: Stage) -> tuple[SAE, Stage]:
+    arrays = load_arrays(made.folder / SAES)[0]
+    return SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
 
 
 def _arrays(saes: SAE) -> dict[str, np.ndarray]:
@@ -167,19 +175,23 @@ def grid_of(
         jax.vmap(jax.random.key)(np.array([seed for seed, _ in lanes])),
         acts.streams[str(family.site)],
         hypers,
-        TrainConfig(family.n_latents, n_steps=n_steps or cfg.sizes.n_steps, batch_size=cfg.batch_size, method=method),
+        _train_config(cfg, family, n_steps or cfg.sizes.n_steps),
         (None, shared),
     )
 
 
-def _facts(cfg: LanguageConfig, acts: Activations, family: Family, grid: Grid) -> dict[str, Any]:
-    """What a family is made of."""
-    hypers = grid.hypers
+def _train_config(cfg: LanguageConfig, family: Family, n_steps: int) -> TrainConfig:
+    method = named(family.method).method
+    return TrainConfig(family.n_latents, n_steps=n_steps, batch_size=cfg.batch_size, method=method)
+
+
+def facts_of_family(cfg: LanguageConfig, family: Family, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What a family is made of, beside the activations."""
+    training = _train_config(cfg, family, cfg.sizes.n_steps)
     return {
-        "activations": acts.stage.folder.name,
         "family": [str(family.site), *family[1:]],
-        "training": asdict(grid.cfg) | method_facts(grid.cfg.method),
-        "hypers": [hypers.learning_rate, hypers.sparsity_coef, hypers.control_rate],
+        "training": asdict(training) | method_facts(training.method),
+        "hypers": [rate_of(family, rates), cfg.coef_of(training.method), cfg.control_rate],
         "seeds": cfg.seeds,
     }
 

@@ -13,6 +13,7 @@ from toy.io import load_json, locked, plain, save_json
 from toy.training.jax_settings import jax_flags
 
 DONE = "stage.json"  # written last
+MADE_BY = ("code", "maker", "libraries", "flags", "activations")  # facts that do not follow from the options
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
 
 
@@ -50,6 +51,19 @@ def stage(cache: Path, name: str, facts: dict[str, Any], *code: str) -> Iterator
 def is_done(cache: Path, name: str, facts: dict[str, Any], *code: str) -> bool:
     """Returns whether an earlier run has made the `stage` of these arguments."""
     return (_folder(cache, name, _made_by(*code) | facts) / DONE).exists()
+
+
+def adopted(cache: Path, name: str, facts: dict[str, Any]) -> Stage:
+    """A finished stage of these facts in the cache, whatever code, libraries and activations it was made by.
+
+    Raises: ValueError if there is none.
+    """
+    wanted = plain(facts)
+    for path in sorted(cache.glob(f"{name}-*/{DONE}")):
+        told = load_json(path)
+        if isinstance(told, dict) and {k: v for k, v in told["facts"].items() if k not in MADE_BY} == wanted:
+            return Stage(path.parent, True, _verified(path.parent))
+    raise ValueError(f"{cache}: has no {name} of these options")
 
 
 def _folder(cache: Path, name: str, facts: dict[str, Any]) -> Path:

@@ -11,6 +11,7 @@ from experiments.language.config import LanguageConfig
 from experiments.language.saes import CODE, Family, grid_of, l0_at_end, large_families
 from experiments.language.stages import stage
 from toy.eval.streaming import measure_fit
+from toy.lm.model import Site
 from toy.training.controllers import off_target
 from toy.training.grid import train_grids, trained_saes
 from toy.training.loop import Progress
@@ -30,23 +31,35 @@ def tuned(cfg: LanguageConfig, acts: Activations, progress: Progress) -> tuple[d
     """
     if len(cfg.learning_rate) == 1:
         return dict.fromkeys(cfg.kinds, cfg.learning_rate[0]), {}
-    site, n_steps = acts.sites[0], cfg.tuning_steps
-    middle = [one for one in large_families(cfg, site) if cfg.reference_l0 in one.target_l0]
-    tried = [one._replace(target_l0=(cfg.reference_l0,)) for one in middle]
-    facts = {
-        "activations": acts.stage.folder.name,
-        "families": [[str(site), *one[1:]] for one in tried],
-        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
-        "steps": [n_steps, cfg.batch_size],
-        "seed": cfg.seed,
-    }
+    tried = tried_families(cfg, acts.sites[0])
+    facts = facts_of_tuning(cfg, tried) | {"activations": acts.stage.folder.name}
     with stage(cfg.cache, "tuning", facts, __name__, *CODE) as made:
         if made.done:
             progress(n_tuning_steps(cfg))
         else:
             made.notes["tried"] = _tried(cfg, acts, tried, progress)
-    found = made.notes["tried"]
-    return {kind: cfg.learning_rate[_best(cfg, of_rates)] for kind, of_rates in found.items()}, found
+    return chosen(cfg, made.notes["tried"]), made.notes["tried"]
+
+
+def tried_families(cfg: LanguageConfig, site: Site) -> list[Family]:
+    """One family for each kind, of the middle L0 alone."""
+    middle = [one for one in large_families(cfg, site) if cfg.reference_l0 in one.target_l0]
+    return [one._replace(target_l0=(cfg.reference_l0,)) for one in middle]
+
+
+def facts_of_tuning(cfg: LanguageConfig, tried: list[Family]) -> dict[str, Any]:
+    """What the choice is made of, beside the activations."""
+    return {
+        "families": [[str(one.site), *one[1:]] for one in tried],
+        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
+        "steps": [cfg.tuning_steps, cfg.batch_size],
+        "seed": cfg.seed,
+    }
+
+
+def chosen(cfg: LanguageConfig, tried: dict[str, Any]) -> dict[str, float]:
+    """The best rate of each kind."""
+    return {kind: cfg.learning_rate[_best(cfg, of_rates)] for kind, of_rates in tried.items()}
 
 
 def _tried(
@@ -57,7 +70,7 @@ def _tried(
     grids = {one.name: grid_of(cfg, acts, one, rates, n_steps=n_steps) for one in tried}
     trained = train_grids(grids, chunk=100, progress=lambda n: progress(len(grids) * n))
     stream = acts.streams[str(tried[0].site)]
-    n_batches = max(1, min(TOKENS, acts.n_train) // cfg.batch_size)
+    n_batches = max(1, min(TOKENS, acts.n_train or TOKENS) // cfg.batch_size)
     x = np.asarray(stream.batches(n_steps, n_batches, cfg.batch_size).x, np.float32)
     found = {}
     for name, (state, history) in trained.items():

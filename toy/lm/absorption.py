@@ -75,23 +75,37 @@ def fit_probe(
     """
     if present.all() or not present.any():
         raise ValueError("present: a probe needs rows with the concept and rows without it")
+    weights, _ = fit_logistic(x, present, l2)
+    return weights / np.linalg.norm(weights)
+
+
+def fit_logistic(
+    x: Float[np.ndarray, "rows d_in"], present: Bool[np.ndarray, "rows ..."], l2: float = 1e-3
+) -> tuple[Float[np.ndarray, "d_in ..."], Float[np.ndarray, "..."]]:
+    """The weights and biases of `fit_probe`, for one concept or a column for each of several.
+
+    Logits are x @ weights + biases.
+    """
     x = at_least_float32(x)
-    scale = np.sqrt(x.var(axis=0).mean()) + 1e-6
-    inputs, signs = jnp.asarray((x - x.mean(axis=0)) / scale), jnp.asarray(np.where(present, 1.0, -1.0))
-    weights = jnp.asarray(np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum()))
+    mean, scale = x.mean(axis=0), np.sqrt(x.var(axis=0).mean()) + 1e-6
+    inputs, signs = jnp.asarray((x - mean) / scale), jnp.asarray(np.where(present, 1.0, -1.0))
+    weights = jnp.asarray(np.where(present, 0.5 / present.sum(axis=0), 0.5 / (~present).sum(axis=0)))
+    shape = (x.shape[1] + 1, *present.shape[1:])
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, grad = _probe_loss(jnp.asarray(flat, jnp.float32), inputs, signs, weights, l2)
-        return float(loss), np.asarray(grad, float)
+        loss, grad = _probe_loss(jnp.asarray(flat.reshape(shape), jnp.float32), inputs, signs, weights, l2)
+        return float(loss), np.asarray(grad, float).ravel()
 
-    found = minimize(value, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return found.x[:-1] / np.linalg.norm(found.x[:-1])
+    found = minimize(value, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    fitted = found.x.reshape(shape)
+    fitted[:-1] /= scale
+    return fitted[:-1], np.asarray(fitted[-1] - mean @ fitted[:-1])
 
 
 @compiled()
 @partial(jax.value_and_grad, argnums=0)
 def _probe_loss(flat: Array, x: Array, signs: Array, weights: Array, l2: Array) -> Array:
-    logits = x @ flat[:-1] + flat[-1]
+    logits = jnp.matmul(x, flat[:-1], precision="highest") + flat[-1]  # L-BFGS stops early where GPUs round
     return jnp.sum(weights * jax.nn.softplus(-signs * logits)) + l2 * jnp.sum(flat[:-1] ** 2) / 2
 
 

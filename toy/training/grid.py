@@ -58,13 +58,10 @@ class _Placed(NamedTuple):
 
     def first_state(self) -> TrainState:
         keys = _place("keys", self.grid.keys, 0, n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
-        return _init_grid(keys, self.hypers, d_in=self.grid.source.d_in, **self._static)
+        return _init_grid(keys, self.hypers, d_in=self.grid.source.d_in, **self.static)
 
     def source(self, source: Source | Batches) -> Any:
         return _place("source", source, self.grid.in_axes[0], n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
-
-    def advance(self, state: TrainState, source: Any, n_steps: int) -> tuple[TrainState, Metrics]:
-        return _advance_grid(state, source, self.hypers, n_steps=n_steps, **self._static)
 
     def gathered(self, state: TrainState, history: Metrics) -> tuple[TrainState, Metrics]:
         """On one device, without the lanes that fill up the others."""
@@ -74,7 +71,7 @@ class _Placed(NamedTuple):
         return state, jax.tree.map(lambda leaf: leaf[:n_lanes], history)
 
     @property
-    def _static(self) -> dict[str, Any]:
+    def static(self) -> dict[str, Any]:
         return dict(cfg=self.grid.cfg, in_axes=self.grid.in_axes, mesh=self.mesh)
 
 
@@ -109,7 +106,7 @@ def train_grid(
     chunk = feed_chunk(grid.source, chunk, cfg)
     with feeding(grid.source, chunk, cfg, placed.source) as feed:
         state, history = run_chunks(
-            placed.advance,
+            lambda state, source, n: _advance_grid(state, source, placed.hypers, n_steps=n, **placed.static),
             state,
             cfg.n_steps,
             feed=feed,
@@ -147,7 +144,10 @@ def train_grids(
     chunk = min(feed_chunk(grid.source, chunk, grid.cfg) for grid in grids.values())
 
     def advance(states: dict[str, TrainState], sources: dict[str, Any], n: int) -> tuple[Any, Any]:
-        moved = {name: one.advance(states[name], sources[name], n) for name, one in placed.items()}
+        moved = {
+            name: _advance_grid(states[name], sources[name], one.hypers, n_steps=n, **one.static)
+            for name, one in placed.items()
+        }
         return {name: state for name, (state, _) in moved.items()}, {name: of for name, (_, of) in moved.items()}
 
     with feeding_all(

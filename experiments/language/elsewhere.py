@@ -1,0 +1,31 @@
+"""SAEs of the chain that another run has trained, perhaps on another machine: found by their options, and checked."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments.language.config import LanguageConfig
+from experiments.language.saes import Family, facts_of_family, families, loaded
+from experiments.language.stages import Stage, adopted
+from experiments.language.tuning import chosen, facts_of_tuning, tried_families
+from toy.lm.model import Site
+from toy.sae import SAE
+
+
+class Trained(NamedTuple):
+    """The SAEs of every family, with the learning rate of each kind and how it was chosen."""
+
+    saes: dict[Family, tuple[SAE, Stage]]
+    rates: dict[str, float]
+    tried: dict[str, Any]
+
+
+def trained_elsewhere(cfg: LanguageConfig, sites: Sequence[Site]) -> Trained:
+    """The SAEs of the cache that --trained names. Raises: ValueError naming the first that is not there."""
+    assert cfg.trained is not None
+    rates, tried = dict.fromkeys(cfg.kinds, cfg.learning_rate[0]), {}
+    if len(cfg.learning_rate) > 1:
+        tried = adopted(cfg.trained, "tuning", facts_of_tuning(cfg, tried_families(cfg, sites[0]))).notes["tried"]
+        rates = chosen(cfg, tried)
+    wanted = [one for site in sites for one in families(cfg, site)]
+    found = {one: loaded(adopted(cfg.trained, one.stage_name, facts_of_family(cfg, one, rates))) for one in wanted}
+    return Trained(found, rates, tried)

@@ -1,0 +1,173 @@
+"""What first-letter absorption is measured on: text, activations of a few layers, and the SAEs trained on them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.measured import lane
+from experiments.language.letter_config import LetterConfig
+from experiments.language.saes import CHUNK, CODE, SAES, l0_at_end
+from experiments.language.stages import Stage, stage
+from toy import prefixes
+from toy.data.store import Store
+from toy.data.stream import ShardSource
+from toy.io import load_arrays, save_arrays, writing
+from toy.lm.export import export_activations, forward_to
+from toy.lm.first_letter import Task, acts_at_words
+from toy.lm.model import LM, Site
+from toy.lm.sample import sample_stories
+from toy.lm.text import END_OF_STORY, held_out, read_stories
+from toy.lm.tokens import Tokenizer, make_rows
+from toy.lm.weights import model_digest
+from toy.methods.from_file import method_facts
+from toy.methods.method import Method
+from toy.methods.named import named
+from toy.sae import SAE
+from toy.training.config import Hypers, TrainConfig, check_memory
+from toy.training.grid import train_grid, trained_saes
+from toy.training.loop import Progress
+
+TEXTS = "texts.txt"
+WORDS = "words.safetensors"
+SAMPLED_AT_ONCE = 64
+
+
+class LetterData(NamedTuple):
+    """Stores of the activations of all tokens but begins, and the activations at the words of the task."""
+
+    train: Store
+    valid: Store
+    task: Task
+    words: dict[str, np.ndarray]  # by site
+    n_tokens: dict[str, int]  # of training and held-out rows, by where the text is from
+    stage: Stage
+
+
+class Family(NamedTuple):
+    """SAEs of one method and site, trained in one program; a lane for each seed and L0."""
+
+    site: Site
+    name: str
+    method: Method
+    weighting: str
+    target_l0: tuple[float, ...]
+
+
+def families(cfg: LetterConfig, site: Site) -> list[Family]:
+    """The families of a site: L0s share one, unless the method has the number of latents that are on as a field."""
+    found: dict[tuple[str, Method], Family] = {}
+    for text in cfg.methods:
+        for l0 in cfg.target_l0:
+            _, method, weighting = named(text, l0)
+            before = found.get((text, method))
+            l0s = (l0,) if before is None else (*before.target_l0, l0)
+            found[text, method] = Family(site, text, method, weighting, l0s)
+    return list(found.values())
+
+
+def check_families(cfg: LetterConfig, d_in: int) -> None:
+    """Raises: ValueError for SAEs that cannot be trained so, or need more memory than there is."""
+    for family in families(cfg, cfg.at[0]):
+        check_memory(d_in, train_config(cfg, family.method), cfg.n_seeds * len(family.target_l0))
+
+
+def make_data(cfg: LetterConfig) -> LetterData:
+    """The activations of texts and of the task's words, from passes that end at the last site."""
+    (lm, tokenizer), task = cfg.given, cfg.task
+    parts = {name: held_out(texts) for name, texts in texts_of(cfg, lm, tokenizer).items()}
+    rows = {
+        part: make_rows([text for of in parts.values() for text in getattr(of, part)], tokenizer, cfg.context)
+        for part in ("train", "valid")
+    }
+    n_tokens = {name: sum(map(len, tokenizer.encode(of.train))) for name, of in parts.items()}
+    facts = {
+        "model": model_digest(lm),
+        "sites": cfg.sites,
+        "rows": {part: of.digest() for part, of in rows.items()},
+        "prompts": task.prompts.digest(),
+    }
+    with stage(cfg.cache, "letters", facts, __name__, "toy.lm.export", "toy.lm.first_letter") as made:
+        train, valid = (
+            export_activations(made.folder / part, lm, of, cfg.at, facts={"tokenizer_sha256": tokenizer.digest()})
+            for part, of in rows.items()
+        )
+        if made.done:
+            words = load_arrays(made.folder / WORDS)[0]
+        else:
+            words = acts_at_words(forward_to(lm, cfg.at), task.prompts)
+            save_arrays(made.folder / WORDS, words, {})
+    return LetterData(train, valid, task, words, n_tokens, made)
+
+
+def texts_of(cfg: LetterConfig, lm: LM, tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Real texts, where a corpus is given, and texts that the model writes, or has written before."""
+    found = {} if cfg.corpus is None else {"real": read_stories(cfg.corpus).texts}
+    if cfg.sampled is not None:
+        return found | {"sampled": read_stories(str(cfg.sampled)).texts}
+    if not cfg.n_sampled:
+        return found
+    facts = {"model": model_digest(lm), "n": cfg.n_sampled, "context": cfg.context, "seed": cfg.seed}
+    with stage(cfg.cache, "sampled", facts, __name__, "toy.lm.sample") as made:
+        if not made.done:
+            written = sample_stories(
+                jax.random.key(cfg.seed), lm, tokenizer, cfg.n_sampled, context=cfg.context - 1
+            )  # one token less than a row, which has an end, too
+            texts = (tokenizer.decode(ids[:n]).strip() for ids, n in zip(written.ids, written.length, strict=True))
+            with writing(made.folder / TEXTS) as file:
+                file.write("".join(f"{text}\n{END_OF_STORY}\n" for text in texts).encode())
+    return found | {"sampled": read_stories(str(made.folder / TEXTS)).texts}
+
+
+def train_config(cfg: LetterConfig, method: Method) -> TrainConfig:
+    return TrainConfig(cfg.n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, method=method)
+
+
+def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: Progress) -> tuple[SAE, Stage]:
+    """The SAEs with a leading axis of lanes, the L0s of a seed together; the stage notes their L0 in training."""
+    train_cfg, aims = train_config(cfg, family.method), family.method.aims_at_l0
+    lanes = [seed for seed in cfg.seeds for _ in family.target_l0]
+    hypers = Hypers(
+        prefixes.named(family.weighting, cfg.n_latents),
+        target_l0=jnp.tile(jnp.array(family.target_l0), cfg.n_seeds) if aims else None,
+        learning_rate=cfg.learning_rate,
+        sparsity_coef=cfg.sparsity_coef,
+        control_rate=cfg.control_rate,
+    )
+    shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0 if aims else None)  # type: ignore[arg-type]
+    facts = {
+        "activations": data.stage.folder.name,
+        "family": [str(family.site), family.name, cfg.n_latents, family.name, family.target_l0],
+        "training": asdict(train_cfg) | method_facts(family.method),
+        "hypers": [family.weighting, cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
+        "seeds": cfg.seeds,
+    }
+    name = f"saes-{family.site}-{family.name.partition(':')[0]}-{cfg.n_latents}"
+    with stage(cfg.cache, name, facts, __name__, *CODE) as made:
+        if made.done:
+            progress(cfg.n_steps)
+            arrays = load_arrays(made.folder / SAES)[0]
+        else:
+            source = ShardSource(data.train.activations(str(family.site)), seed=cfg.seed)
+            keys = jax.vmap(jax.random.key)(np.array(lanes))
+            state, history = train_grid(
+                keys, source, hypers, cfg=train_cfg, in_axes=(None, shared), chunk=100, progress=progress
+            )
+            arrays = {n: np.asarray(leaf) for n, leaf in trained_saes(state)._asdict().items() if leaf is not None}
+            save_arrays(made.folder / SAES, arrays, {})
+            made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
+    return SAE(**{n: jnp.asarray(array) for n, array in arrays.items()}), made
+
+
+def by_l0_and_seed(cfg: LetterConfig, family: Family, saes: SAE) -> Iterator[tuple[float, int, SAE]]:
+    """Yields the SAEs of a family one by one."""
+    for i, seed in enumerate(cfg.seeds):
+        for j, l0 in enumerate(family.target_l0):
+            yield l0, seed, lane(saes, i * len(family.target_l0) + j)
+
+
+def held_out_chunks(data: LetterData, site: Site) -> Iterator[Any]:
+    return data.valid.activations(str(site)).slices(CHUNK)

@@ -1,0 +1,119 @@
+"""First-letter absorption from a model's folder to its figure, at a size that proves no claim."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flax import nnx
+
+from experiments.common import cli
+from experiments.common.experiment import Work
+from experiments.language import first_letter, letter_saes
+from experiments.language.letter_config import LetterConfig
+from experiments.language.letter_saes import families, texts_of
+from toy.lm import first_letter as task
+from toy.lm.corpus import make_stories
+from toy.lm.model import LM, LMConfig, Site
+from toy.lm.tokens import Rows, Tokenizer, make_rows, save_tokenizer, train_tokenizer
+from toy.lm.weights import save_model
+from toy.sae import BatchTopK
+
+SITE = "resid_pre.1"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, stories = tmp_path_factory.mktemp("model"), make_stories(60, 0)
+    tokenizer = train_tokenizer(stories, 640)
+    cfg = LMConfig(vocab_size=tokenizer.vocab_size, context=64, n_layers=2, d_model=8, n_heads=2)
+    save_model(folder, LM(cfg, rngs=nnx.Rngs(0)))
+    save_tokenizer(folder, tokenizer)
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    return folder
+
+
+@pytest.fixture
+def cfg(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LetterConfig:
+    monkeypatch.setattr(task, "MIN_WORDS", 2)
+    words: dict[str, Any] = {"n_words": 100, "n_examples": 2, "min_f1": 0.0}
+    sizes: dict[str, Any] = {"n_latents": 16, "n_steps": 3, "batch_size": 64, "target_l0": (2.0, 4.0)}
+    texts: dict[str, Any] = {"corpus": str(files / "stories.txt"), "n_sampled": 3, "context": 40}
+    kept = {"cache": tmp_path / "cache", "methods": ("vanilla", "batchtopk:k=l0"), "n_seeds": 2}
+    return LetterConfig(str(files), (SITE,), **words, **sizes, **texts, **kept)
+
+
+@pytest.mark.slow
+def test_the_record_tells_of_every_method_and_what_was_made_is_taken_again(
+    cfg: LetterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(key: object, lm: LM, tokenizer: Tokenizer, n: int, *, context: int) -> Rows:
+        assert (n, context) == (3, 39)  # a model that is not trained writes bytes that are no text
+        return make_rows(make_stories(3, 1), tokenizer, 200)
+
+    monkeypatch.setattr(letter_saes, "sample_stories", written)
+    first_letter.check(cfg)
+    steps: list[int] = []
+    results = first_letter.run(cfg, Work(steps.append))
+    record: dict[str, Any] = {"config": cli.describe(cfg), "seeds": cfg.seeds, "results": cli.plain(results)}
+    assert sum(steps) == first_letter.n_steps(cfg) == 3 * cfg.n_steps
+    assert record["config"]["corpus"] == "stories.txt"
+    assert set(results["tokens"]["text"]) == {"real", "sampled"}
+    found = results["sites"][SITE]["methods"]
+    assert {name: {l0: [sae["seed"] for sae in saes] for l0, saes in of.items()} for name, of in found.items()} == {
+        name: {"2": [0, 1], "4": [0, 1]} for name in cfg.methods
+    }
+    assert all(len(sae["letters"]["full"]) == len(cfg.task.letters) for sae in found["vanilla"]["2"])
+    assert len(first_letter.summary(record)) == 1 + 2 * 2
+    assert "48 tokens, of" not in first_letter.caption(record)
+    assert f"{3 * 64} tokens" in first_letter.caption(record)
+    assert cli.as_png(first_letter.plot(record))
+    folders = sorted(cfg.cache.iterdir())
+    again = first_letter.run(replace(cfg), Work())
+    assert cli.plain(again) == record["results"]
+    assert sorted(cfg.cache.iterdir()) == folders
+
+
+def test_l0s_share_a_program_unless_the_method_has_one_as_a_field(cfg: LetterConfig) -> None:
+    vanilla, *batchtopk = families(cfg, Site(1, "resid_pre"))
+    assert vanilla.target_l0 == (2, 4)
+    assert [family.target_l0 for family in batchtopk] == [(2,), (4,)]
+    assert [family.method.activation for family in batchtopk] == [BatchTopK(2.0), BatchTopK(4.0)]
+
+
+def test_texts_that_were_written_before_are_taken_in_place_of_new_ones(cfg: LetterConfig, files: Path) -> None:
+    given = replace(cfg, corpus=None, sampled=files / "stories.txt")
+    assert list(texts_of(given, *cfg.given)) == ["sampled"]
+    assert not cfg.cache.exists()
+    assert cli.describe(given)["sampled"] == "stories.txt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"corpus": None, "n_sampled": 0}, "there is no text"),
+        ({"corpus": "nowhere.txt"}, r"corpus: nowhere\.txt does not exist"),
+        ({"sampled": Path("nowhere.txt")}, r"sampled: nowhere\.txt does not exist"),
+        ({"methods": ("topk:k=2",)}, "latents are on one by one"),
+        ({"sites": ()}, "sites: expected one or more"),
+        ({"target_l0": (2.0, 2.0)}, "target_l0: expected one or more, each once"),
+    ],
+)
+def test_options_that_cannot_be_are_told_of(cfg: LetterConfig, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(cfg, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sites": ("resid_pre.2",)}, "site: 'resid_pre.2' is not one of"),
+        ({"context": 65}, "context: the model's context is 64, of 65 tokens needed"),
+        ({"n_examples": 20}, "n_examples: the model's context is 64"),
+        ({"n_words": 5_000}, "fewer than 5,000"),
+        ({"methods": ("batchtopk:k=99",)}, "k = 99 is more than"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_told_of(cfg: LetterConfig, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        first_letter.check(replace(cfg, **fields))
