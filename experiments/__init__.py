@@ -7,8 +7,8 @@ _THEORY = ("corrector", "identifiability", "log_sparsity", "mixing", "ordering_r
 THEORY = tuple(f"theory.{name}" for name in _THEORY)
 STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
 STUDIES += ("language.first_letter",)
-BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed")
-LANGUAGE_SET = ("tinystories",)  # three figures
+BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed", "bench.forward_speed")
+LANGUAGE_SET = ("tinystories", "viewer")  # three figures, and a page
 
 if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command
     from experiments.common.exits import start

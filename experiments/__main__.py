@@ -78,9 +78,10 @@ def configure(experiment: "Experiment", given: dict[str, Any]) -> Any:
 
 
 def described(name: str) -> str:
-    """Name and claim of an experiment, whose module is not imported for it."""
-    text = Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    claim = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    """Name and claim of an experiment, or what a package of this name does; neither is imported for it."""
+    path = Path(__file__).parent.joinpath(*name.split("."))
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    claim = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     return f"{name:22s} {claim}"
 
 

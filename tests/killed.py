@@ -102,13 +102,13 @@ def train_forward(folder: Path) -> None:
     print(digest_of([np.asarray(key_numbers(leaf)) for leaf in jax.tree.leaves(made)]), flush=True)
 
 
-def run_chain(folder: Path) -> None:
+def run_chain(folder: Path, *more: str) -> None:
     """From text to SAEs, saved after every chunk; prints the digest of all SAEs."""
     from experiments import tinystories
     from experiments.language import chain, saes
 
     chain.FileCheckpoint = saes.FileCheckpoint = partial(FileCheckpoint, every_s=0)  # type: ignore[assignment, misc]
-    sys.argv = ["tinystories", *CHAIN, "--cache", str(folder / "cache"), "--out", str(folder / "out")]
+    sys.argv = ["tinystories", *CHAIN, *more, "--cache", str(folder / "cache"), "--out", str(folder / "out")]
     tinystories.main()
     files = sorted((folder / "cache").glob("saes-*/saes.safetensors"))
     print(digest_of([[file.parent.name, digest_of(file)] for file in files]), flush=True)
@@ -219,6 +219,7 @@ if __name__ == "__main__":
         "long": train_long,
         "forward": train_forward,
         "chain": run_chain,
+        "stream": lambda folder: run_chain(folder, "--stream"),
         "store": export,
         "shards": open_many_shards,
         "sweep": sweep,

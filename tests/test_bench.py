@@ -90,6 +90,37 @@ def test_store_speed_times_reading_and_training_in_turn(
     assert f"{ratio:.2f} of training, Matryoshka" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_forward_speed_times_the_pass_the_training_and_both_in_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = (
+        "--site",
+        "resid_pre.1",
+        "--n-latents",
+        "150",
+        "--batch-sizes",
+        "64",
+        "--n-tokens",
+        "512",
+        "--n-rounds",
+        "2",
+    )
+    assert command(monkeypatch, "bench.forward_speed", *sizes, "--out", tmp_path) == 0
+    (table,) = tables_of(tmp_path, "forward_speed")
+    assert n_calls(table) == dict.fromkeys(("forward pass alone", "training alone, batch 64", "both, batch 64"), 2)
+    alone, both = (np.median(report.values(table, f"{name}, batch 64")) for name in ("training alone", "both"))
+    assert both < alone  # as a call computes what it trains on
+
+
+def test_a_site_that_is_none_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "bench.forward_speed", "--site", "resid_pre.5", "--out", tmp_path / "out") == 2
+    assert "site: 'resid_pre.5' is not one of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_store_speed_is_refused_where_its_stores_do_not_fit_on_the_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,11 +100,17 @@ def ended(what: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "first", "last"), [("forward", 15_000, 42_000), ("chain", 5_000, 17_000)])
+@pytest.mark.parametrize(
+    ("what", "first", "last"),
+    [("forward", 15_000, 42_000), ("chain", 5_000, 17_000), ("stream", 5_000, 17_000)],
+)
 def test_a_run_on_a_language_model_killed_at_any_moments_ends_with_the_same_bits(
     what: str, first: int, last: int, tmp_path: Path, kill_points: np.random.Generator
 ) -> None:
-    """Straight from the forward pass, and the chain from text to SAEs; three kills stay short of the end."""
+    """Straight from the forward pass, and the chain from text to SAEs, with stored activations and with none.
+
+    Three kills stay short of the end.
+    """
     for at in kill_points.integers(first, last, 3).tolist():
         killed(what, tmp_path, at)
     assert ended(what, tmp_path) == ended(what, tmp_path / "whole")

@@ -278,8 +278,11 @@ def test_saes_of_a_chains_cache_are_found_by_site_seed_and_l0(case: Case, tmp_pa
     write_sae(tmp_path / "drawn", case.saes["ref_12"], metadata={"training": drawn})
     (one,) = read_runs([tmp_path / "drawn"], Wanted(SITE))
     assert (one.kind, one.prefixes) == (MATRYOSHKA, (*range(1, 13),))  # so few that each is a level
-    with pytest.raises(ValueError, match=r"holds no SAE of site mlp_out\.0"):
-        read_runs([tmp_path], Wanted("mlp_out.0"))
+    told = r"holds no SAE of site mlp_out\.0 with seed 3: its sites are resid_pre\.1, its seeds 0, 1"
+    with pytest.raises(ValueError, match=told):
+        read_runs([tmp_path], Wanted("mlp_out.0", seed=3))
+    with pytest.raises(ValueError, match=r"l0: no large SAE at resid_pre\.1 has 1, 7; there are 2, 4"):
+        read_runs([tmp_path], Wanted(SITE, l0=(1.0, 2.0, 7.0)))
     assert len(read_runs([tmp_path / "saes-2"], Wanted(SITE))) == 4
 
 
@@ -386,6 +389,7 @@ def test_the_command_writes_a_page_or_one_line(case: Case, tmp_path: Path, monke
         ((ref, *given, "--model", tmp_path / "none"), "does not exist"),
         ((ref, *given, "--site", "mlp_out.0"), "has no site"),
         ((tmp_path / "none", *given), "no such file or folder"),
+        ((ref, *given, "--out", tmp_path), "is a folder: give a file"),
         ((ref, "--acts", case.folder / "model", "--out", out), "site: "),
         ((case.folder / "model", *given), "no SAE is there"),
     ):

@@ -81,7 +81,9 @@ def plot_table(ax: Axes, table: dict[str, Any]) -> None:
     ax.set_yticks(range(len(table["cases"])), list(table["cases"]))
     ax.set_ylim(len(table["cases"]) - 0.5, -0.5)
     ax.set(xscale="log", title=textwrap.fill(table["title"], 30), xlabel=table["unit"])
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y", color="#eeeeee", linewidth=0.6)
     ax.margins(x=0.3)
+    low, high = ax.get_xlim()
+    told = FuncFormatter(lambda x, _: short(x))
+    ax.xaxis.set_major_formatter(told)
+    ax.xaxis.set_minor_formatter(told if high < 10 * low else NullFormatter())  # else an axis might have no number

@@ -35,8 +35,7 @@ class Options:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The chain's cache or its folders saes-…, SAEs that read_sae reads, or runs of experiments.train."""
     acts: str | None = None
-    """The activations: a store, or a language model that reads --corpus: .pt of tiny_model, .bin of llama2.c, .gguf, a
-    folder, hub:OWNER/NAME or smollm2."""
+    """A store of activations, or a language model that reads --corpus now: a path, hub:OWNER/NAME or smollm2."""
     site: str | None = None
     """The place in the model that the SAEs are of, such as resid_pre.1; default: the store's only one."""
     seed: int = 0
@@ -52,13 +51,11 @@ class Options:
     least_edge: float = LEAST_EDGE
     """Edges of the trees of latents have more than this weight."""
     corpus: str | None = None
-    """Stories for a model to read: a text file with a line <|endoftext|> after each, or hub:OWNER/NAME[/FILE] (a
-    dataset); default: the built-in corpus."""
+    """Stories for a model to read: a text file, hub:OWNER/NAME or hub:OWNER/NAME/FILE; default: the built-in corpus."""
     tokenizer: Path | None = None
     """A folder with tokenizer.json or llama2.c's .bin; default: that of the store's cache, or the model's own."""
     model: str | None = None
-    """The language model of a store, for effects on logits, as --acts names one; default: that of the store's cache, if
-    it is there."""
+    """A store's language model, for effects on logits; default: that of its cache, if it is there."""
     n_heads: int | None = None
     """Attention heads of the model, where a .pt file does not tell."""
     title: str | None = None
@@ -84,6 +81,8 @@ class Options:
 def main() -> None:
     with clean_exit("nothing was written"):
         options = parse(Options, prog="python -m experiments.viewer", description=__doc__)
+        if options.out.is_dir():
+            raise ValueError(f"out: {quoted(str(options.out))} is a folder: give a file, such as viewer.html in it")
         prepare(options.out)
         start = time.monotonic()
         toys = [toy_run(run) for run in options.runs if is_toy(run)]
@@ -104,6 +103,7 @@ def _of_model(options: Options, runs: list[Path]) -> tuple[str, dict[str, Any]]:
     assert options.acts is not None
     given = Given(*(getattr(options, name) for name in Given._fields))
     with open_source(given) as source:
+        print(f"{source.text.n_tokens:,} tokens of text, activations at {source.site}")
         stage = Path(options.acts).absolute().parent.name if is_store(options.acts) else None
         saes = read_runs(runs, Wanted(source.site, options.seed, options.l0 or None, stage))
         _check_width(source, saes)

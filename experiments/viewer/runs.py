@@ -1,6 +1,6 @@
 """The SAEs that a page shows: of the TinyStories chain's cache, or of any folder or file that `read_sae` reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.common.measured import lane
-from experiments.language.found import SAES, family_at
+from experiments.language.found import SAES, Found, family_at
 from experiments.language.stages import DONE
 from toy import prefixes
 from toy.checks import quoted
@@ -51,6 +51,10 @@ class Wanted:
     l0: tuple[float, ...] | None = None
     activations: str | None = None  # the name of the stage that the SAEs were trained on
 
+    def __str__(self) -> str:
+        of_seed = "" if self.seed is None else f" with seed {self.seed}"
+        return f"of site {self.site}{of_seed}" + (f" on {self.activations}" if self.activations else "")
+
 
 def is_toy(run: Path) -> bool:
     return (run / TREE).is_file()
@@ -59,14 +63,15 @@ def is_toy(run: Path) -> bool:
 def read_runs(runs: Sequence[Path], wanted: Wanted) -> list[Shown]:
     """The SAEs of some paths, reference SAEs first, as S/0, S/1, … by width.
 
-    Raises: ValueError naming a path that holds none.
+    Raises: ValueError naming a path that holds none, or an L0 that none has.
     """
     found: list[Shown] = []
     for run in runs:
         of_run = _of_path(run, wanted)
         if not of_run:
-            raise ValueError(f"{quoted(str(run))}: holds no SAE of site {wanted.site} with this seed and L0")
+            raise ValueError(f"{quoted(str(run))}: holds no SAE {wanted}: {_held(run)}")
         found += of_run
+    _check_l0(runs, wanted)
     found.sort(key=lambda one: (one.kind != REFERENCE, one.kind, one.n_latents if one.kind == REFERENCE else 0))
     widths = [one.n_latents for one in found if one.kind == REFERENCE]
     ladder = {width: f"S/{i}" for i, width in enumerate(sorted(set(widths)))}
@@ -93,6 +98,34 @@ def _of_path(run: Path, wanted: Wanted) -> list[Shown]:
     return [_of_folder(folder) for folder in folders]
 
 
+def _families(run: Path) -> list[Found]:
+    """The families of a chain's cache, or that of one of its folders; none for SAEs from elsewhere."""
+    stages = [run / DONE, *sorted(run.glob(f"saes-*/{DONE}"))]
+    return [family_at(path.parent) for path in stages if path.is_file() and (path.parent / SAES).is_file()]
+
+
+def _held(run: Path) -> str:
+    families = _families(run)
+    seeds = {seed for one in families for seed in one.seeds}
+    return f"its sites are {_listed({one.site for one in families})}, its seeds {_listed(seeds)}"
+
+
+def _check_l0(runs: Sequence[Path], wanted: Wanted) -> None:
+    """Raises: ValueError naming the L0s that no large SAE of the chain was trained to."""
+    large = (one for run in runs for one in _families(run) if one.site == wanted.site and not _is_reference(one))
+    known = {l0 for one in large for l0 in one.target_l0}
+    if missing := set(wanted.l0 or ()) - known:
+        raise ValueError(f"l0: no large SAE at {wanted.site} has {_listed(missing)}; there are {_listed(known)}")
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values)) or "none"
+
+
+def _is_reference(family: Found) -> bool:
+    return family.kind.startswith(f"{REFERENCE}_")
+
+
 def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
     """The SAEs of one family of the chain, in lanes of seeds × L0s, that are wanted."""
     if not (folder / DONE).is_file():
@@ -101,7 +134,7 @@ def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
     if family.site != wanted.site or wanted.activations not in (None, family.activations):
         return []
     saes, weighting = family.load(), named(family.method).weighting
-    kind = REFERENCE if family.kind.startswith(f"{REFERENCE}_") else _kind(weighting, VANILLA)
+    kind = REFERENCE if _is_reference(family) else _kind(weighting, VANILLA)
     several = len(family.seeds) > 1
     names = [f"{family.kind} L0 {l0:g}" + (f" seed {seed}" if several else "") for seed, l0 in family.lanes]
     return [
