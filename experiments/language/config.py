@@ -89,7 +89,7 @@ class LanguageConfig:
     lm_steps: int | None = None
     """Training steps of the model, of 32 rows; default: 500 for the built-in corpus, else 400."""
     locations: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
-    """Locations whose activations SAEs are trained on, ; resid_mid is another."""
+    """Locations whose activations SAEs are trained on; resid_mid is another."""
     layers: tuple[int, ...] | None = None
     """Layers whose activations SAEs are trained on, the one to tune on first; default: all."""
     stream: bool = False
