@@ -140,6 +140,7 @@ def make(
         trained = train_families(cfg, acts, wanted, rates, progress)
     else:
         trained, rates, tried = trained_elsewhere(cfg, acts.sites)
+        progress(n_tuning_steps(cfg) + len(trained) * cfg.sizes.n_steps)
     missed, seconds = [], 0.0
     for site in acts.sites:
         saes = site_saes(cfg, {family: trained[family] for family in families(cfg, site)})
