@@ -107,11 +107,11 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def plot(record: dict[str, Any]) -> Figure:
-    """The first seed's latents of one concept at the first site."""
+    """The first seed's latents of the first concept, which is the broadest, at the first site."""
     config, results = record["config"], record["results"]
     site, found = next(iter(results["sites"].items()))
     known = {name: of for name, of in found["matches"][0].items() if of}
-    name = "female" if "female" in known else next(iter(known), None)
+    name = next(iter(known), None)
     with plots.styled(1.6 + 0.13 * (1 + len(lp.kinds(config))) * len(config["reference_widths"])) as figure:
         ax = figure.subplots()
         if name is None:
@@ -129,7 +129,8 @@ def plot(record: dict[str, Any]) -> Figure:
         ax.set_yticks(range(len(rows)), [_label(*row) for row in rows], fontsize=6)
         for w in range(1, len(config["reference_widths"])):
             ax.axhline(w * (1 + len(lp.kinds(config))) - 0.5, color="#555555", linewidth=0.8)
-        figure.colorbar(image, ax=ax, label="share of the word's tokens on which it is on", fraction=0.03)
+        bar = figure.colorbar(image, ax=ax, fraction=0.03)
+        bar.set_label("share of the word's tokens\non which it is on", fontsize=6.5)
         ax.set_title(f"{plots.shown_name(name)}, {lp.title(site)}", fontsize=8)
         widths = ", ".join(f"S/{w} {width:,}" for w, width in enumerate(config["reference_widths"]))
         text = (
