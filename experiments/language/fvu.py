@@ -161,6 +161,8 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     for ax in (recovered, dead, width):
         ax.set_xticks(range(len(sites)), list(sites), rotation=90, fontsize=5.5)
         ax.set_xlim(-0.6, len(sites) - 0.4)
+    recovered.update_datalim([(0, 0)])
+    recovered.autoscale_view()
     recovered.set_title("b  Loss not recovered", fontsize=7.5)
     dead.set_title("c  Dead latents (share)", fontsize=7.5)
     width.set_title("d  Equivalent width (share)", fontsize=7.5)
