@@ -1,9 +1,11 @@
 """First-letter absorption from a model's folder to its figure, at a size that proves no claim."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -11,6 +13,7 @@ from experiments.common import cli
 from experiments.common.experiment import Work
 from experiments.language import first_letter, letter_saes
 from experiments.language.letter_config import LetterConfig
+from experiments.language.letter_record import paired_lines, pairs
 from experiments.language.letter_saes import families, texts_of
 from toy.lm import first_letter as task
 from toy.lm.corpus import make_stories
@@ -20,6 +23,7 @@ from toy.lm.weights import save_model
 from toy.sae import BatchTopK
 
 SITE = "resid_pre.1"
+FIGURES = Path(__file__).parents[1] / "figures"
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +121,51 @@ def test_options_that_cannot_be_are_told_of(cfg: LetterConfig, fields: dict[str,
 def test_options_that_do_not_fit_the_model_are_told_of(cfg: LetterConfig, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         first_letter.check(replace(cfg, **fields))
+
+
+def record_of(**methods: list[dict[str, list[float | None]]]) -> dict[str, Any]:
+    """A record of four letters, of which the probe does not read the last, with an SAE for each seed."""
+    of_methods = {name: {"2": [{"letters": letters} for letters in seeds]} for name, seeds in methods.items()}
+    site = {"probe": {"f1": [0.9, 0.6, 0.7, 0.5]}, "methods": of_methods}
+    words = {"letters": ["a", "b", "c", "d"]}
+    return {"config": {"min_f1": 0.6}, "seeds": [0, 1], "results": {"words": words, "sites": {SITE: site}}}
+
+
+def letters_of(full: list[float | None], f1: list[float]) -> dict[str, list[float | None]]:
+    return {"full": full, "fraction": [None] * 4, "f1_main": [*f1]}
+
+
+def test_letters_are_paired_by_seed_where_both_saes_have_a_word_that_the_probe_reads() -> None:
+    f1 = [0.5, 0.5, 0.5, 0.5]
+    ours = [letters_of([0.1, 0.2, None, 0.0], f1), letters_of([0.3, 0.2, 0.0, 0.0], f1)]
+    others = [letters_of([0.4, 0.2, None, 1.0], [0.54, *f1[1:]]), letters_of([0.2, 0.6, 1.0, 1.0], [0.56, *f1[1:]])]
+    record = record_of(matryoshka=ours, vanilla=others)
+    found = pairs(record, SITE, "2", "matryoshka", "vanilla", "full")
+    assert found is not None
+    assert found[:4] == (2, 1, 2, 0)  # a: .3 less, then .1 more, which an F1 lower by .06 excludes; b: equal, .4 less
+    np.testing.assert_allclose(found.difference, (-0.15, -0.2, -0.1))  # of a and b −.1 and −.2; c is not known
+    assert pairs(record, SITE, "2", "matryoshka", "vanilla", "fraction") is None
+    (line,) = paired_lines(record, SITE)
+    assert line == (
+        f"{SITE}, L0 2: matryoshka absorbs less : more, of 6 letters and seeds, "
+        "than vanilla: fraction unknown, full 2 : 1 (2 : 0 at equal F1), -0.150 [-0.200, -0.100]"
+    )
+    assert not paired_lines(record_of(vanilla=others), SITE)
+    record["config"]["min_f1"] = 1.0
+    assert not paired_lines(record, SITE)
+
+
+def test_the_summary_of_the_committed_record_is_what_its_letters_say() -> None:
+    record = json.loads((FIGURES / "first_letter.json").read_text())
+    lines = first_letter.summary(record)
+    assert first_letter.caption(record) == record["caption"]
+    assert len(lines) == 2 * (1 + 4 * 2 + 2)
+    for site, found in record["results"]["sites"].items():
+        is_read = np.array(found["probe"]["f1"]) >= 0.6
+        for method, by_l0 in found["methods"].items():
+            for l0, saes in by_l0.items():
+                (line,) = [line for line in lines if line.startswith(f"{site}, {method}, L0 {l0}: ")]
+                for name in ("full", "fraction", "f1_main", "n_main"):
+                    letters = np.array([sae["letters"][name] for sae in saes])[:, is_read]
+                    assert f", {name} {letters.mean():.3g}, " in line
+    assert "than vanilla: fraction 40 : 6 (13 : 2 at equal F1), -0.144 [-0.229, -0.049]" in "\n".join(lines)

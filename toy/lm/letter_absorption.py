@@ -67,12 +67,8 @@ def measure_letters(
     for of_letter, latents in zip(is_main, main, strict=True):
         of_letter[latents] = True
     letter, read = task.letter[test], probes.correct(task.letter[test])
-    words = (
-        x[test],
-        np.maximum(letter, 0),
-        probes.directions,
-        is_main,
-    )  # all words, so that one program serves all sites
+    # All words are measured, so that one program serves all sites.
+    words = (x[test], np.maximum(letter, 0), probes.directions, is_main)
     on_device = [jnp.asarray(values) for values in words]
     found_from = [
         absorbed(sae, *on_device, origin, activation=activation) for origin in (jnp.zeros_like(sae.b_dec), sae.b_dec)
