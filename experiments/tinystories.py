@@ -20,9 +20,9 @@ from experiments.common.cli import DEFAULT_OUT, Format, check_writable, keep, pr
 from experiments.common.exits import clean_exit
 from experiments.common.options import parse
 from experiments.common.progress import progress_bar
-from experiments.common.provenance import code_digest
 from experiments.language.absorption import ABSORPTION
 from experiments.language.chain import (
+    Activations,
     Chain,
     Given,
     Model,
@@ -35,15 +35,14 @@ from experiments.language.chain import (
     sites_of,
 )
 from experiments.language.config import LanguageConfig
-from experiments.language.elsewhere import trained_elsewhere
+from experiments.language.elsewhere import Trained, trained_elsewhere
 from experiments.language.found import told
 from experiments.language.fvu import FVU
 from experiments.language.matches import MATCHES
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
-from experiments.language.saes import CODE, OffTarget, families, site_saes, train_families
+from experiments.language.saes import OffTarget, families, site_saes, train_families
 from experiments.language.tuning import n_tuning_steps, tuned
-from toy.training.loop import Progress
 
 MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION, "matches": MATCHES}
 Name = Literal["mmc", "fvu", "absorption", "matches"]
@@ -95,15 +94,16 @@ def main() -> None:
         given = read_given(cfg)
         if cfg.trained is not None:
             trained_elsewhere(cfg, sites_of(cfg, given))  # its own checks
-        tokens = [make_tokens(one, given) for one in cfg.of_models]
-        for measure in measures if stage == "figures" else []:
-            measure.check(cfg, tokens)
-            prepare_files(measure, out, options.format)
         start = time.monotonic()
         made: list[Made] = []
-        with progress_bar(n_steps(cfg, given), stage) as bar:
+        with progress_bar(n_steps(cfg, given), "tinystories") as bar:
+            bar.tell("making tokens")
+            tokens = [make_tokens(one, given) for one in cfg.of_models]
+            for measure in measures if stage == "figures" else []:
+                measure.check(cfg, tokens)
+                prepare_files(measure, out, options.format)
             for one, of_one in zip(cfg.of_models, tokens, strict=True):
-                made.append(make(one, given, of_one, stage, measures, bar.update))
+                made.append(make(one, given, of_one, stage, measures, bar))
         seconds = time.monotonic() - start
         if stage != "figures":
             print("\n".join(line for one in made for line in one.lines))
@@ -114,35 +114,34 @@ def main() -> None:
 
 def n_steps(cfg: LanguageConfig, given: Given) -> int:
     """Steps of all that is trained, for the progress bar."""
+    if cfg.trained is not None:
+        return 0
     own = cfg.sizes.lm_steps if given.lm is None else 0
     of_saes = sum(len(families(cfg, site)) for site in sites_of(cfg, given)) * cfg.sizes.n_steps
     return len(cfg.of_models) * (own + n_tuning_steps(cfg) + of_saes)
 
 
 def make(
-    cfg: LanguageConfig, given: Given, tokens: Tokens, stage: Stage, measures: list[Measure], progress: Progress
+    cfg: LanguageConfig, given: Given, tokens: Tokens, stage: Stage, measures: list[Measure], bar: progress_bar
 ) -> Made:
     """Make everything of one language model up to a stage; every site is measured while its SAEs are at hand."""
     if stage == "tokens":
         return Made([_told_of_tokens(tokens)])
-    model = make_model(cfg, given, tokens, progress)
+    bar.tell("training the language model" if given.lm is None else "reading the language model")
+    model = make_model(cfg, given, tokens, bar.update)
     if stage == "model":
         return Made(_told_of_model(model))
+    bar.tell("computing activations")
     acts = make_activations(cfg, tokens, model.lm, sites_of(cfg, given))
     if stage == "activations":
         return Made([f"activations: {acts.stage.notes['seconds']:.0f} s: {acts.stage.folder}"])
     chain = Chain(cfg, tokens, model, acts)
     of_site = [measure.of_model(chain) for measure in measures if stage == "figures"]
     sites: list[Record] = [{} for _ in of_site]
-    if cfg.trained is None:
-        rates, tried = tuned(cfg, acts, progress)
-        wanted = [one for site in acts.sites for one in families(cfg, site)]
-        trained = train_families(cfg, acts, wanted, rates, progress)
-    else:
-        trained, rates, tried = trained_elsewhere(cfg, acts.sites)
-        progress(n_tuning_steps(cfg) + len(trained) * cfg.sizes.n_steps)
+    trained, rates, tried = trained_here(cfg, acts, bar) if cfg.trained is None else trained_elsewhere(cfg, acts.sites)
     missed, seconds = [], 0.0
     for site in acts.sites:
+        bar.tell(f"measuring {site}")
         saes = site_saes(cfg, {family: trained[family] for family in families(cfg, site)})
         for found, of_one in zip(sites, of_site, strict=True):
             found[str(site)] = of_one(site, saes)
@@ -150,15 +149,19 @@ def make(
         seconds += saes.seconds
     facts = facts_of(chain)
     facts["seconds"]["saes"] = seconds
-    if cfg.trained is not None:
-        _, made = next(iter(trained.values()))
-        facts["saes_made_by"] = {name: made.notes["facts"][name] for name in ("code", "libraries", "activations")}
-    return Made(
-        [f"saes: {seconds:.0f} s: {cfg.cache}"],
-        facts | {"saes_code": code_digest(*CODE), "learning_rate": rates, "tuning": tried},
-        missed,
-        sites,
-    )
+    _, made = next(iter(trained.values()))
+    facts["saes_made_by"] = {name: made.notes["facts"][name] for name in ("code", "libraries", "activations")}
+    facts |= {"learning_rate": rates, "tuning": tried}
+    return Made([f"saes: {seconds:.0f} s: {cfg.cache}"], facts, missed, sites)
+
+
+def trained_here(cfg: LanguageConfig, acts: Activations, bar: progress_bar) -> Trained:
+    """The SAEs of all sites, from the cache or trained now."""
+    bar.tell("tuning")
+    rates, tried = tuned(cfg, acts, bar.update)
+    bar.tell("training SAEs")
+    wanted = [one for site in acts.sites for one in families(cfg, site)]
+    return Trained(train_families(cfg, acts, wanted, rates, bar.update), rates, tried)
 
 
 def _told_of_tokens(tokens: Tokens) -> str:

@@ -103,6 +103,15 @@ def test_a_second_run_makes_nothing_again_checks_each_file_once_and_says_the_sam
         assert results(tmp_path, name) == results(made[0], name)
 
 
+def test_the_stage_at_work_is_told(made, monkeypatch, tmp_path):
+    told: list[str] = []
+    monkeypatch.setattr(tinystories.progress_bar, "tell", lambda _, text: told.append(text))
+    given = (*TINY, "--own-models", "False", "--cache", str(made[1]), "--out", str(tmp_path), "--only", "mmc")
+    assert command(monkeypatch, *given) == 0
+    work = ["making tokens", "training the language model", "computing activations", "tuning", "training SAEs"]
+    assert told == [*work, "measuring mlp_out.0"]
+
+
 def test_the_figures_are_drawn_from_their_records_alone(made, monkeypatch, tmp_path):
     monkeypatch.setattr(tinystories, "read_given", lambda _: pytest.fail("redrawing must not read anything else"))
     for name in FIGURES[:2]:
