@@ -16,6 +16,7 @@ from experiments.language import chain as language
 from experiments.language.config import LanguageConfig
 from experiments.language.found import find_saes, load_sae, told
 from experiments.language.memory import check_memory
+from experiments.language.saes import families, large_families
 from toy.io import save_arrays, save_json
 from toy.lm.model import Site
 from toy.lm.text import END_OF_STORY, clean
@@ -262,3 +263,18 @@ def test_a_concept_without_rows_on_one_half_has_no_numbers_and_no_traceback():
     assert np.isnan(found["hole_rate"])
     assert np.isnan(found["hole_rates"]).tolist() == [True, True]
     assert np.isnan(found["correlation"])
+
+
+def test_batchtopk_has_one_family_for_each_l0_where_its_program_needs_k():
+    cfg = LanguageConfig(n_latents=1_100, target_l0=(2.0, 4.5), methods=("batchtopk:aux_k=8,weighting=all",))
+    found = {(one.name, one.method): one.target_l0 for one in large_families(cfg, Site(0, "mlp_out"))}
+    assert found == {
+        ("vanilla", "vanilla:sparsity=l1"): (2.0, 4.5),
+        ("matryoshka", "matryoshka:sparsity=l1,weighting=sampled_10"): (2.0, 4.5),
+        (cfg.methods[0], "batchtopk:k=2,aux_k=8,weighting=all"): (2.0,),
+        (cfg.methods[0], "batchtopk:k=4.5,aux_k=8,weighting=all"): (4.5,),
+    }
+    small = LanguageConfig(n_latents=100, target_l0=(2.0, 4.5), methods=cfg.methods)
+    assert large_families(small, Site(0, "mlp_out"))[-1].target_l0 == (2.0, 4.5)
+    label = {one.label for one in families(cfg, Site(0, "mlp_out"))}
+    assert len(label) == len(families(cfg, Site(0, "mlp_out")))

@@ -196,7 +196,7 @@ def sampled(made, tmp_path_factory) -> tuple[Path, Path, tuple[str, ...]]:
     folder = tmp_path_factory.mktemp("sampled")
     options = ("--model", str(given[0]), "--tokenizer", str(given[1]), "--sampled-stories", "30", "--stream")
     options = (*TINY[:4], *TINY[12:-4], "--locations", "mlp_out", "resid_mid", "--layers", "0", *options)
-    options = (*options, "--methods", "batchtopk:weighting=all", "matryoshka:sparsity=log", "--n-latents", "1100")
+    options = (*options, "--methods", "batchtopk:weighting=all", "matryoshka:sparsity=log")
     options = (*options, "--learning-rate", "1e-3", "1e-2", "3e-1", "--tuning-steps", "5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language, "PART", 8)
@@ -223,7 +223,7 @@ def test_saes_of_all_sites_are_trained_on_what_the_model_tells_in_one_forward_pa
     assert len(pools) == 2  # the one of all stories, for tuning and for training
     for path in cache.glob("*/saes.safetensors"):
         assert (tmp_path / path.parent.name / path.name).read_bytes() == path.read_bytes()
-    assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 3 + 2)  # reference; three in one folder each, two by L0
+    assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 4)
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(
