@@ -140,6 +140,7 @@ def _plot_by_l0(ax: Axes, record: dict[str, Any], name: str) -> None:
             per_seed = [mean_known(values[:, seed, j]) for seed in range(values.shape[1])]
             plots.spread(ax, j + at, list(per_seed), lp.colour(config, kind), width=0.05)
     ax.set_xticks(range(len(targets)), [f"{target:g}" for target in targets])
+    lp.from_zero(ax)
     ax.set(xlabel="target L0", xlim=(-0.5, len(targets) - 0.5), ylim=(0, None))
 
 
@@ -147,7 +148,8 @@ def _plot_members(ax: Axes, record: dict[str, Any]) -> None:
     """One concept's members at the last residual stream: holes, and the absorbing latent's cosine with the probe."""
     config, sites, concepts = record["config"], record["results"]["sites"], record["results"]["concepts"]
     name = "female" if "female" in concepts else next(iter(concepts))
-    site = [site for site in sites if site.startswith("resid")][-1:] or list(sites)[-1:]
+    by_layer = sorted(sites, key=lambda site: int(site.partition(".")[2]))
+    site = [site for site in by_layer if site.startswith("resid")][-1:] or by_layer[-1:]
     i = list(concepts).index(name)
     rows = np.max([of_model[i] for of_model in sites[site[0]]["n_rows"]], axis=0)
     measured = np.flatnonzero(rows >= record["results"]["min_rows"])

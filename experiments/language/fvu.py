@@ -125,6 +125,7 @@ def plot(record: dict[str, Any]) -> Figure:
                 lp.line(ax, site[kind]["l0"], site[kind]["fvu"], lp.colour(record["config"], kind))
             if all(np.isnan(np.array(site[kind]["fvu"], float)).all() for kind in lp.kinds(record["config"])):
                 plots.nothing(ax, "activations that do not vary")
+            lp.from_zero(ax)
             ax.set(xscale="log", ylim=(0, None))
             ticks = record["config"]["target_l0"]
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -161,8 +162,7 @@ def _plot_bottom(figure: Any, record: dict[str, Any]) -> None:
     for ax in (recovered, dead, width):
         ax.set_xticks(range(len(sites)), list(sites), rotation=90, fontsize=5.5)
         ax.set_xlim(-0.6, len(sites) - 0.4)
-    recovered.update_datalim([(0, 0)])
-    recovered.autoscale_view()
+    lp.from_zero(recovered)
     recovered.set_title("b  Loss not recovered", fontsize=7.5)
     dead.set_title("c  Dead latents (share)", fontsize=7.5)
     width.set_title("d  Equivalent width (share)", fontsize=7.5)

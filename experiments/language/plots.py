@@ -36,7 +36,7 @@ def middle_l0(config: dict[str, Any]) -> float:
 
 def grid_shape(n_sites: int) -> tuple[int, int]:
     """Rows and columns of panels."""
-    columns = min(n_sites, 3 if n_sites <= 6 else 4)
+    columns = min(n_sites, 3 if n_sites <= 6 or n_sites == 9 else 4)
     return -(-n_sites // columns), columns
 
 
@@ -73,6 +73,12 @@ def line(ax: Axes, x: Any, y: Any, colour: str, style: str = "-") -> None:
     x = np.broadcast_to(np.array(x, float), y.shape)
     ax.plot(x.mean(axis=0), y.mean(axis=0), style, color=colour, linewidth=1.1)
     ax.plot(x.ravel(), y.ravel(), "o", color=colour, markersize=2, alpha=0.5)
+
+
+def from_zero(ax: Axes) -> None:
+    """Let the y axis show 0, with a margin above the largest value."""
+    ax.update_datalim([(0, 0)], updatex=False)
+    ax.autoscale_view()
 
 
 def legend(ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None) -> None:
