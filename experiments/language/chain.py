@@ -60,7 +60,7 @@ class Model(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """What SAEs are trained on at every site, and the store of what they are measured on."""
+    """Streams of activations to train SAEs on at every site, and the store to measure them on."""
 
     streams: Mapping[str, ShardSource | ForwardStream]  # by site; none where SAEs are there
     n_train: int | None  # activations in an epoch

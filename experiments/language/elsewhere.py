@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.language.config import LanguageConfig
-from experiments.language.saes import Family, facts_of_family, families, loaded
+from experiments.language.found import load_saes
+from experiments.language.saes import Family, facts_of_family, families
 from experiments.language.stages import Stage, adopted
 from experiments.language.tuning import chosen, facts_of_tuning, tried_families
 from toy.lm.model import Site
@@ -27,5 +28,5 @@ def trained_elsewhere(cfg: LanguageConfig, sites: Sequence[Site]) -> Trained:
         tried = adopted(cfg.trained, "tuning", facts_of_tuning(cfg, tried_families(cfg, sites[0]))).notes["tried"]
         rates = chosen(cfg, tried)
     wanted = [one for site in sites for one in families(cfg, site)]
-    found = {one: loaded(adopted(cfg.trained, one.stage_name, facts_of_family(cfg, one, rates))) for one in wanted}
-    return Trained(found, rates, tried)
+    stages = {one: adopted(cfg.trained, one.stage_name, facts_of_family(cfg, one, rates)) for one in wanted}
+    return Trained({one: (load_saes(made.folder), made) for one, made in stages.items()}, rates, tried)

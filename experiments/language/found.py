@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.common.measured import lane
 from experiments.language.stages import DONE
 from toy.checks import quoted
-from toy.io import load_arrays, load_json
+from toy.io import load_arrays, load_json, save_arrays
 from toy.sae import SAE
 
 SAES = "saes.safetensors"
@@ -32,7 +33,17 @@ class Found(NamedTuple):
 
     def load(self) -> SAE:
         """The SAEs with a leading axis of lanes."""
-        return SAE(**{name: jnp.asarray(array) for name, array in load_arrays(self.folder / SAES)[0].items()})
+        return load_saes(self.folder)
+
+
+def save_saes(folder: Path, saes: SAE) -> None:
+    """Write SAEs, with a leading axis of lanes, to the folder of their stage."""
+    arrays = {name: np.asarray(leaf) for name, leaf in saes._asdict().items() if leaf is not None}
+    save_arrays(folder / SAES, arrays, {})
+
+
+def load_saes(folder: Path) -> SAE:
+    return SAE(**{name: jnp.asarray(array) for name, array in load_arrays(folder / SAES)[0].items()})
 
 
 def find_saes(cache: Path) -> list[Found]:

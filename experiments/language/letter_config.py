@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments.common.cache import user_cache
+from experiments.language.models import check_there, read_model
 from toy.checks import MAX_SEED, POSITIVE, SEED, Real, Whole, check_fields, quoted
 from toy.lm.first_letter import Task, make_task
-from toy.lm.hub import is_hub_name, packaged
+from toy.lm.hub import is_hub_name
 from toy.lm.model import LM, Site, parse_site
-from toy.lm.tokens import Tokenizer, load_tokenizer
-from toy.lm.weights import load_model
+from toy.lm.tokens import Tokenizer
 from toy.methods.named import named
 from toy.sae import RELU
 
@@ -80,9 +80,10 @@ class LetterConfig:
         self._check_files()
 
     def _check_files(self) -> None:
-        for name in ("model", "corpus", "sampled"):
+        check_there("model", self.model)
+        for name in ("corpus", "sampled"):
             value = getattr(self, name)
-            if value is not None and not is_hub_name(str(value)) and not packaged(value).exists():
+            if value is not None and not is_hub_name(str(value)) and not Path(value).exists():
                 raise ValueError(f"{name}: {quoted(str(value))} does not exist")
 
     @property
@@ -92,7 +93,7 @@ class LetterConfig:
     @cached_property
     def given(self) -> tuple[LM, Tokenizer]:
         """The model and its tokenizer, read when they are first asked for. Raises: ValueError naming the file."""
-        return load_model(self.model), load_tokenizer(self.model)
+        return read_model(self.model)
 
     @cached_property
     def task(self) -> Task:

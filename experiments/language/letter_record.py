@@ -1,4 +1,4 @@
-"""What a record of `first_letter` says of each letter, and a comparison of methods that pairs letters."""
+"""Reads what a record of `first_letter` says of each letter, and compares methods by pairs of letters."""
 
 from typing import Any, NamedTuple
 

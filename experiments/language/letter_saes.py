@@ -1,4 +1,4 @@
-"""What first-letter absorption is measured on: text, activations of a few layers, and the SAEs trained on them."""
+"""The data and the SAEs of first-letter absorption: text, activations of a few layers, and what is trained on them."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.measured import lane
+from experiments.language.found import load_saes, save_saes
 from experiments.language.letter_config import LetterConfig
-from experiments.language.saes import CHUNK, CODE, SAES, l0_at_end
+from experiments.language.saes import CHUNK, CODE, l0_at_end
 from experiments.language.stages import Stage, stage
 from toy import prefixes
 from toy.data.store import Store
@@ -149,17 +150,15 @@ def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: 
     with stage(cfg.cache, name, facts, __name__, *CODE) as made:
         if made.done:
             progress(cfg.n_steps)
-            arrays = load_arrays(made.folder / SAES)[0]
         else:
             source = ShardSource(data.train.activations(str(family.site)), seed=cfg.seed)
             keys = jax.vmap(jax.random.key)(np.array(lanes))
             state, history = train_grid(
                 keys, source, hypers, cfg=train_cfg, in_axes=(None, shared), chunk=100, progress=progress
             )
-            arrays = {n: np.asarray(leaf) for n, leaf in trained_saes(state)._asdict().items() if leaf is not None}
-            save_arrays(made.folder / SAES, arrays, {})
+            save_saes(made.folder, trained_saes(state))
             made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
-    return SAE(**{n: jnp.asarray(array) for n, array in arrays.items()}), made
+    return load_saes(made.folder), made
 
 
 def by_l0_and_seed(cfg: LetterConfig, family: Family, saes: SAE) -> Iterator[tuple[float, int, SAE]]:

@@ -44,7 +44,7 @@ def read_tokenizer(model: str, given: Path | None) -> Tokenizer:
 
 
 def own_tokenizer(model: str) -> Path:
-    """What `load_tokenizer` takes for a model's own: the model's file where it holds one, else its folder."""
+    """Returns what `load_tokenizer` takes for a model's own: the model's file where it holds one, else its folder."""
     if is_hub_name(model):
         repository, file = split_name(model)
         if file is not None and file.endswith(GGUF):

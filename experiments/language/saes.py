@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
 from experiments.language.config import LanguageConfig
-from experiments.language.found import SAES
+from experiments.language.found import load_saes, save_saes
 from experiments.language.stages import Stage, is_done, stage
 from toy import prefixes
 from toy.files.digest import digest_of
-from toy.io import load_arrays, save_arrays
 from toy.lm.model import Site
 from toy.loss import choose_form
 from toy.methods.from_file import method_facts
@@ -54,7 +53,7 @@ class Family(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What no other family of a chain is called."""
+        """A name that no other family of a chain has."""
         return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents"
 
 
@@ -128,25 +127,16 @@ def train_families(
         with stage(*parts[family], __name__, *CODE) as made:
             if not made.done:
                 state, history = trained[family.label]
-                save_arrays(made.folder / SAES, _arrays(trained_saes(state)), {})
+                save_saes(made.folder, trained_saes(state))
                 made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
                 made.notes["seconds"] = (time.monotonic() - start) / len(new)
-        found[family] = loaded(made)
+        found[family] = load_saes(made.folder), made
     checkpoint.unlink(missing_ok=True)
     return found
 
 
 def rate_of(family: Family, rates: Mapping[str, float]) -> float:
     return rates.get(family.name, rates["vanilla"])
-
-
-def loaded(made: Stage) -> tuple[SAE, Stage]:
-    arrays = load_arrays(made.folder / SAES)[0]
-    return SAE(**{name: jnp.asarray(array) for name, array in arrays.items()}), made
-
-
-def _arrays(saes: SAE) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in saes._asdict().items() if leaf is not None}
 
 
 def grid_of(
@@ -186,7 +176,7 @@ def _train_config(cfg: LanguageConfig, family: Family, n_steps: int) -> TrainCon
 
 
 def facts_of_family(cfg: LanguageConfig, family: Family, rates: Mapping[str, float]) -> dict[str, Any]:
-    """What a family is made of, beside the activations."""
+    """Returns what a family is made of, beside the activations."""
     training = _train_config(cfg, family, cfg.sizes.n_steps)
     return {
         "family": [str(family.site), *family[1:]],

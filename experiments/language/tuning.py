@@ -48,7 +48,7 @@ def tried_families(cfg: LanguageConfig, site: Site) -> list[Family]:
 
 
 def facts_of_tuning(cfg: LanguageConfig, tried: list[Family]) -> dict[str, Any]:
-    """What the choice is made of, beside the activations."""
+    """Returns what the choice is made of, beside the activations."""
     return {
         "families": [[str(one.site), *one[1:]] for one in tried],
         "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
