@@ -26,8 +26,8 @@ from toy.features.tree import held_out_key, sample_features
 from toy.sae import SAE, encode, sae_of_directions
 from toy.training.advance import many_steps
 from toy.training.config import Hypers
-from toy.training.grid import each_lane
 from toy.training.jax_settings import jax_flags
+from toy.training.lanes import each_lane
 from toy.training.state import init_state, trained_sae
 
 OF_EVALUATION = (

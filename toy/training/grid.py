@@ -1,14 +1,13 @@
 """Many runs in one compiled program, spread over the local devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key, PyTree
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Array, Int, Key
 
 from toy.compiled import compiled
 from toy.data.source import Batches, Source, Stream
@@ -16,11 +15,11 @@ from toy.sae import SAE
 from toy.training.advance import many_steps, no_metrics
 from toy.training.config import Hypers, TrainConfig
 from toy.training.feed import Fed, checked_run, feed_chunk, feeding, feeding_all, run_facts
+from toy.training.lanes import lanewise, place
 from toy.training.loop import Checkpoint, Facts, Progress, run_chunks
 from toy.training.state import Metrics, TrainState, init_state, trained_sae
 
 _STATE_AXES = TrainState(None, *[0] * (len(TrainState._fields) - 1))  # type: ignore[arg-type]
-_LANES = PartitionSpec("lanes")
 
 
 class Grid(NamedTuple):
@@ -57,11 +56,11 @@ class _Placed(NamedTuple):
     mesh: Mesh
 
     def first_state(self) -> TrainState:
-        keys = _place("keys", self.grid.keys, 0, n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
+        keys = place("keys", self.grid.keys, 0, n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
         return _init_grid(keys, self.hypers, d_in=self.grid.source.d_in, **self.static)
 
     def source(self, source: Source | Batches) -> Any:
-        return _place("source", source, self.grid.in_axes[0], n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
+        return place("source", source, self.grid.in_axes[0], n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
 
     def gathered(self, state: TrainState, history: Metrics) -> tuple[TrainState, Metrics]:
         """On one device, without the lanes that fill up the others."""
@@ -78,7 +77,7 @@ class _Placed(NamedTuple):
 def _placed(grid: Grid) -> _Placed:
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
-    hypers = _place("hypers", grid.hypers, grid.in_axes[1], n_lanes=grid.keys.shape[0], mesh=mesh)
+    hypers = place("hypers", grid.hypers, grid.in_axes[1], n_lanes=grid.keys.shape[0], mesh=mesh)
     return _Placed(grid, hypers, mesh)
 
 
@@ -167,72 +166,10 @@ def train_grids(
     return {name: one.gathered(states[name], history[name]) for name, one in placed.items()}
 
 
-def _place(name: str, tree: PyTree, axes: PyTree, *, n_lanes: int, mesh: Mesh) -> PyTree:
-    """Spreads lanes evenly over the devices, repeating the last to fill them; other leaves go to all devices."""
-    lanes = np.minimum(np.arange(-(-n_lanes // mesh.size) * mesh.size), n_lanes - 1)
-
-    def place_leaf(has_lanes: bool, leaf: Any) -> Array:
-        if has_lanes and (np.ndim(leaf) == 0 or len(leaf) != n_lanes):
-            raise ValueError(f"{name}: a leaf of shape {np.shape(leaf)} has no lane axis of {n_lanes}; see in_axes")
-        leaf = jnp.asarray(leaf)
-        return jax.device_put(
-            leaf[lanes] if has_lanes else leaf, NamedSharding(mesh, _LANES if has_lanes else PartitionSpec())
-        )
-
-    return jax.tree.map(place_leaf, _has_lanes(axes, tree), tree)
-
-
 @compiled()
 def trained_saes(state: TrainState) -> SAE:
     """`trained_sae` of every lane of a grid's final state."""
     return jax.vmap(trained_sae, in_axes=(_STATE_AXES,))(state)
-
-
-def _is_none(axis: Any) -> bool:
-    return axis is None
-
-
-def _has_lanes(axes: PyTree, tree: PyTree) -> PyTree:
-    """Returns whether each leaf of `tree` has a lane axis."""
-    return jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis is not None, part), axes, tree, is_leaf=_is_none)
-
-
-def _lanewise(function: Callable, cfg: TrainConfig, mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable:
-    """Applies `function` to every lane, each device to its share of them."""
-
-    def specs(axes: PyTree) -> PyTree:
-        return jax.tree.map(lambda axis: PartitionSpec() if axis is None else _LANES, axes, is_leaf=_is_none)
-
-    mapped = each_lane(function, cfg, in_axes, out_axes)
-    return jax.shard_map(mapped, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
-
-
-def each_lane(function: Callable, cfg: TrainConfig, in_axes: Any, out_axes: Any) -> Callable:
-    """Applies `function` to every lane, on one device.
-
-    Small SAEs are batched. At width the products of one lane are large enough, and batching would turn slices at a
-    lane's own bounds into gathers, so a device takes its lanes one after the other.
-    """
-    return (jax.vmap if cfg.loss_form == "gram" else _in_turn)(function, in_axes, out_axes)
-
-
-def _in_turn(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
-    """Does what `jax.vmap` does, one lane after the other."""
-
-    def mapped(*args: Any) -> Any:
-        has_lanes = jax.tree.leaves(_has_lanes(in_axes, args))
-        leaves, structure = jax.tree.flatten(args)
-        lanes = [leaf for leaf, own in zip(leaves, has_lanes, strict=True) if own]
-
-        def of_lane(lane: list[Array]) -> Any:
-            own = iter(lane)
-            mixed = [next(own) if has else leaf for leaf, has in zip(leaves, has_lanes, strict=True)]
-            return function(*jax.tree.unflatten(structure, mixed))
-
-        out = jax.lax.map(of_lane, lanes)
-        return jax.tree.map(lambda own, leaf: leaf if own else leaf[0], _has_lanes(out_axes, out), out)
-
-    return mapped
 
 
 @compiled(static_argnames=("d_in", "cfg", "in_axes", "mesh"))
@@ -240,7 +177,7 @@ def _init_grid(
     keys: Key[Array, " lanes"], hypers: Hypers, *, d_in: int, cfg: TrainConfig, in_axes: Any, mesh: Mesh
 ) -> TrainState:
     init = partial(init_state, d_in=d_in, cfg=cfg)
-    return _lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
+    return lanewise(init, cfg, mesh, (0, in_axes[1]), _STATE_AXES)(keys, hypers)
 
 
 @compiled(static_argnames=("cfg", "in_axes", "mesh"), donate_argnames="state")
@@ -255,4 +192,4 @@ def _advance_grid(
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     move = partial(many_steps, cfg=cfg)
-    return _lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)
+    return lanewise(move, cfg, mesh, (_STATE_AXES, *in_axes, None), (_STATE_AXES, 0))(state, source, hypers, n_steps)
