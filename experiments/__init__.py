@@ -6,7 +6,7 @@ TOY_SET = ("ground_truth", "absorption", "cosines", "all_prefixes", "ordering")
 _THEORY = ("corrector", "identifiability", "log_sparsity", "mixing", "ordering_rules", "recovery", "weightings")
 THEORY = tuple(f"theory.{name}" for name in _THEORY)
 STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
-STUDIES += ("language.first_letter",)
+STUDIES += ("language.first_letter", "sweep", "sweep_report")
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed", "bench.forward_speed")
 LANGUAGE_SET = ("tinystories", "viewer")  # three figures, and a page
 

@@ -29,7 +29,7 @@ class All:
     n_steps: int | None = None
     """Training steps."""
     preset: Literal["default", "post"] = "default"
-    """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
+    """Settings that stand in for those that are not given; post: those for the post's 20,000 steps."""
     out: Path | None = None
     """Folder for records and figures; default: figures, and with --tree runs/TREE."""
     format: Literal["pdf", "svg"] | None = None

@@ -176,7 +176,8 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def topk_kinds(record: dict[str, Any]) -> list[str]:
     """The kinds of the TopK family, as their names in the record begin: `topk_2_`."""
-    return [name.removesuffix("vanilla") for name in record["results"] if name.endswith("_vanilla")]
+    of_kinds = list(record["results"])[2:]  # after the pair
+    return [name.removesuffix("vanilla") for name in of_kinds if name.endswith("_vanilla")]
 
 
 def caption(record: dict[str, Any]) -> str:

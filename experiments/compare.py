@@ -25,10 +25,12 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
+from experiments.common.seeds import seeds_text
 from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs
 from toy.checks import POSITIVE, Whole, check_fields
-from toy.features.named import forest, ordering_tree
+from toy.features.named import forest, ordering_tree, reference_tree
 from toy.features.node import Node
+from toy.features.tree import build_tree, mean_l0
 from toy.training.loop import Progress
 
 # Methods, with the learning rate of .003, .01 and .02 at which they recovered most runs of `sweeps/tuning.yaml`,
@@ -63,6 +65,7 @@ TUNED = {
     "pursuit:k=4,tolerance=0.02,weighting=sampled_10": 1e-2,
 }
 REFERENCE = "reference"
+LEAST_FVU = 1e-6  # of the frontier's axis
 
 
 def lone(n: int = 8) -> list[Node]:
@@ -138,8 +141,7 @@ def summary(record: dict[str, Any]) -> list[str]:
         if REFERENCE in panels:
             r = panels[REFERENCE]
             lines[-1] += f"; FVU {mean(r['fvu']):.4f}, L0 {mean(r['l0']):.3f} on {REFERENCE}"
-            if "seconds" in r:  # older records have none
-                lines[-1] += f", {1e6 * mean(r['seconds']) / record['config']['n_steps']:.0f} µs per step"
+            lines[-1] += f", {1e6 * mean(r['seconds']) / record['config']['n_steps']:.0f} µs per step"
     return lines
 
 
@@ -149,7 +151,8 @@ def caption(record: dict[str, Any]) -> str:
         f"a: recovered runs of {config['n_seeds']}; b to d: means over runs; random: {config['n_random']} trees; "
         "ratio: a child's magnitude over its parent's; superposed: features per dimension; e: the reference tree with "
         f"targets of {', '.join(f'{ratio:g}' for ratio in config['l0_ratios'])} times its L0, filled where most runs "
-        f"recover it, dotted: its L0; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
+        "recover it, FVUs below 10⁻⁶ drawn there, dotted: the tree's L0; "
+        f"{config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
 
 
@@ -180,7 +183,7 @@ def plot(record: dict[str, Any]) -> Figure:
 def _frontier(ax: Axes, results: dict[str, Any]) -> None:
     """FVU against L0 on the reference tree, a line per method through its targets."""
     ax.set_title("e  FVU and L0 on the reference tree")
-    markers = "osD^v<>pPX*hH8d|_"
+    markers = "osD^v<>pPX*hH8d"
     drawn = False
     for i, (method, panels) in enumerate(results.items()):
         points = [panels[panel] for panel in panels if panel.startswith("L0 ")]
@@ -188,7 +191,7 @@ def _frontier(ax: Axes, results: dict[str, Any]) -> None:
             continue
         drawn = True
         colour = f"C{i % 10}"
-        x, y = [mean(r["l0"]) for r in points], [max(mean(r["fvu"]), 1e-6) for r in points]
+        x, y = [mean(r["l0"]) for r in points], [max(mean(r["fvu"]), LEAST_FVU) for r in points]
         ax.plot(x, y, color=colour, linewidth=0.6)
         for r, one_x, one_y in zip(points, x, y, strict=True):
             most = r["recovered"] > r["n"] / 2
@@ -204,6 +207,7 @@ def _frontier(ax: Axes, results: dict[str, Any]) -> None:
     if not drawn:
         plots.nothing(ax, "the reference tree is not among the scenes")
         return
+    ax.axvline(mean_l0(build_tree(reference_tree())), color=plots.COLOURS["truth"], linewidth=0.7, linestyle=":")
     plots.log_scale(ax, "y")
     ax.set(xlabel="L0", ylabel="FVU (log scale)")
     ax.legend(fontsize=5, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -25,16 +25,17 @@ from scipy.stats import beta
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
+from experiments.common.measured import evaluate_seeds
+from experiments.common.seeds import SeedConfig
 from experiments.common.study import StudyConfig, check_study, held_out_features, make_study, train_config
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.data.source import TreeSource
-from toy.eval.against_tree import evaluate
 from toy.features.named import RegularTree, reference_tree, regular_tree, three_level_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0
 from toy.prefixes import sampled
-from toy.training.config import Hypers
-from toy.training.grid import train_grid, trained_saes
+from toy.training.config import MAX_STEPS, Hypers
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 
 TREES: dict[str, Node] = {
     "reference": reference_tree(),
@@ -45,6 +46,7 @@ TREES: dict[str, Node] = {
     "three levels": three_level_tree(),
 }
 CONTROL = 6.0  # the coefficient can change by a factor of e^4.8 after the warm-up
+OWN = {"tree": "trees", "target_l0": "targets", "control_rate": "a rate", "sparsity_coef": "coefficients"}  # options
 KEPT = ("hole_rate", "min_cosine", "fvu", "l0")  # per seed
 
 
@@ -71,8 +73,15 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, steps=Whole(), learning_rates=POSITIVE, input_sizes=POSITIVE, restarts=NOT_NEGATIVE)
-        check_fields(self, n_headline_seeds=Whole())
+        check_fields(self, learning_rates=POSITIVE, input_sizes=POSITIVE, restarts=NOT_NEGATIVE)
+        check_fields(self, steps=Whole(most=MAX_STEPS), grid_restarts=NOT_NEGATIVE)
+        for name in ("steps", "learning_rates", "input_sizes", "restarts"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: need at least one")
+        for name, own in OWN.items():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}: the study has {own} of its own; leave it out")
+        SeedConfig(self.seed, self.n_headline_seeds)  # its own checks
 
     @property
     def grid(self) -> list[dict[str, float]]:
@@ -83,6 +92,10 @@ class Config(StudyConfig):
         ]
 
     @property
+    def headline(self) -> "Config":
+        return replace(self, n_seeds=self.n_headline_seeds)
+
+    @property
     def chosen(self) -> dict[str, float]:
         return {"learning_rate": self.learning_rate, "input_size": 1.0, "reinit_below": self.reinit_below}
 
@@ -91,6 +104,7 @@ def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
     for root in TREES.values():
         check_study(cfg, root, len(cfg.grid))
+    check_study(cfg.headline, TREES["reference"])
 
 
 def n_steps(cfg: Config) -> int:
@@ -103,11 +117,10 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
         for name, root in TREES.items()
     }
     restarts = [{**cfg.chosen, "reinit_below": below} for below in cfg.restarts]
-    many = replace(cfg, n_seeds=cfg.n_headline_seeds)
     return {
         "trees": trees,
         "restarts": measure(cfg, TREES["reference"], restarts, work),
-        "headline": measure(many, TREES["reference"], [cfg.chosen], work)[0],
+        "headline": measure(cfg.headline, TREES["reference"], [cfg.chosen], work)[0],
     }
 
 
@@ -120,16 +133,12 @@ def measure(cfg: StudyConfig, root: Node, combinations: list[dict[str, float]], 
     columns["sparsity_coef"] = columns["input_size"]
     fixed = {"target_l0": mean_l0(study.tree), "control_rate": CONTROL / cfg.n_steps}
     hypers = Hypers(sampled(train_cfg.n_latents), **fixed, **columns)  # type: ignore[arg-type]
-    shared = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]
-    in_axes = (TreeSource(None, 0), shared._replace(**dict.fromkeys(columns, 0)))  # type: ignore[arg-type]
+    in_axes = (TreeSource(None, 0), hyper_axes(**dict.fromkeys(columns, 0)))  # type: ignore[arg-type]
     lanes = np.tile(np.arange(cfg.n_seeds), len(combinations))
     source = TreeSource(study.tree, jnp.asarray(study.W_feat[lanes]))
     state, _ = train_grid(study.keys[lanes], source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
     saes = jax.device_get(trained_saes(state))
-    found = [
-        evaluate(jax.tree.map(lambda leaf, i=i: leaf[i], saes), study.W_feat[lane], study.tree, features)
-        for i, lane in enumerate(lanes)
-    ]
+    found = evaluate_seeds(saes, study.W_feat[lanes], study.tree, features)
     parts = [found[i : i + cfg.n_seeds] for i in range(0, len(found), cfg.n_seeds)]
     return [
         {

@@ -67,7 +67,7 @@ class Config(TreeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, n_eval_rows=Whole())
+        check_fields(self, n_eval_rows=Whole(), n_seeds=Whole(most=1))
 
     @cached_property
     def W_feat(self) -> np.ndarray:  # noqa: N802
@@ -100,10 +100,14 @@ def _array(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{quoted(str(path))}: {getattr(error, 'strerror', None) or error}") from None
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise ValueError(f"{quoted(str(path))}: expected finite numbers, got {array.dtype}")
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{quoted(str(path))}: holds several arrays; give an .npy file, which holds one")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{quoted(str(path))}: expected floating-point numbers, got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{quoted(str(path))}: holds numbers that are not finite")
     return array.astype(np.float32)
 
 
@@ -171,13 +175,11 @@ def _measured(sae: SAE, acts: np.ndarray, features: np.ndarray, tree: Tree, W_fe
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, r in record["results"].items():
-        lines.append(f"{name}: " + ", ".join(f"{title} {_text(r[key])}" for key, title in TABLE.items()))
-        lines.append(
-            f"{name}: SAELens' precision {r['precision']:.3f}, recall {r['recall']:.3f}, F1 {r['f1_score']:.3f}"
-        )
-    return lines
+    shown = TABLE | {"precision": "SAELens' precision", "recall": "recall"}
+    return [
+        f"{name}: " + ", ".join(f"{title} {_text(r[key])}" for key, title in shown.items())
+        for name, r in record["results"].items()
+    ]
 
 
 def _text(value: Any) -> str:

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
-from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Whole, check_fields
+from experiments.common.seeds import SeedConfig, seeds_text
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import make_directions
 from toy.features.named import forest
@@ -32,7 +33,7 @@ from toy.prefixes import FixedPrefixes
 from toy.sae import SAE, sae_of_directions
 from toy.theory import enumerate_states, minimised
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 
 NOISES = (0.0, *np.repeat((0.1, 0.2, 0.3, 0.5), 4).tolist())  # of the starts of the search for the least minimum
 SAME_LOSS = 1e-3  # relative difference of losses within which minima are taken for one
@@ -40,7 +41,7 @@ UNBALANCEABLE = (0.02, 0.15, 0.5)  # P(child | parent) of the notebook's three c
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SeedConfig):
     """Options of `hedging`."""
 
     prob: float = 0.25
@@ -55,8 +56,6 @@ class Config:
     """L1 coefficient for inputs of mean norm √d_in, which stays as it is."""
     d_in: int = 8
     """Dimension of the activations."""
-    seed: int = 0
-    """The first seed."""
     n_seeds: int = 16
     """Number of seeds; each has directions and data of its own, and starts from its features."""
     n_steps: int = 5_000
@@ -67,17 +66,12 @@ class Config:
     """Adam's, between warm-up and cool-down."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, prob=SHARE, edge_prob=SHARE, edge_probs=SHARE, betas=NOT_NEGATIVE)
-        check_fields(self, sparsity_coef=NOT_NEGATIVE, learning_rate=POSITIVE, seed=SEED, n_seeds=Whole())
+        check_fields(self, sparsity_coef=NOT_NEGATIVE, learning_rate=POSITIVE)
         check_fields(self, d_in=Whole(4), n_steps=Whole(most=MAX_STEPS), batch_size=Whole(most=MAX_STEPS))
         if not self.edge_probs or not self.betas:
             raise ValueError("edge_probs and betas: need at least one of each")
-        if self.seed + self.n_seeds - 1 > MAX_SEED:
-            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
 
     @property
     def cases(self) -> dict[str, "Case"]:
@@ -193,7 +187,6 @@ def _trained(cfg: Config, case: Case, work: Work) -> dict[str, np.ndarray]:
         reinit_below=0.0,
         start=_start(W_feat, case.n_latents),
     )
-    axes = Hypers(FixedPrefixes(None, 0), *[None] * (len(Hypers._fields) - 2), 0)  # type: ignore[arg-type]
     train_cfg = TrainConfig(case.n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size)
     work.compiling()
     state, _ = train_grid(
@@ -201,7 +194,7 @@ def _trained(cfg: Config, case: Case, work: Work) -> dict[str, np.ndarray]:
         TreeSource(trees, W_feat),  # type: ignore[arg-type]
         hypers,
         cfg=train_cfg,
-        in_axes=(0, axes),
+        in_axes=(0, hyper_axes(prefixes=FixedPrefixes(None, 0), start=0)),  # type: ignore[arg-type]
         progress=work,
     )
     saes, order = jax.device_get((trained_saes(state), jnp.argsort(-state.contribution, stable=True)))
@@ -234,13 +227,13 @@ def _crossing(case: dict[str, Any], latent: int, feature: int) -> float:
 
 
 def caption(record: dict[str, Any]) -> str:
-    config, seeds = record["config"], record["seeds"]
+    config = record["config"]
     return (
         "Lines: the least minimum found of the exact objective, dashed that next to the features; dots: trained SAEs, "
         "one per seed; β: weight of the prefix of one latent over that of the full one; "
         f"P(parent) = {config['prob']:g}; b: P(child | parent) = "
         f"{config['edge_prob']:g}; c: three children with {', '.join(map(str, UNBALANCEABLE))}; "
-        f"{config['n_steps']:,} steps from the features; seeds {seeds[0]} to {seeds[-1]}."
+        f"{config['n_steps']:,} steps from the features; {seeds_text(record['seeds'])}."
     )
 
 

@@ -40,11 +40,9 @@ from toy import prefixes
 from toy.checks import NOT_NEGATIVE, check_fields
 from toy.data.source import TreeSource
 from toy.features.tree_json import tree_from_dict
-from toy.training.config import Hypers
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 
-_SHARED = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]
-_IN_AXES = (TreeSource(None, 0), _SHARED._replace(sparsity_coef=0))  # type: ignore[arg-type]
+_IN_AXES = (TreeSource(None, 0), hyper_axes(sparsity_coef=0))  # type: ignore[arg-type]
 NAMES = {"matryoshka": "Matryoshka", "equal_l0": "vanilla, same L0", "equal_fvu": "vanilla, same FVU"}
 
 
@@ -55,7 +53,7 @@ class Config(PairConfig):
     n_seeds: int = 8
     n_steps: int = 4_000
     control_rate: float = 0.0
-    """Relative change of the coefficients per step; 0 keeps them fixed."""
+    """Must be 0: the coefficients stay as they are."""
     coefs: tuple[float, ...] = (0.005, 0.023, 0.1, 0.5, 1.0, 1.4, 2.0, 2.6)
     """Sparsity coefficients, as multiples of `sparsity_coef`."""
 
@@ -64,6 +62,8 @@ class Config(PairConfig):
         check_fields(self, coefs=NOT_NEGATIVE)
         if not self.coefs:
             raise ValueError("coefs: need at least one")
+        if self.control_rate:
+            raise ValueError("control_rate: coefficients are compared that stay as they are; give --control-rate 0")
 
 
 def check(cfg: Config) -> None:

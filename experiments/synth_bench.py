@@ -183,8 +183,9 @@ def caption(record: dict[str, Any]) -> str:
     config, methods = record["config"], record["results"]["methods"]
     true_l0 = next(iter(methods.values()))["true_l0"]
     return (
-        f"SAEs of {config['n_latents']:,} latents, on {config['n_eval_rows']:,} held-out samples with {true_l0:.1f} "
-        f"features on; F1: mean over latents, MCC: over matched pairs, as in SAELens; seed {config['seed']}."
+        f"SAEs of {config['n_latents']:,} latents, on {-(-config['n_eval_rows'] // N_ROWS) * N_ROWS:,} held-out "
+        f"samples with {true_l0:.1f} features on; F1: mean over latents, MCC: over matched pairs, as in SAELens; "
+        f"seed {config['seed']}."
     )
 
 

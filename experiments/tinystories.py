@@ -86,14 +86,12 @@ def main() -> None:
             print("\n".join(told(cfg.cache)))
             return
         if options.redraw:
-            for measure in measures:
-                redraw(measure, out, options.format)
+            redraw_kept(measures, out, options.format)
             return
         check_writable(out)
         check_writable(cfg.cache, "--cache")
         given = read_given(cfg)
-        if cfg.trained is not None:
-            trained_elsewhere(cfg, sites_of(cfg, given))  # its own checks
+        there = None if cfg.trained is None else trained_elsewhere(cfg, sites_of(cfg, given))
         start = time.monotonic()
         made: list[Made] = []
         with progress_bar(n_steps(cfg, given), "tinystories") as bar:
@@ -103,7 +101,7 @@ def main() -> None:
                 measure.check(cfg, tokens)
                 prepare_files(measure, out, options.format)
             for one, of_one in zip(cfg.of_models, tokens, strict=True):
-                made.append(make(one, given, of_one, stage, measures, bar))
+                made.append(make(one, given, of_one, stage, measures, there, bar))
         seconds = time.monotonic() - start
         if stage != "figures":
             print("\n".join(line for one in made for line in one.lines))
@@ -121,10 +119,26 @@ def n_steps(cfg: LanguageConfig, given: Given) -> int:
     return len(cfg.of_models) * (own + n_tuning_steps(cfg) + of_saes)
 
 
+def redraw_kept(measures: list[Measure], out: Path, vector: Format | None) -> None:
+    """Draw the figures whose records are there. Raises: ValueError naming the first record where none is."""
+    kept = [measure for measure in measures if (out / f"{measure.name}.json").exists()]
+    for measure in kept or measures:
+        redraw(measure, out, vector)
+
+
 def make(
-    cfg: LanguageConfig, given: Given, tokens: Tokens, stage: Stage, measures: list[Measure], bar: progress_bar
+    cfg: LanguageConfig,
+    given: Given,
+    tokens: Tokens,
+    stage: Stage,
+    measures: list[Measure],
+    there: Trained | None,
+    bar: progress_bar,
 ) -> Made:
-    """Make everything of one language model up to a stage; every site is measured while its SAEs are at hand."""
+    """Make everything of one language model up to a stage; every site is measured while its SAEs are at hand.
+
+    SAEs that are `there` are not trained.
+    """
     if stage == "tokens":
         return Made([_told_of_tokens(tokens)])
     bar.tell("training the language model" if given.lm is None else "reading the language model")
@@ -138,7 +152,7 @@ def make(
     chain = Chain(cfg, tokens, model, acts)
     of_site = [measure.of_model(chain) for measure in measures if stage == "figures"]
     sites: list[Record] = [{} for _ in of_site]
-    trained, rates, tried = trained_here(cfg, acts, bar) if cfg.trained is None else trained_elsewhere(cfg, acts.sites)
+    trained, rates, tried = trained_here(cfg, acts, bar) if there is None else there
     missed, seconds = [], 0.0
     for site in acts.sites:
         bar.tell(f"measuring {site}")

@@ -22,10 +22,11 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, mean_text, outcome_text, summarise
+from experiments.common.seeds import seeds_text
 from experiments.common.study import (
     MethodConfig,
     Study,
-    check_pair,
+    check_study,
     held_out_features,
     make_hypers,
     target_l0,
@@ -78,7 +79,7 @@ class Config(MethodConfig):
     start: str = "random"
     """What training starts from: random, features (the tree's, one per latent), or the folder or file of an SAE."""
     snapshots: int = 0
-    """SAEs kept along the way by each seed, at even distances, for experiments.viewer."""
+    """Number of SAEs, about, that each seed keeps along the way, at even distances, for experiments.viewer."""
     track: Tracker | None = None
     """Show the history of each seed in this program, too, once the seed is trained."""
     folder: Path = Path("runs/train")
@@ -99,14 +100,17 @@ class Config(MethodConfig):
 
     @property
     def named(self) -> Named:
-        return named(self.method, self.target_l0 if self.data is not None else target_l0(self, self.tree.tree))  # type: ignore[arg-type]
+        text = self.method
+        if text in self.weightings:  # the penalty and the prefixes are options of their own
+            text += f":sparsity={self.sparsity},weighting={self.weightings[text]}"
+        return named(text, self.target_l0 if self.data is not None else target_l0(self, self.tree.tree))  # type: ignore[arg-type]
 
 
 def check(cfg: Config) -> None:
     """Raises: ValueError saying what is wrong with the options, before any work."""
     tree, (_, method, weighting) = cfg.tree.tree, cfg.named
     if cfg.data is None:
-        check_pair(cfg)
+        check_study(cfg)
     if cfg.track is not None:
         package(cfg.track)
     if cfg.start not in (RANDOM, FEATURES):
@@ -168,7 +172,9 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
         hypers = hypers._replace(start=_scaled(Path(cfg.start), source, cfg.batch_size))
     chunk = max(1, cfg.n_steps // ROWS_PER_CURVE)
     checkpoint = Snapshots(cfg.folder / f"checkpoint_{seed}.npz", folder=cfg.folder / f"snapshots_{seed}")
-    checkpoint.every = chunk * round(ROWS_PER_CURVE / cfg.snapshots) if cfg.snapshots else 0
+    if cfg.snapshots:
+        n_chunks = -(-cfg.n_steps // chunk)
+        checkpoint.every = chunk * max(1, round(n_chunks / cfg.snapshots))
     work.compiling()
     state, history = train(key, source, hypers, cfg=train_cfg, chunk=chunk, progress=work, checkpoint=checkpoint)
     sae = jax.device_get(trained_sae(state))
@@ -211,8 +217,8 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    method, seeds = record["config"]["method"], record["seeds"]
-    return f"{method}: means of {ROWS_PER_CURVE} parts of the training; seeds {seeds[0]} to {seeds[-1]}."
+    n_parts = len(record["results"]["curves"][0]["l0"])
+    return f"{record['config']['method']}: means of {n_parts} parts of the training; {seeds_text(record['seeds'])}."
 
 
 def plot(record: dict[str, Any]) -> Figure:

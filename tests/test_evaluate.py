@@ -103,6 +103,7 @@ def test_latents_as_classifiers_by_hand() -> None:
         ({"directions": Path("missing.npy")}, r"^'?missing\.npy'?: No such file"),
         ({"tree_of": 3}, r"^directions: .*W\.npy: expected 20 rows, one for each feature, got shape \(3, 30\)"),
         ({"d_of": 7}, r"^sae: .*a: has d_in = 30, and the directions 7"),
+        ({"n_seeds": 2}, r"^n_seeds: must be at most 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(fields: dict, told: str, tmp_path: Path) -> None:
@@ -110,3 +111,28 @@ def test_what_does_not_fit_is_refused_before_any_work(fields: dict, told: str, t
     np.save(tmp_path / "W.npy", W_FEAT[: fields.pop("tree_of", 20), : fields.pop("d_of", 30)])
     with pytest.raises(ValueError, match=told):
         evaluate.check(evaluate.Config(**({"sae": (tmp_path / "a",), "directions": tmp_path / "W.npy"} | fields)))
+
+
+def write_empty(path: Path) -> None:
+    path.touch()
+
+
+def write_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=W_FEAT, b=W_FEAT)
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (write_empty, "No data left in file"),
+        (write_archive, "holds several arrays; give an .npy file"),
+        (lambda path: np.save(path, np.ones((20, 30), int)), "expected floating-point numbers, got int64"),
+        (lambda path: np.save(path, np.full((20, 30), np.nan)), "holds numbers that are not finite"),
+    ],
+)
+def test_a_file_that_holds_no_matrix_is_told_by_name(write: Any, told: str, tmp_path: Path) -> None:
+    write(tmp_path / "W.npy")
+    write_sae(tmp_path / "a", an_sae())
+    with pytest.raises(ValueError, match=rf"W\.npy'?: {told}"):
+        evaluate.check(evaluate.Config(sae=(tmp_path / "a",), directions=tmp_path / "W.npy"))

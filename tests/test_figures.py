@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from experiments import absorption, all_prefixes, cosines, ground_truth, ordering, pareto
+from experiments import absorption, all_prefixes, cosines, defaults, ground_truth, ordering, pareto
 from experiments.common import cli, fonts, measured, plots
 from experiments.common import study as st
 from experiments.common.experiment import Work
@@ -302,3 +302,36 @@ def test_drawing_needs_no_pyplot():
         figure.text(0, 0, "x")
     assert cli.as_png(figure)
     assert "plt" not in vars(plots)
+
+
+def test_the_pair_is_of_two_methods() -> None:
+    with pytest.raises(ValueError, match=r"^method: vanilla is the other SAE of the pair"):
+        absorption.check(absorption.Config(method="vanilla"))
+
+
+def test_a_users_method_called_vanilla_is_no_kind_of_topk() -> None:
+    results = dict.fromkeys(("vanilla", "mine.py:my_vanilla", "features"))
+    assert absorption.topk_kinds({"results": results}) == []
+    assert absorption.topk_kinds({"results": results | {"topk_2_vanilla": None}}) == ["topk_2_"]
+
+
+def test_pareto_compares_coefficients_that_stay() -> None:
+    with pytest.raises(ValueError, match=r"^control_rate: coefficients are compared that stay"):
+        pareto.Config(control_rate=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"steps": ()}, "steps: need at least one"),
+        ({"restarts": ()}, "restarts: need at least one"),
+        ({"grid_restarts": float("nan")}, "grid_restarts: must be finite"),
+        ({"steps": (2_000, 10**11)}, "steps: must be at most"),
+        ({"seed": 2**32 - 100}, "seed and n_seeds: the last seed"),
+        ({"control_rate": 0.1}, "control_rate: the study has a rate of its own"),
+        ({"tree": TreeOption("three_level")}, "tree: the study has trees of its own"),
+    ],
+)
+def test_the_study_of_defaults_refuses_what_it_cannot_run(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        defaults.Config(**given)

@@ -44,7 +44,7 @@ def cfg(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LetterC
     sizes: dict[str, Any] = {"n_latents": 16, "n_steps": 3, "batch_size": 64, "target_l0": (2.0, 4.0)}
     texts: dict[str, Any] = {"corpus": str(files / "stories.txt"), "n_sampled": 3, "context": 40}
     kept = {"cache": tmp_path / "cache", "methods": ("vanilla", "batchtopk:k=l0"), "n_seeds": 2}
-    return LetterConfig(str(files), (SITE,), **words, **sizes, **texts, **kept)
+    return LetterConfig(model=str(files), sites=(SITE,), **words, **sizes, **texts, **kept)
 
 
 @pytest.mark.slow
@@ -169,3 +169,11 @@ def test_the_summary_of_the_committed_record_is_what_its_letters_say() -> None:
                     letters = np.array([sae["letters"][name] for sae in saes])[:, is_read]
                     assert f", {name} {letters.mean():.3g}, " in line
     assert "than vanilla: fraction 40 : 6 (13 : 2 at equal F1), -0.144 [-0.229, -0.049]" in "\n".join(lines)
+
+
+def test_methods_that_share_a_name_are_told_apart() -> None:
+    methods = ["vanilla", "batchtopk:k=l0", "batchtopk:k=2", "mine.py:A", "mine.py:B"]
+    shown = [first_letter._label(methods, i) for i in range(len(methods))]
+    assert len(set(shown)) == len(methods)
+    assert len({first_letter._colour(methods, i) for i in range(len(methods))}) == len(methods)
+    assert first_letter._label(["batchtopk:k=l0,aux_k=256"], 0) == "BatchTopK"

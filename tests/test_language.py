@@ -278,3 +278,13 @@ def test_batchtopk_has_one_family_for_each_l0_where_its_program_needs_k():
     assert large_families(small, Site(0, "mlp_out"))[-1].target_l0 == (2.0, 4.5)
     label = {one.label for one in families(cfg, Site(0, "mlp_out"))}
     assert len(label) == len(families(cfg, Site(0, "mlp_out")))
+
+
+def test_figures_without_a_record_are_left_out_of_a_redrawing(monkeypatch, tmp_path):
+    redrawn: list[str] = []
+    monkeypatch.setattr(tinystories, "redraw", lambda measure, *_: redrawn.append(measure.name))
+    (tmp_path / "tinystories_fvu.json").touch()
+    tinystories.redraw_kept(list(tinystories.MEASURES.values()), tmp_path, None)
+    assert redrawn == ["tinystories_fvu"]
+    tinystories.redraw_kept([tinystories.MMC], tmp_path, None)  # which is told of by its name
+    assert redrawn == ["tinystories_fvu", "tinystories_mmc"]

@@ -97,7 +97,7 @@ def test_a_tied_finish_ends_with_a_tied_sae_on_the_features_themselves() -> None
 
 def test_a_held_finish_ends_at_the_target_l0() -> None:
     for text, is_held in (("held_finish", True), ("tied_finish", False)):
-        acts = encode(trained_sae(trained(text, 3_000, target_l0=0.8, control_rate=1e-2)), SOURCE.sample(KEY, 5_000))
+        acts = encode(trained_sae(trained(text, 3_000, target_l0=0.8, control_rate=3e-3)), SOURCE.sample(KEY, 5_000))
         l0 = float(jnp.mean(jnp.sum(acts > 0, axis=1)))
         assert (abs(l0 - 0.8) < 0.08) == is_held, f"{text}: {l0:.2f}"
 

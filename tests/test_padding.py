@@ -18,6 +18,7 @@ from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, sample_features
 from toy.methods import METHODS, Standard, named
 from toy.prefixes import Weighting, inclusion
+from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 from toy.training.state import trained_sae
@@ -114,6 +115,13 @@ def test_a_weighting_that_cannot_be_padded_is_refused() -> None:
         pad_weighting(prefixes.all_prefixes(13), 12)
     with pytest.raises(ValueError, match="hybrid"):
         pad_weighting(prefixes.hybrid(20, n_exact=4), 30)
+
+
+@pytest.fixture(autouse=True)
+def fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restarts need XLA's newer emitters, which the other tests do without: the older round them to float32."""
+    monkeypatch.setitem(advance._jit, "compiler_options", {"xla_cpu_use_fusion_emitters": True})
+    monkeypatch.setattr(advance, "_programs", {})
 
 
 def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **options: Any) -> Any:

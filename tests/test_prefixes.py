@@ -30,6 +30,7 @@ from toy.prefixes import (
     inclusion,
     inclusion_probabilities,
     named,
+    of_inclusion,
     pareto_rates,
     sampled,
 )
@@ -188,6 +189,12 @@ def test_inclusion_is_the_weight_of_the_prefixes_that_hold_a_latent(
     slow = [sum(w for k, w in enumerate(dense_weights(prefixes, n), start=1) if k > rank) for rank in ranks]
     ours = inclusion(jax.tree.map(jnp.asarray, prefixes), jnp.array(ranks))
     np.testing.assert_allclose(ours, slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.2, 0.5, 0.3]])
+def test_weights_follow_from_the_inclusion_that_they_give(weights: list[float]) -> None:
+    s = inclusion(FixedWeights(jnp.array(weights)), jnp.arange(len(weights)))
+    np.testing.assert_allclose(of_inclusion(s).weights, weights, rtol=1e-6)
 
 
 # --- the two ways to draw ---------------------------------------------------------------------------------

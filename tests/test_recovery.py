@@ -12,7 +12,7 @@ from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0, sample_features
 from toy.prefixes import Weighting, full, sampled
 from toy.training.config import Hypers, TrainConfig
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 
 N_SEEDS = 6
 CFG = TrainConfig(n_latents=20, n_steps=4_000)
@@ -22,7 +22,7 @@ def evaluations(weighting: Weighting) -> list[Evaluation]:
     tree, keys = build_tree(reference_tree()), jax.random.split(jax.random.key(0), N_SEEDS)
     W_feat = make_directions(jax.random.split(jax.random.key(1), N_SEEDS), 20, 20)
     source, h = TreeSource(tree, W_feat), Hypers(weighting, target_l0=mean_l0(tree))
-    in_axes = (TreeSource(None, 0), Hypers(*[None] * len(h)))  # type: ignore[arg-type]
+    in_axes = (TreeSource(None, 0), hyper_axes())  # type: ignore[arg-type]
     state, _ = train_grid(keys, source, h, cfg=CFG, in_axes=in_axes)
     saes = trained_saes(state)
     features = sample_features(jax.random.key(2), tree, 20_000)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.experiment import Experiment, Work
+from experiments.sweeps.panels import recovered_only
 from experiments.theory import (
     codes,
     corrector,
@@ -56,7 +57,7 @@ def test_recovery_counts_the_seeds_of_every_tree(tmp_path: Path) -> None:
 
 def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
     r = {"max_off_diagonal": [0.5, 0.1, 0.2], "is_recovered": [0.0, 1.0, 1.0]}
-    assert recovery.mixing_of_recovered(r) == [0.1, 0.2]
+    assert recovered_only(r, "max_off_diagonal") == [0.1, 0.2]
 
 
 @pytest.mark.slow
@@ -355,3 +356,18 @@ def test_the_price_of_a_whole_feature_is_its_penalty() -> None:
     assert log_sparsity.whole("l1") == pytest.approx(size, rel=1e-6)
     assert log_sparsity.whole("log_0.1") == pytest.approx(math.log(1 + size / 0.1), rel=1e-6)
     assert log_sparsity.Row("l1").start(2 * size)["sparsity_coef"] == pytest.approx(2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (identifiability.Config, "edge_probs"),
+        (ordering_rules.Config, "ratios"),
+        (log_sparsity.Config, "prices"),
+        (corrector.Config, "theory_coefs"),
+    ],
+)
+def test_axes_of_diagrams_ascend(config: Any, name: str) -> None:
+    for values in ((), (0.3, 0.1), (0.2, 0.2)):
+        with pytest.raises(ValueError, match=f"^{name}: need at least one, each once and in ascending order"):
+            config(**{name: values})

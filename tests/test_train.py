@@ -19,7 +19,7 @@ from toy.sae import BatchTopK, TopK, decode, encode, reorder
 from toy.training import state as state_module
 from toy.training.advance import advance, many_steps
 from toy.training.config import Hypers, TrainConfig
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 from toy.training.maintenance import maintain, moved, reinit_weak
 from toy.training.run import train
 from toy.training.state import Metrics, TrainState, init_state, input_scale, latent_ranks, trained_sae
@@ -28,7 +28,7 @@ from toy.training.step import draw_steps, train_step
 KEY, KEY_W = jax.random.key(0), jax.random.key(100)  # the same key would tie the first encoder to the directions
 TREE = build_tree(reference_tree())
 CFG = TrainConfig(n_latents=20, n_steps=60, batch_size=32, n_lr_warmup_steps=10, reinit_every=10)
-SHARED = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]  # in_axes: no hyperparameter has lanes
+SHARED = hyper_axes()
 
 
 @partial(jax.jit, static_argnames="cfg")
@@ -470,3 +470,10 @@ def test_a_relu_sae_without_a_target_l0_is_refused_and_one_of_the_topk_family_ne
     cfg = TrainConfig(20, n_steps=2, batch_size=8, method=TopKFamily(TopK(2)))
     state, history = train(KEY, tree_source(), Hypers(sampled(20)), cfg=cfg)
     assert history.sparsity_coef == state.sparsity_coef == 1
+
+
+def test_the_axes_of_hypers_are_of_known_names() -> None:
+    assert hyper_axes(learning_rate=0).learning_rate == 0
+    assert hyper_axes(learning_rate=0).target_l0 is None
+    with pytest.raises(TypeError, match="lerning_rate"):
+        hyper_axes(lerning_rate=0)

@@ -65,6 +65,19 @@ def test_a_run_that_is_done_is_not_run_again_and_another_is_refused(tmp_path: Pa
         ran(tmp_path, method="tied")
 
 
+@pytest.mark.parametrize("method", ["vanilla", "matryoshka"])
+def test_penalty_and_prefixes_are_options_of_vanilla_and_matryoshka(method: str) -> None:
+    cfg = train.Config(method=method, sparsity="log", n_prefixes=3)
+    assert cfg.named.method.sparsity == "log"  # type: ignore[attr-defined]
+    assert cfg.named.weighting == {"vanilla": "vanilla", "matryoshka": "sampled_3"}[method]
+
+
+@pytest.mark.parametrize("given", [{"sparsity": "log"}, {"n_prefixes": 3}])
+def test_penalty_and_prefixes_of_another_method_are_in_its_name(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^sparsity and n_prefixes: apply to vanilla and matryoshka alone"):
+        train.Config(method="tied", **given)
+
+
 def test_activations_need_a_number_of_latents_and_an_l0(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^n_latents and target_l0: with --data"):
         ran(tmp_path, data=tmp_path / "x.npy", n_latents=24)
@@ -129,7 +142,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
 def test_saes_along_the_way_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
     ran(tmp_path, snapshots=4)
     kept = sorted((tmp_path / "snapshots_0").iterdir())
-    assert [folder.name for folder in kept] == [f"step_{step:08d}" for step in (25, 50)]
+    assert [folder.name for folder in kept] == [f"step_{step:08d}" for step in (15, 30, 45, 60)]
     first, last = (np.asarray(read_sae(folder)[0].W_dec) for folder in (kept[0], tmp_path / "sae_0"))
     assert first.shape == last.shape
     assert not np.allclose(first, last)

@@ -67,6 +67,14 @@ def check_option(name: str, value: Any, options: Sequence[Any]) -> None:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, options))}, got {quoted(repr(value))}")
 
 
+def check_ascending(owner: Any, *names: str) -> None:
+    """Raises: ValueError naming a field whose values do not ascend, or that has none."""
+    for name in names:
+        values = getattr(owner, name)
+        if not values or list(values) != sorted(set(values)):
+            raise ValueError(f"{name}: need at least one, each once and in ascending order, got {quoted(values)}")
+
+
 def _check(name: str, value: Any, kind: Whole | Real) -> None:
     numbers = np.asarray(value)
     if numbers.dtype.kind == "O" and isinstance(value, int):  # more than 64 bits

@@ -238,6 +238,11 @@ def inclusion(prefixes: Prefixes, ranks: Int[Array, " n_latents"]) -> Float[Arra
     return (jnp.asarray(prefixes.lengths) > ranks[:, None]) @ jnp.asarray(prefixes.weights)
 
 
+def of_inclusion(s: Float[Array, " n_latents"]) -> FixedWeights:
+    """The weights of prefixes under which latents, in their order, have this `inclusion`, which must not rise."""
+    return FixedWeights(s - jnp.append(s[1:], 0.0))
+
+
 def suffix_sums(weights: Float[Array, " n"]) -> Float[Array, " n"]:
     """Σ_{j ≥ i} weights_j."""
     return jnp.cumsum(weights[::-1])[::-1]

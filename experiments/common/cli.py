@@ -33,7 +33,7 @@ from toy.sae import SAE
 DEFAULT_OUT = Path("figures")
 OWN_OUT = Path("runs")  # of trees that are not the experiment's
 Format = Literal["pdf", "svg"]
-LOCAL = ("cache", "store")  # options that say where files are kept on this machine, and are in no record
+LOCAL = ("cache", "store", "trained")  # options that say where files are kept on this machine, and are in no record
 NO_DATE: dict[str, dict] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
@@ -117,14 +117,16 @@ def keep(
     name = experiment.name
     record = {"name": name, "config": plain(describe(config), digits=None)}  # exactly what was run, its tree included
     record |= plain({"seeds": config.seeds, "versions": versions(), "seconds": seconds, "results": results})
-    if experiment.caption is not None:
-        record["caption"] = experiment.caption(record)
-    save_json(out / f"{name}.json", record, digits=None)
+    path = out / f"{name}.json"
+    save_json(path, record, digits=None)
     with record_is_kept(name, out, experiment.command):
+        if experiment.caption is not None:
+            record["caption"] = experiment.caption(record)
+            save_json(path, record, digits=None)
         for line in experiment.summary(record):
             print(f"{name}: {line}")
         draw(experiment, record, out, vector)
-    print(f"{name}: {seconds:.0f} s, {out / name}.json, {out / name}.png", flush=True)
+    print(f"{name}: {seconds:.0f} s, {path}, {out / name}.png", flush=True)
     return record
 
 
@@ -146,7 +148,7 @@ def record_is_kept(name: str, out: Path, command: str) -> Iterator[None]:
 def describe(config: Any) -> dict[str, Any]:
     """The configuration as JSON, with the tree itself in place of the name of its file; not where files are kept."""
     data = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in LOCAL}
-    for name in ("corpus", "model", "sampled", "tokenizer", "sweep"):
+    for name in ("corpus", "data", "model", "sampled", "tokenizer", "sweep"):
         if data.get(name) is not None and not is_hub_name(str(data[name])):
             data[name] = Path(data[name]).name
     if "tree" in data:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.common.seeds import seeds_text
 from toy.eval.against_tree import Evaluation, evaluate
 from toy.eval.metrics import Mixing
 from toy.features.node import Node
@@ -71,9 +72,8 @@ def _missed(result: dict[str, Any]) -> str:
 
 def caption_text(record: dict[str, Any], text: str, results: dict[str, Any] | None = None) -> str:
     """A figure's caption: the text, the targets that kinds of SAE in `results` miss, seeds and configuration."""
-    config, seeds = record["config"], record["seeds"]
-    parts = [text, *missed_targets(results or {})]
-    parts.append(f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}")
+    config = record["config"]
+    parts = [text, *missed_targets(results or {}), seeds_text(record["seeds"])]
     if "n_steps" in config:
         sparsity = {"l1": "L1", "log": "log"}[config["sparsity"]]
         parts.append(f"{config['n_steps']:,} steps, {sparsity} sparsity")

@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments.common.experiment import Work
 from experiments.common.memory import FLOAT, check_fits
+from experiments.common.seeds import SeedConfig
 from experiments.common.tree_option import TREE_OPTION, TreeOption
 from toy import prefixes
-from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Real, Whole, check_fields
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields
 from toy.data.source import TreeSource
 from toy.features.directions import check_directions, make_directions
 from toy.features.node import Node
@@ -50,7 +51,7 @@ class Study(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TreeConfig:
+class TreeConfig(SeedConfig):
     """The features of a study."""
 
     tree: Annotated[TreeOption, TREE_OPTION] = REFERENCE
@@ -61,20 +62,11 @@ class TreeConfig:
     """Superposition mode: random directions with no |cosine| above this; default: orthogonal ones."""
     norm_std: float = 0.05
     """Standard deviation of the features' norms about 1."""
-    seed: int = 0
-    """The first seed."""
     n_seeds: int = 32
-    """Number of seeds; each has directions, an initialisation and data of its own."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed=SEED, n_seeds=Whole(), d_in=Whole(), norm_std=SHARE, max_cosine=Real(above=0, most=1))
-        last = self.seed + self.n_seeds - 1
-        if last > MAX_SEED:
-            raise ValueError(f"seed and n_seeds: the last seed, {last}, is more than {MAX_SEED}; lower one of them")
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
+        super().__post_init__()
+        check_fields(self, d_in=Whole(), norm_std=SHARE, max_cosine=Real(above=0, most=1))
 
     @cached_property
     def study(self) -> Study:
@@ -87,7 +79,7 @@ class StudyConfig(TreeConfig):
     """The training and the measures of a study."""
 
     preset: Preset = "default"
-    """Settings that stand in for those that are not given: this project's, or the post's (20,000 steps)."""
+    """Settings that stand in for those that are not given; post: those for the post's 20,000 steps."""
     n_latents: int | None = None
     """Number of latents; default: the number of features."""
     target_l0: float | None = None
@@ -142,19 +134,29 @@ class MethodConfig(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         named(self.method)
+        if self.method not in self.weightings and (self.sparsity, self.n_prefixes) != OF_STANDARD:
+            raise ValueError(
+                "sparsity and n_prefixes: apply to vanilla and matryoshka alone; write them into the name of another "
+                "method, as in tied:sparsity=log,weighting=sampled_3"
+            )
 
     def pair(self, tree: Tree) -> dict[str, Named]:
         """The two methods by name, with their weightings; the first two entries of the results have these names."""
         standard = Standard(self.sparsity)
-        if self.method == "matryoshka":
-            return {name: Named(name, standard, weighting) for name, weighting in self.weightings.items()}
-        other = named(self.method, target_l0(self, tree))
-        return {"vanilla": Named("vanilla", standard, "vanilla"), self.method: other}
+        pair = {name: Named(name, standard, weighting) for name, weighting in self.weightings.items()}
+        if self.method not in pair:
+            pair = {"vanilla": pair["vanilla"], self.method: named(self.method, target_l0(self, tree))}
+        return pair
+
+
+OF_STANDARD = (StudyConfig.sparsity, PairConfig.n_prefixes)
 
 
 def check_pair(cfg: MethodConfig) -> Tree:
     """`check_study`, and the same of both methods. Raises: ValueError."""
     tree = check_study(cfg)
+    if cfg.method == "vanilla":
+        raise ValueError("method: vanilla is the other SAE of the pair; give another method")
     for _, method, _ in cfg.pair(tree).values():
         train_config(cfg, tree, method)
     return tree

@@ -29,6 +29,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.plots import shown_name
+from experiments.common.seeds import seeds_text
 from experiments.language.letter_config import LetterConfig
 from experiments.language.letter_record import paired_lines, read_letters, values_of
 from experiments.language.letter_saes import (
@@ -134,15 +135,14 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    config, results, seeds = record["config"], record["results"], record["seeds"]
+    config, results = record["config"], record["results"]
     text = " and ".join(f"{n:,} {name}" for name, n in results["tokens"]["text"].items())
-    of_seeds = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     n_tokens = config["n_steps"] * config["batch_size"]
     return (
         f"First-letter absorption on {shown_name(config['model'])} by SAEBench's definitions, {config['n_latents']:,} "
-        f"latents, {of_seeds}, as dots; SAEs are trained on {n_tokens:,} tokens, of {text} in all; means over the "
-        f"letters that the probe reads with an F1 of {config['min_f1']:g} or more, of {results['words']['n_tested']:,} "
-        "words"
+        f"latents, {seeds_text(record['seeds'])}, as dots; SAEs are trained on {n_tokens:,} tokens, of {text} in all; "
+        f"means over the letters that the probe reads with an F1 of {config['min_f1']:g} or more, of "
+        f"{results['words']['n_tested']:,} words"
     )
 
 
@@ -158,8 +158,8 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.set_title(title, fontsize=7)
         for ax, label in zip(panels[-1], ("letter", *["target L0"] * len(MEASURES)), strict=True):
             ax.set_xlabel(label, fontsize=7)
-        for i, method in enumerate(methods):
-            panels[0, 1].plot([], [], color=_colour(method, i), label=_label(method))
+        for i in range(len(methods)):
+            panels[0, 1].plot([], [], color=_colour(methods, i), label=_label(methods, i))
         figure.legend(loc="outside upper right", ncols=len(methods))
     return figure
 
@@ -179,7 +179,7 @@ def _plot_measure(ax: Axes, by_method: dict[str, Any], methods: list[str], name:
     for i, method in enumerate(methods):
         for j, saes in enumerate(by_method[method].values()):
             at = j + 0.7 * (i - (len(methods) - 1) / 2) / len(methods)
-            plots.spread(ax, at, values_of(saes, name), _colour(method, i), width=0.04, size=4)
+            plots.spread(ax, at, values_of(saes, name), _colour(methods, i), width=0.04, size=4)
     targets = list(by_method[methods[0]])
     ax.set_xticks(range(len(targets)), targets)
     ax.set(xlim=(-0.45, len(targets) - 0.55), ylim=(0, None))
@@ -187,13 +187,19 @@ def _plot_measure(ax: Axes, by_method: dict[str, Any], methods: list[str], name:
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _label(method: str) -> str:
-    name = method.partition(":")[0]
+def _short(methods: list[str], i: int) -> str:
+    """The name of a method without its fields, where no other method has the same."""
+    names = [method.partition(":")[0] for method in methods]
+    return names[i] if names.count(names[i]) == 1 else methods[i]
+
+
+def _label(methods: list[str], i: int) -> str:
+    name = _short(methods, i)
     return {"batchtopk": "BatchTopK", "held_finish": "held finish"}.get(name) or plots.label(name)
 
 
-def _colour(method: str, i: int) -> str:
-    name = method.partition(":")[0]
+def _colour(methods: list[str], i: int) -> str:
+    name = _short(methods, i)
     return COLOURS.get(name) or plots.COLOURS.get(name) or f"C{i}"
 
 

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments.common.cache import user_cache
+from experiments.common.seeds import SeedConfig
 from experiments.language.models import check_there, read_model
-from toy.checks import MAX_SEED, POSITIVE, SEED, Real, Whole, check_fields, quoted
+from toy.checks import POSITIVE, Real, Whole, check_fields, quoted
 from toy.lm.first_letter import Task, make_task
 from toy.lm.hub import is_hub_name
 from toy.lm.model import LM, Site, parse_site
@@ -16,7 +17,7 @@ from toy.sae import RELU
 
 
 @dataclass(frozen=True)
-class LetterConfig:
+class LetterConfig(SeedConfig):
     """Options of `first_letter`."""
 
     model: str = "smollm2"
@@ -53,21 +54,17 @@ class LetterConfig:
     """Coefficient of the L1 penalty from which the controller of L0 starts."""
     control_rate: float = 1e-2
     """Relative change of that coefficient per step."""
-    seed: int = 0
-    """The first seed."""
     n_seeds: int = 2
     """Number of seeds of the SAEs: of initialisation and prefixes."""
     cache: Path = field(default_factory=lambda: user_cache("first_letter"))
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:
-        whole = ("n_latents", "n_steps", "batch_size", "n_seeds")
-        check_fields(self, seed=SEED, **{name: Whole(1, 2**24) for name in whole})
+        super().__post_init__()
+        check_fields(self, **{name: Whole(1, 2**24) for name in ("n_latents", "n_steps", "batch_size")})
         check_fields(self, n_sampled=Whole(0), context=Whole(3, 2**16), n_words=Whole(), n_examples=Whole(0, 1_000))
         check_fields(self, target_l0=POSITIVE, learning_rate=POSITIVE, sparsity_coef=POSITIVE)
         check_fields(self, control_rate=Real(above=0, below=1), min_f1=Real(least=0, most=1))
-        if self.seed + self.n_seeds - 1 > MAX_SEED:
-            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
         for name in ("sites", "target_l0", "methods"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -85,10 +82,6 @@ class LetterConfig:
             value = getattr(self, name)
             if value is not None and not is_hub_name(str(value)) and not Path(value).exists():
                 raise ValueError(f"{name}: {quoted(str(value))} does not exist")
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
 
     @cached_property
     def given(self) -> tuple[LM, Tokenizer]:

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.common.measured import lane
 from experiments.language.found import load_saes, save_saes
 from experiments.language.letter_config import LetterConfig
-from experiments.language.saes import CHUNK, CODE, l0_at_end
+from experiments.language.saes import CHUNK, CODE, l0_at_end, stage_name
 from experiments.language.stages import Stage, stage
 from toy import prefixes
 from toy.data.store import Store
@@ -29,12 +29,11 @@ from toy.methods.method import Method
 from toy.methods.named import named
 from toy.sae import SAE
 from toy.training.config import Hypers, TrainConfig, check_memory
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
 from toy.training.loop import Progress
 
 TEXTS = "texts.txt"
 WORDS = "words.safetensors"
-SAMPLED_AT_ONCE = 64
 
 
 class LetterData(NamedTuple):
@@ -138,7 +137,7 @@ def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: 
         sparsity_coef=cfg.sparsity_coef,
         control_rate=cfg.control_rate,
     )
-    shared = Hypers(*[None] * len(Hypers._fields))._replace(target_l0=0 if aims else None)  # type: ignore[arg-type]
+    in_axes = (None, hyper_axes(target_l0=0 if aims else None))
     facts = {
         "activations": data.stage.folder.name,
         "family": [str(family.site), family.name, cfg.n_latents, family.name, family.target_l0],
@@ -146,7 +145,7 @@ def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: 
         "hypers": [family.weighting, cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
         "seeds": cfg.seeds,
     }
-    name = f"saes-{family.site}-{family.name.partition(':')[0]}-{cfg.n_latents}"
+    name = stage_name(family.site, family.name.partition(":")[0], cfg.n_latents)
     with stage(cfg.cache, name, facts, __name__, *CODE) as made:
         if made.done:
             progress(cfg.n_steps)
@@ -154,7 +153,7 @@ def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: 
             source = ShardSource(data.train.activations(str(family.site)), seed=cfg.seed)
             keys = jax.vmap(jax.random.key)(np.array(lanes))
             state, history = train_grid(
-                keys, source, hypers, cfg=train_cfg, in_axes=(None, shared), chunk=100, progress=progress
+                keys, source, hypers, cfg=train_cfg, in_axes=in_axes, chunk=100, progress=progress
             )
             save_saes(made.folder, trained_saes(state))
             made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))

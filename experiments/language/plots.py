@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
+from experiments.common.seeds import seeds_text
 from experiments.language.saes import KINDS, OffTarget
 from toy.training.controllers import MAX_L0_ERROR
 
@@ -116,14 +117,14 @@ def _last_part(name: str) -> str:
 
 def caption(figure: Figure, record: dict[str, Any], text: str) -> None:
     """The caption of a figure: what is shown, and of which model and SAEs."""
-    config, seeds = record["config"], record["seeds"]
+    config = record["config"]
     models = [facts["model"] for facts in record["results"]["models"]]
     model = models[0] | {name: sum(m[name] for m in models) / len(models) for name in ("loss", "unigram_entropy")}
     own = f"{model['n_layers']}-layer model trained {'for each seed' if len(models) > 1 else 'here'}"
     own += f", d_model {model['d_model']}"
     parts = [
         text,
-        f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
+        seeds_text(record["seeds"]),
         f"corpus: {_last_part(config['corpus'])}",
         own if config["model"] is None else f"model: {_last_part(config['model'])}",
         *([f"SAEs trained on {n:,} stories that it tells"] if (n := config.get("sampled_stories")) else []),

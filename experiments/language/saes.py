@@ -27,7 +27,7 @@ from toy.sae import SAE
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import off_target
-from toy.training.grid import Grid, train_grids, trained_saes
+from toy.training.grid import Grid, hyper_axes, train_grids, trained_saes
 from toy.training.loop import Progress
 
 KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure shows the others, too
@@ -49,12 +49,17 @@ class Family(NamedTuple):
 
     @property
     def stage_name(self) -> str:
-        return f"saes-{self.site}-{re.sub(NO_NAME, '_', self.name)}-{self.n_latents}"
+        return stage_name(self.site, self.name, self.n_latents)
 
     @property
     def label(self) -> str:
         """A name that no other family of a chain has."""
         return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents"
+
+
+def stage_name(site: Site, name: str, n_latents: int) -> str:
+    """The name of the stage that keeps the SAEs of a family."""
+    return f"saes-{site}-{re.sub(NO_NAME, '_', name)}-{n_latents}"
 
 
 class OffTarget(NamedTuple):
@@ -148,7 +153,7 @@ def grid_of(
 ) -> Grid:
     """The runs of a family, seeds × L0s; or of the first seed and L0, a lane for each of several learning rates."""
     _, method, weighting = named(family.method)
-    shared = Hypers(*[None] * len(Hypers._fields))  # type: ignore[arg-type]
+    axes = {}
     lanes = [(seed, l0) for seed in cfg.seeds for l0 in family.target_l0]
     hypers = Hypers(
         prefixes.named(weighting, family.n_latents),
@@ -157,16 +162,16 @@ def grid_of(
         control_rate=cfg.control_rate,
     )
     if isinstance(rate, Array):
-        lanes, shared = lanes[:1] * len(rate), shared._replace(learning_rate=0)
+        lanes, axes["learning_rate"] = lanes[:1] * len(rate), 0
     if method.aims_at_l0:
         hypers = hypers._replace(target_l0=jnp.array([l0 for _, l0 in lanes]))
-        shared = shared._replace(target_l0=0)
+        axes["target_l0"] = 0
     return Grid(
         jax.vmap(jax.random.key)(np.array([seed for seed, _ in lanes])),
         acts.streams[str(family.site)],
         hypers,
         _train_config(cfg, family, n_steps or cfg.sizes.n_steps),
-        (None, shared),
+        (None, hyper_axes(**axes)),
     )
 
 

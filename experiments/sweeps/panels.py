@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from experiments.common.seeds import SeedConfig
 from experiments.sweeps.cell import cell_key
 from experiments.sweeps.drive import make_plan, run_plan
 from experiments.sweeps.engines import LocalEngine
 from experiments.sweeps.spec import Sweep, parse_sweep
 from experiments.sweeps.store import Stored, open_store
-from toy.checks import MAX_SEED, POSITIVE, SEED, Whole, check_fields
+from toy.checks import POSITIVE, Whole, check_fields
 from toy.features.named import TREES
 from toy.features.node import Node
 from toy.features.tree_json import tree_to_dict
@@ -28,28 +29,19 @@ MIXING = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
 @dataclass(frozen=True)
-class SeedConfig:
+class RunConfig(SeedConfig):
     """Options that such experiments share."""
 
-    seed: int = 0
-    """The first seed."""
-    n_seeds: int = 16
-    """Number of seeds; each has directions, an initialisation and data of its own."""
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed=SEED, n_seeds=Whole(), n_steps=Whole(most=MAX_STEPS))
-        if self.seed + self.n_seeds - 1 > MAX_SEED:
-            raise ValueError(f"seed and n_seeds: the last seed is more than {MAX_SEED}; lower one of them")
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
+        super().__post_init__()
+        check_fields(self, n_steps=Whole(most=MAX_STEPS))
 
 
 @dataclass(frozen=True)
-class PanelConfig(SeedConfig):
+class PanelConfig(RunConfig):
     """Those of experiments that do not choose the learning rate."""
 
     learning_rate: float = Hypers._field_defaults["learning_rate"]
@@ -155,7 +147,12 @@ def summarised(rows: list[Stored]) -> dict[str, Any]:
     return columns | counts | {"seconds": [row.seconds for row in rows if row.metrics is not None]}
 
 
-def mean(values: list[float | None]) -> float:
+def recovered_only(r: dict[str, Any], metric: str) -> list[float]:
+    """A metric of the recovered runs, where it is known: where a feature is lost, its pairs say nothing."""
+    return [x for x, yes in zip(r[metric], r["is_recovered"], strict=True) if yes and x is not None]
+
+
+def mean(values: Sequence[float | None]) -> float:
     """The mean of what is known, NaN where nothing is."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else float("nan")

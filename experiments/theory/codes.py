@@ -52,9 +52,9 @@ def two_subtrees() -> Problem:
     root = reference_tree()
     tree = build_tree(forest(*root.children[:2], root.children[-1]))
     places = [0, 1, 9, *range(N_LATENTS - 6, N_LATENTS)]
-    s = np.asarray(inclusion(prefixes.expected(N_LATENTS), jnp.asarray(places)))
+    s = inclusion(prefixes.expected(N_LATENTS), jnp.asarray(places))
     scale = np.sqrt(D_IN) / enumerate_states(build_tree(root)).mean_norm(np.eye(N_LATENTS))
-    return Problem(tree, enumerate_states(tree), scale, FixedWeights(s - np.append(s[1:], 0)))
+    return Problem(tree, enumerate_states(tree), scale, prefixes.of_inclusion(s))
 
 
 def pair(edge_prob: float, n_lone: int = 8) -> Problem:

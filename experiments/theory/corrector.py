@@ -24,6 +24,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, lane
+from experiments.common.seeds import seeds_text
 from experiments.common.study import (
     Study,
     StudyConfig,
@@ -38,7 +39,7 @@ from experiments.theory.codes import of_pairs, of_subtrees
 from experiments.theory.corrector_plots import plot, with_corrector
 from experiments.theory.correctors import correctors, lost
 from toy import prefixes
-from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_ascending, check_fields
 from toy.data.source import TreeSource
 from toy.eval.metrics import MAX_HOLE_RATE
 from toy.features.named import reference_tree
@@ -85,6 +86,7 @@ class Config(PanelConfig):
         check_fields(self, n_rate_seeds=Whole(most=self.n_seeds), l0_ratios=POSITIVE, sparsity_coefs=NOT_NEGATIVE)
         check_fields(self, learning_rates=POSITIVE, warmups=SHARE, theory_coefs=POSITIVE, n_descent=Whole())
         check_fields(self, edge_probs=Real(above=0, below=1))
+        check_ascending(self, "theory_coefs", "edge_probs")
         for name in self.weightings:
             prefixes.named(name, 2)
 
@@ -268,7 +270,7 @@ def direction_errors(record: dict[str, Any]) -> list[float]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    config, seeds = record["config"], record["seeds"]
+    config = record["config"]
     parts = [
         "a: decoder cosines of correctors in failed runs, after every 20th of the steps (dots), and at the optimum "
         "of the objective (lines)",
@@ -278,7 +280,7 @@ def caption(record: dict[str, Any]) -> str:
         f"d: of {config['n_rate_seeds']} runs, without restarts, with 95% intervals",
         "e: a code with a latent for the parent alone, in a pair; dotted: the limit of L1 for tied codes",
         f"{config['n_steps']:,} steps",
-        f"seeds {seeds[0]} to {seeds[-1]}",
+        seeds_text(record["seeds"]),
     ]
     return "; ".join(parts) + "."
 

@@ -23,8 +23,9 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
+from experiments.common.seeds import seeds_text
 from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
-from toy.checks import POSITIVE, Real, Whole, check_fields
+from toy.checks import POSITIVE, Real, Whole, check_ascending, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest
 from toy.features.node import Node
@@ -94,8 +95,7 @@ class Config(PanelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_children=Whole(2))
-        if not self.edge_probs or list(self.edge_probs) != sorted(set(self.edge_probs)) or not self.ratios:
-            raise ValueError("edge_probs and ratios: need at least one of each, the former in ascending order")
+        check_ascending(self, "edge_probs", "ratios")
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -203,8 +203,8 @@ def caption(record: dict[str, Any]) -> str:
     return (
         f"Recovered runs of {config['n_seeds']} for a parent and its children among {N_LONE} lone features (rows: "
         "number of children; as large as the parent, or by the ratio of magnitudes; –: exclusive probabilities above "
-        f"1); bars: the limit that the theory sets (vanilla: none is recovered); {config['n_steps']:,} steps; seeds "
-        f"{record['seeds'][0]} to {record['seeds'][-1]}."
+        f"1); bars: the limit that the theory sets (vanilla: none is recovered); {config['n_steps']:,} steps; "
+        f"{seeds_text(record['seeds'])}."
     )
 
 

@@ -17,7 +17,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,17 +25,18 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
+from experiments.common.seeds import seeds_text
 from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs
 from toy import prefixes
-from toy.checks import POSITIVE, check_fields
+from toy.checks import POSITIVE, check_ascending, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree
 from toy.loss import sparsity_penalty
-from toy.prefixes import FixedWeights, inclusion
+from toy.prefixes import inclusion
 from toy.sae import SAE, sae_of_directions
-from toy.theory import Population, enumerate_states, minimised
+from toy.theory import Population, enumerate_states, minimum
 from toy.training.config import Hypers, TrainConfig
 from toy.training.loop import Progress
 
@@ -85,8 +85,7 @@ class Config(PanelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, prices=POSITIVE)
-        if not self.prices:
-            raise ValueError("prices: need at least one")
+        check_ascending(self, "prices")
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -164,13 +163,10 @@ def corrector() -> SAE:
 
 def descended(start: SAE, sparsity: str, price: float) -> SAE:
     """The minimum of the exact objective of 10 expected prefixes that is reached from an SAE of the five features."""
-    s = np.asarray(inclusion(prefixes.expected(20), jnp.array(PLACES)))
-    weights = FixedWeights(jnp.asarray(s - np.append(s[1:], 0.0), jnp.float32))
+    weights = prefixes.of_inclusion(inclusion(prefixes.expected(20), jnp.array(PLACES)))
     x, prob = (jnp.asarray(a, jnp.float32) for a in states())
-    starts = jax.tree.map(lambda leaf: leaf[None], start)
-    given = {"sparsity_coef": price / whole(sparsity), "sparsity": sparsity, "n_steps": 4_000}
-    saes, _ = minimised(starts, x, prob, weights, **given)
-    return jax.tree.map(lambda leaf: leaf[0], saes)
+    sae, _ = minimum(start, x, prob, weights, sparsity_coef=price / whole(sparsity), sparsity=sparsity, n_steps=4_000)
+    return sae
 
 
 def least_cosine(sae: SAE, features: Any) -> float:
@@ -191,8 +187,7 @@ def corrector_limit(sparsity: str, low: float = 0.5, high: float = 50.0) -> floa
 
 def truth_stays(sparsity: str, price: float) -> bool:
     """Returns whether exact descent from the features stays at them."""
-    start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sae_of_directions(np.eye(5)))
-    return least_cosine(descended(start, sparsity, price), slice(None)) >= MIN_COSINE
+    return least_cosine(descended(sae_of_directions(np.eye(5)), sparsity, price), slice(None)) >= MIN_COSINE
 
 
 def summary(record: dict[str, Any]) -> list[str]:
@@ -219,7 +214,7 @@ def caption(record: dict[str, Any]) -> str:
         "of dead latents of 20; price: the penalty of a latent with the whole of a feature times the coefficient, from "
         "which the controller starts; solid line: the price at which theory has a corrector give its feature back; "
         "dashed: the start from which the controller can reach that before the last restart of weak latents; "
-        f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
+        f"{config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
 
 

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +26,8 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, mean, n_runs
+from experiments.common.seeds import seeds_text
+from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, mean, n_runs, recovered_only
 from toy import prefixes
 from toy.checks import POSITIVE, Real, check_fields
 from toy.features.named import forest
@@ -35,7 +35,7 @@ from toy.features.node import Node
 from toy.features.tree import build_tree
 from toy.prefixes import FixedWeights, SampledPrefixes, inclusion
 from toy.sae import sae_of_directions
-from toy.theory import enumerate_states, minimised
+from toy.theory import enumerate_states, minimum
 from toy.training.loop import Progress
 
 D_IN = 32
@@ -119,7 +119,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 
     def outcome(name: str, shape: str, weighting: str, coef: float) -> dict[str, Any]:
         r = found[_method(weighting)][name]
-        kept = {mixing: [x for x, yes in zip(r[mixing], r["is_recovered"], strict=True) if yes] for mixing in MIXING}
+        kept = {mixing: recovered_only(r, mixing) for mixing in MIXING}
         return {
             "recovered": r["recovered"],
             "hole_rate": known(mean(r["hole_rate"])),
@@ -137,8 +137,7 @@ def weights_of_subtree(root: Node, weighting: str) -> FixedWeights:
     n, n_all = 1 + len(root.children), 1 + len(root.children) + len(LONE)
     of_all = prefixes.named(weighting, n_all)
     assert not isinstance(of_all, SampledPrefixes)
-    s = np.asarray(inclusion(of_all, jnp.arange(n)))
-    return FixedWeights(s - np.append(s[1:], 0.0))
+    return prefixes.of_inclusion(inclusion(of_all, jnp.arange(n)))
 
 
 def predicted(root: Node, weighting: str, coef: float) -> dict[str, float | None]:
@@ -147,16 +146,15 @@ def predicted(root: Node, weighting: str, coef: float) -> dict[str, float | None
     scale = np.sqrt(D_IN) / enumerate_states(whole).mean_norm(np.eye(whole.n_features))
     states = enumerate_states(build_tree(forest(root)))
     n = states.features.shape[1]
-    starts = jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(n)))
-    (sae, _) = minimised(
-        starts,
+    sae, _ = minimum(
+        sae_of_directions(np.eye(n)),
         jnp.asarray(states.features * scale, jnp.float32),
         jnp.asarray(states.prob, jnp.float32),
-        jax.tree.map(jnp.asarray, weights_of_subtree(root, weighting)),
+        weights_of_subtree(root, weighting),
         sparsity_coef=coef,
         support=jnp.asarray(states.features > 0),
     )
-    return cosines(np.asarray(sae.W_dec[0]))
+    return cosines(np.asarray(sae.W_dec))
 
 
 def binary(root: Node, weighting: str) -> dict[str, float | None]:
@@ -228,7 +226,7 @@ def caption(record: dict[str, Any]) -> str:
         f"{', '.join(f'{coef:g}' for coef in config['sparsity_coefs'])}; crosses: activations of 0 and 1; "
         f"d: by the weight of the prefix with the parent's latent alone beside the full one, L1 "
         f"{config['alone_coef']:g} (line: optimum; dots: means; numbers: recovered seeds); "
-        f"{config['n_steps']:,} steps; seeds {record['seeds'][0]} to {record['seeds'][-1]}."
+        f"{config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
 
 

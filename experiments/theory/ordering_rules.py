@@ -23,11 +23,12 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
+from experiments.common.seeds import seeds_text
 from experiments.sweeps.cell import Start
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs, recovered_only
 from experiments.theory.pair_order import optimum, places
 from experiments.theory.spare_latents import spare_latents
-from toy.checks import POSITIVE, Real, Whole, check_fields
+from toy.checks import POSITIVE, Real, Whole, check_ascending, check_fields
 from toy.eval.metrics import MIN_COSINE
 from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
@@ -114,8 +115,7 @@ class Config(PanelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_scene_seeds=Whole(most=MAX_STEPS))
-        if not self.edge_probs or not self.ratios:
-            raise ValueError("edge_probs and ratios: need at least one of each")
+        check_ascending(self, "edge_probs", "ratios")
 
     @cached_property
     def trees(self) -> dict[str, Node]:
@@ -183,7 +183,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 
 
 def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
-    kept = [x for x, yes in zip(r["parent_to_child"], r["is_recovered"], strict=True) if yes]
+    kept = recovered_only(r, "parent_to_child")
     rule = RULES[order]
     best = optimum(PAIRS[scene], rule.power, rule.weighting, rule.sparsity_coef) if scene in PAIRS else None
     means = {name: mean(r[name]) for name in ("hole_rate", "min_cosine", "fvu")}
@@ -276,8 +276,8 @@ def caption(record: dict[str, Any]) -> str:
         "first; little L1: a coefficient of .1 that stays; half full: half of the weight on the full prefix). Solid "
         "line: a lone latent's cosine with the parent falls below .9; dashed: the child comes first; dotted: the "
         "optimum from the truth's supports is no recovery (given: or a lone feature has more energy than the child). "
-        f"Last panel: {config['n_scene_seeds']} runs; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
-        f"{record['seeds'][-1]}."
+        f"Last panel: {config['n_scene_seeds']} runs; {config['n_steps']:,} steps; "
+        f"{seeds_text(record['seeds'])}."
     )
 
 

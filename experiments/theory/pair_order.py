@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +13,7 @@ from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, marginals
 from toy.prefixes import FixedWeights, inclusion
 from toy.sae import sae_of_directions
-from toy.theory import enumerate_states, minimised
+from toy.theory import enumerate_states, minimum
 
 
 def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
@@ -42,19 +41,18 @@ def optimum(root: Node, power: float | None, weighting: str, sparsity_coef: floa
     at = places(tree, power)[:2]
     weights = prefixes.named(weighting.replace("sampled", "expected"), tree.n_features)
     assert isinstance(weights, FixedWeights)
-    s = np.asarray(inclusion(weights, jnp.asarray(at)))
     order = np.argsort(at)  # so that the latent of the first place is the first
     features = states.features[:, order] * scale
-    saes, _ = minimised(
-        jax.tree.map(lambda leaf: leaf[None], sae_of_directions(np.eye(2))),
+    sae, _ = minimum(
+        sae_of_directions(np.eye(2)),
         jnp.asarray(features, jnp.float32),
         jnp.asarray(states.prob, jnp.float32),
-        FixedWeights(jnp.asarray([s.max() - s.min(), s.min()], jnp.float32)),
+        prefixes.of_inclusion(inclusion(weights, jnp.asarray(at[order]))),
         sparsity_coef=sparsity_coef,
         support=jnp.asarray(features > 0),
         n_steps=8_000,
     )
-    W_enc, b_enc, W_dec = (np.asarray(leaf[0]) for leaf in saes[:3])
+    W_enc, b_enc, W_dec = map(np.asarray, sae[:3])
     found = (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True))[order][:, order]  # [parent child]²
     both = features[features.all(axis=1)][0]
     parent, child, mixing = map(float, (found[0, 0], found[1, 1], found[0, 1]))

@@ -21,7 +21,8 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs
+from experiments.common.seeds import seeds_text
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs, recovered_only
 from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
 from toy.features.node import Node
 from toy.training.loop import Progress
@@ -85,16 +86,11 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     return cfg.panels.results(cfg.store, progress)
 
 
-def mixing_of_recovered(r: dict[str, Any]) -> list[float]:
-    """The largest mixing of each run that recovers the tree."""
-    return [mixing for mixing, yes in zip(r["max_off_diagonal"], r["is_recovered"], strict=True) if yes]
-
-
 def summary(record: dict[str, Any]) -> list[str]:
     lines = []
     for method, scenes in record["results"].items():
         for scene, r in scenes.items():
-            mixing = mixing_of_recovered(r)
+            mixing = recovered_only(r, "max_off_diagonal")
             worst = f", mixing at most {max(mixing):.3f} where recovered" if mixing else ""
             interval = plots.wilson(r["recovered"], r["n"])
             lines.append(
@@ -110,8 +106,7 @@ def caption(record: dict[str, Any]) -> str:
     return (
         f"a: recovered runs of {config['n_seeds']}; b: the largest mixing of the recovered runs (–: none); c: mean "
         "hole rate; P: P(child | parent); ratio: a child's magnitude over its parent's; random: another tree for every "
-        f"seed; {config['n_steps']:,} steps; seeds {record['seeds'][0]} to "
-        f"{record['seeds'][-1]}."
+        f"seed; {config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
 
 
@@ -124,7 +119,7 @@ def plot(record: dict[str, Any]) -> Figure:
         shares = [[r["recovered"] / r["n"] for r in row] for row in of_scenes]
         counts = [[f"{r['recovered']}/{r['n']}" for r in row] for row in of_scenes]
         plots.table(a, "a  Recovered", shares, counts, scenes, methods, high=1.0)
-        worst = [[max(mixing_of_recovered(r), default=np.nan) for r in row] for row in of_scenes]
+        worst = [[max(recovered_only(r, "max_off_diagonal"), default=np.nan) for r in row] for row in of_scenes]
         plots.table(b, "b  Largest mixing", worst, _text(worst, 3), scenes, methods, high=1.0)
         holes = [[mean(r["hole_rate"]) for r in row] for row in of_scenes]
         plots.table(c, "c  Hole rate", holes, _text(holes, 3), scenes, methods, high=1.0)

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.measured import lane
 from experiments.sweeps.cell import D_IN
 from toy import prefixes
 from toy.data.source import TreeSource
 from toy.eval.against_tree import evaluate
+from toy.eval.metrics import cosine_matrix
 from toy.features.directions import make_directions
 from toy.features.named import reference_tree
 from toy.features.tree import Tree, build_tree, edges, held_out_key, mean_l0, sample_features
@@ -34,7 +36,7 @@ def spare_latents(order: str, seed: int, n_seeds: int, n_steps: int) -> dict[str
     features = np.asarray(sample_features(held_out_key(jax.random.key(seed)), tree, N_ROWS))
     failed, found = 0, []
     for i in range(n_seeds):
-        sae = jax.tree.map(lambda leaf, i=i: leaf[i], saes)
+        sae = lane(saes, i)
         if not evaluate(sae, np.asarray(W_feat[i]), tree, features).recovered:
             failed += 1
             found += spare_of(sae, np.asarray(W_feat[i]), tree, features)
@@ -44,8 +46,7 @@ def spare_latents(order: str, seed: int, n_seeds: int, n_steps: int) -> dict[str
 
 def spare_of(sae: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray) -> list[tuple[int, float]]:
     """The place of each spare latent of an SAE, and how often it is on."""
-    W_dec = np.asarray(sae.W_dec)
-    cosines = (W_dec @ W_feat.T) / np.outer(np.linalg.norm(W_dec, axis=1), np.linalg.norm(W_feat, axis=1))
+    cosines = cosine_matrix(np.asarray(sae.W_dec), W_feat)
     frequency = np.mean(np.asarray(encode(sae, jnp.asarray(features @ W_feat))) > 0, axis=0)
     spare = []
     for parent in sorted({parent for parent, _ in edges(tree)}):

@@ -26,7 +26,8 @@ from experiments.common import plots
 from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
-from experiments.sweeps.panels import MIXING, Panels, Run, SeedConfig, check_scenes, mean
+from experiments.common.seeds import seeds_text
+from experiments.sweeps.panels import MIXING, Panels, Run, RunConfig, check_scenes, mean, recovered_only
 from experiments.theory.recovery import LONE, OWN_TREES
 from toy.checks import POSITIVE, SEED, Whole, check_fields
 from toy.features.named import forest, ordering_tree
@@ -61,7 +62,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Config(SeedConfig):
+class Config(RunConfig):
     """Options of `weightings`."""
 
     scenes: tuple[str, ...] = tuple(SCENES)
@@ -155,11 +156,6 @@ def best(settings: list[Setting], tried: Mapping[str, Mapping[str, Any]]) -> Set
     return max(settings, key=lambda setting: [tried[_panel(setting)][name] for name in ("recovered", "min_cosine")])
 
 
-def recovered_only(r: dict[str, Any], metric: str) -> list[float]:
-    """A metric of the recovered runs: where a feature is lost, its pairs say nothing."""
-    return [x for x, yes in zip(r[metric], r["is_recovered"], strict=True) if yes and x is not None]
-
-
 def summary(record: dict[str, Any]) -> list[str]:
     results, lines = record["results"], []
     for method, scenes in results["found"].items():
@@ -187,10 +183,11 @@ def caption(record: dict[str, Any]) -> str:
     n = len(config["learning_rates"]) * len(config["l0_ratios"])
     return (
         f"Each column has the best of {n} settings (learning rate × target of L0 or k), chosen on the reference "
-        f"tree by {config['n_tuning_seeds']} other seeds; a to d: three trees; e to h: mean cosines, and the largest, "
-        "of related features on the reference tree, recovered runs alone; dictionary and activations: the order that "
-        f"prefixes follow; dots: seeds; bars: mean or share with 95% interval; {config['n_steps']:,} steps; seeds "
-        f"{record['seeds'][0]} to {record['seeds'][-1]}."
+        f"tree by {config['n_tuning_seeds']} other seeds; a to d: {', '.join(config['scenes'])}; e to h: mean cosines, "
+        f"and the largest, of related features on {config['scenes'][0]}, recovered runs alone; dictionary and "
+        "activations: the order that "
+        f"prefixes follow; dots: seeds; bars: mean or share with 95% interval; {config['n_steps']:,} steps; "
+        f"{seeds_text(record['seeds'])}."
     )
 
 

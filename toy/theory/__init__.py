@@ -2,7 +2,7 @@
 
 from toy.theory.codes import Penalty, absorbed, mean_penalty, staircase, truth, turned
 from toy.theory.limits import absorption_gain, edge_limit, first_latent_angle
-from toy.theory.objective import minimised, population_loss
+from toy.theory.objective import minimised, minimum, population_loss
 from toy.theory.states import MOST_STATES, Population, enumerate_states
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "first_latent_angle",
     "mean_penalty",
     "minimised",
+    "minimum",
     "population_loss",
     "staircase",
     "truth",

@@ -1,5 +1,7 @@
 """The objective as a mean over states, of any code, and its minima."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +12,14 @@ from toy.loss import gram_mse, sparsity_penalty
 from toy.methods.constrained import tied
 from toy.prefixes import Prefixes, inclusion
 from toy.sae import SAE, decoder_norms, encode
+
+
+def minimum(
+    start: SAE, x: Float[Array, "n_states d_in"], prob: Float[Array, " n_states"], prefixes: Prefixes, **how: Any
+) -> tuple[SAE, Float[Array, ""]]:
+    """The SAE at the local minimum that one start leads to, and its loss; `how` are the options of `minimised`."""
+    found = minimised(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32)[None], start), x, prob, prefixes, **how)
+    return jax.tree.map(lambda leaf: leaf[0], found)
 
 
 def population_loss(

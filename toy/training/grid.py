@@ -48,6 +48,11 @@ class Grid(NamedTuple):
         return facts | {"in_axes": repr(self.in_axes), "n_devices": jax.local_device_count()}
 
 
+def hyper_axes(**lanes: Any) -> Hypers:
+    """The entry of `in_axes` for hypers: those named have these axes, and the others are shared."""
+    return Hypers(**{name: lanes.pop(name, None) for name in Hypers._fields}, **lanes)
+
+
 class _Placed(NamedTuple):
     """A grid spread over the local devices."""
 
