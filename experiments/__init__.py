@@ -1,4 +1,4 @@
-"""One module a figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
+"""One module per figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
 
 import sys
 
@@ -8,7 +8,7 @@ THEORY = tuple(f"theory.{name}" for name in _THEORY)
 STUDIES = ("pareto", "compare", "hedging", "synth_bench", "train", "evaluate", "defaults", *THEORY)
 STUDIES += ("language.first_letter", "sweep", "sweep_report")
 BENCHMARKS = ("speed", "sweep_speed", "bench.store_speed", "bench.forward_speed")
-LANGUAGE_SET = ("tinystories", "viewer")  # three figures, and a page
+LANGUAGE_SET = ("tinystories", "viewer")  # four figures, and a page
 
 if sys.argv[:1] == ["-m"]:  # `python -m` is about to import one of these, which is a command
     from experiments.common.exits import start

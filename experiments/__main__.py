@@ -23,7 +23,7 @@ class All:
     tree: str | None = None
     """JSON file of your own tree, or the name of one, for every experiment."""
     d_in: int | None = None
-    """Dimension of the activations; default: each experiment's own, as of what follows."""
+    """Dimension of the activations. This, the number of seeds and the steps default to each experiment's own."""
     n_seeds: int | None = None
     """Number of seeds."""
     n_steps: int | None = None

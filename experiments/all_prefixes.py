@@ -50,7 +50,7 @@ class Config(StudyConfig):
     """Options of `all_prefixes`."""
 
     n_prefixes: tuple[int, ...] = (3, 10, 30)
-    """Numbers of sampled prefixes a batch."""
+    """Numbers of sampled prefixes per batch."""
     n_expected: int = 10
     """Number of sampled prefixes whose exact expectation is trained."""
 

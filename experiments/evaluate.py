@@ -3,7 +3,7 @@
 Claim: none; it measures SAEs of yours.
 Command: python -m experiments.evaluate --sae FOLDER… --tree TREE.json --directions W.npy (seconds). `W.npy` holds a row
 for every feature, in the order of the tree; without --directions it is that of the seed in this project's experiments.
-Expected: the metrics of SAELens' own evaluation, and what that has not: recovery, holes of each edge, and mixing.
+Expected: the metrics of SAELens' own evaluation, and what it lacks: recovery, holes of each edge, and mixing.
 In the post: nothing; it has no ground truth of other SAEs.
 """
 

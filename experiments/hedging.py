@@ -1,4 +1,4 @@
-"""Hedging: a latent that is trained without room for a child takes up some of the child, and absorption the reverse.
+"""Hedging: a latent trained without room for a child takes up part of it. Absorption is the reverse.
 
 Claim: a prefix that holds the parent's latent alone bends it towards the child (hedging), and the full prefix bends the
 parent's encoder away from it (absorption). One weight β of the short prefix over the full one balances the two for one
@@ -63,7 +63,7 @@ class Config(SeedConfig):
     batch_size: int = 400
     """Rows per training step."""
     learning_rate: float = 3e-3
-    """Adam's, between warm-up and cool-down."""
+    """Adam's learning rate, between warm-up and cool-down."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

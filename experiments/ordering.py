@@ -1,7 +1,7 @@
 """The magnitude-ordering failure: a child much larger than its parent is learnt first, and absorbs it.
 
 Claim: latents are ordered by energy, and a child has more than its parent above the magnitude ratio √(p_parent /
-p_child). From there on it comes first and the parent has holes in nearly every seed. Below it nothing is certain: with
+p_child). From there on it comes first and the parent has holes in most seeds. Below it nothing is certain: with
 P(child | parent) 0.5 most seeds fail, with 0.2 (among lone features) nearly all recover from 0.7 to 1.
 Command: python -m experiments.ordering (about 2 minutes on 2 cores).
 Expected, seeds 0 to 31: recovered 0/32 at ratio 5, in all trees; at ratio 1, 30/32 in the tree with P(child | parent)

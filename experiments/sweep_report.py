@@ -150,7 +150,7 @@ def seeds_of(sweep: Sweep) -> list[int]:
 
 
 def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:
-    """Raises: ValueError if something is asked for that the record has not."""
+    """Raises: ValueError if something is asked for that the record lacks."""
     for name in asked:
         if name is not None and name not in known:
             raise ValueError(f"{what}: {name!r} is not in this sweep, which has {', '.join(known)}")

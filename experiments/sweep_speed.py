@@ -2,7 +2,7 @@
 
 Claim: 1,000 cells of 40 tree shapes (5,000 steps of 200 rows) take minutes on two cores, few compiled programs and less
 than 4 GB; SAELens, where the extra `peers` is installed, trains a small share of the cells in the same time.
-Command: python -m experiments.sweep_speed; 3 minutes on two cores, 5 with SAELens. Timed from planning to the last row
+Command: python -m experiments.sweep_speed; 2 minutes on two cores, 3 with SAELens. Timed from planning to the last row
 in the store; SAELens without imports and initialisation, on some of the sweep's cells: `standard` for vanilla ones and
 `matryoshka_batchtopk` for the others, at its defaults.
 """

@@ -76,7 +76,7 @@ class Config:
     batch_size: int = 1_024
     """Samples per step."""
     learning_rate: float = 3e-3
-    """Adam's, between warm-up and cool-down."""
+    """Adam's learning rate, between warm-up and cool-down."""
     n_eval_rows: int = 50_000
     """Held-out samples that every SAE is measured on, rounded up to a multiple of 1,024."""
     n_rounds: int = 5

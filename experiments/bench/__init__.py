@@ -1,1 +1,5 @@
-"""Benchmarks: `timing` starts a `worker` per table, which calls the cases of `small`, `wide` or `stores` in turn."""
+"""Benchmarks: `timing` starts a `worker` per job, which calls its cases in turn.
+
+`small`, `wide`, `stores`, `forward`, `generators` and `peers` make the cases; those of the reference set-up are made by
+`worker` itself.
+"""

@@ -188,5 +188,5 @@ def synthetic_model(cfg: SynthSAEBench) -> SyntheticModel:
 
 
 def set_threads(n: int) -> None:
-    """Threads that PyTorch uses inside an operation; by default one a core. Holds for the whole process."""
+    """Threads that PyTorch uses inside an operation; by default one per core. Holds for the whole process."""
     torch.set_num_threads(n)

@@ -19,7 +19,7 @@ MOST_TOLD = 600  # characters of an error
 MAX_CPU_DEVICES = 8
 NOTHING_KEPT = "nothing of the unfinished experiment was written"
 INTERRUPTED = 128  # to which the signal's number is added, as shells do
-SIGPIPE = 13  # which Windows has not
+SIGPIPE = 13  # which Windows lacks
 _REMEDIES = {
     MemoryError: "out of memory: ask for less, such as fewer seeds or smaller batches",
     RecursionError: "something given is nested too deeply",
@@ -34,7 +34,7 @@ def start() -> None:
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whichever display a notebook's environment asks for
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
-            stream.reconfigure(errors="backslashreplace")  # for what the encoding of the terminal or pipe has not
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's or pipe's encoding lacks
     sys.excepthook = _cannot_start
     atexit.register(_skip_teardown)  # before all others, so it is called last
     for number in SIGNALS:

@@ -91,7 +91,7 @@ class StudyConfig(TreeConfig):
     sparsity: Sparsity = "l1"
     """Penalty of activations weighted by decoder norm: L1, or the post's logarithm."""
     learning_rate: float = _HYPERS["learning_rate"]
-    """Adam's, between warm-up and cool-down."""
+    """Adam's learning rate, between warm-up and cool-down."""
     sparsity_coef: float = _HYPERS["sparsity_coef"]
     """Sparsity coefficient from which the L0 controller starts."""
     control_rate: float = _HYPERS["control_rate"]

@@ -49,7 +49,7 @@ class LetterConfig(SeedConfig):
     batch_size: int = 1_024
     """Tokens per step."""
     learning_rate: float = 3e-3
-    """Adam's."""
+    """Adam's learning rate."""
     sparsity_coef: float = 3.0
     """Coefficient of the L1 penalty from which the controller of L0 starts."""
     control_rate: float = 1e-2

@@ -8,7 +8,7 @@ import numpy as np
 from toy.eval.metrics import MAX_HOLE_RATE, MIN_COSINE
 from toy.training.controllers import MAX_L0_ERROR
 
-SHARES = ("recovered",)  # of seeds: 0 or 1 a cell
+SHARES = ("recovered",)  # of seeds: 0 or 1 per cell
 KINDS = ("weighting", "method")  # the axis of what is compared, of which a sweep has one at most
 SIGNED = ("parent_to_child", "child_to_sibling", "child_to_parent")
 

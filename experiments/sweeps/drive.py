@@ -56,7 +56,7 @@ class Done(NamedTuple):
 
 
 def make_plan(sweep: Sweep, finished: set[str] | frozenset[str] = frozenset(), code: str | None = None) -> Plan:
-    """Cells without a row by program, the longest first. Memory: a few hundred bytes a cell."""
+    """Cells without a row by program, the longest first. Memory: a few hundred bytes per cell."""
     code = code_version() if code is None else code
     groups: dict[Program, list[int]] = {}
     impossible, seen = [], set()

@@ -92,7 +92,7 @@ def failure(error: Exception, *, of_worker: bool) -> Failure:
 
 @dataclass(frozen=True)
 class RayEngine:
-    """On a Ray cluster: a task a group, as many at a time as the cluster has room for. Extra `cluster`.
+    """On a Ray cluster: one task per group, as many at a time as the cluster has room for. Extra `cluster`.
 
     A cluster that it starts itself listens on 127.0.0.1 alone, and to who has a token that only this process knows.
 
@@ -100,7 +100,7 @@ class RayEngine:
     """
 
     address: str | None = None  # of a running cluster; None: start one on this machine
-    cpus: float = 1  # a task
+    cpus: float = 1  # per task
     gpus: float = 0
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -169,7 +169,7 @@ def _check_own_cluster(ray: Any) -> None:
 
 @dataclass(frozen=True)
 class SlurmEngine:
-    """On Slurm through submitit: a job a group, `most_jobs` of them at a time. Extra `cluster`.
+    """On Slurm through submitit: one job per group, `most_jobs` of them at a time. Extra `cluster`.
 
     A job that dies is submitted again; those that are left when the driver stops are cancelled (not if it is killed).
     With cluster "local" jobs are processes of this machine.

@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 def code_version(platform: str | None = None) -> str:
     """All that a cell's numbers follow from beside the cell: this project's source, the libraries, the platform (cpu,
     gpu or tpu) that JAX computes on, of which None is this process' own, and JAX's settings where they are not at
-    their defaults (`experiments.common.provenance.jax_flags`).
+    their defaults (`toy.training.jax_settings.jax_flags`).
 
     Raises: ValueError if a function was replaced since it was imported: no version of the code tells that.
     """

@@ -1,6 +1,6 @@
 """Trees and weightings of different sizes in arrays of one shape, so that one compiled program serves them all.
 
-What is added is never on and weighs nothing. Random numbers are drawn a row a draw, a latent or a prefix, so those of
+What is added is never on and weighs nothing. Random numbers are drawn one row per draw, latent or prefix, so those of
 the real ones do not depend on how many are added: a padded run is the run itself, up to the order of its sums.
 """
 

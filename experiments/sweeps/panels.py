@@ -45,7 +45,7 @@ class PanelConfig(RunConfig):
     """Those of experiments that do not choose the learning rate."""
 
     learning_rate: float = Hypers._field_defaults["learning_rate"]
-    """Adam's, where a method has none of its own."""
+    """Adam's learning rate, where a method has none of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

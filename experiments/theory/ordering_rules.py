@@ -58,7 +58,7 @@ class Rule(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of a cell."""
+        """The settings of a cell under this rule."""
         return {name: getattr(self, name) for name in ("start", "sparsity_coef", "control_rate")}
 
 

@@ -27,13 +27,13 @@ class Optimum(NamedTuple):
 
     cosines: tuple[float, float]  # of the parent's and the child's latent with their features
     parent_to_child: float
-    has_hole: bool  # whether the parent's latent is better off with the child
+    has_hole: bool  # whether the optimum has the parent's latent off where the child is on
 
 
 def optimum(root: Node, power: float | None, weighting: str, sparsity_coef: float) -> Optimum:
-    """Of the first two features of a tree, whose other features are lone, on the prefixes that the rule gives them.
+    """The optimum for a tree's first two features at the prefixes that the rule gives them.
 
-    The coefficient is that of the L1 penalty for inputs of mean norm √d_in.
+    Its other features must be lone. The coefficient is that of the L1 penalty for inputs of mean norm √d_in.
     """
     tree = build_tree(root)
     scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))

@@ -96,7 +96,7 @@ def summary(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{method}, {scene}: recovered {r['recovered']}/{r['n']} "
                 f"(95%: {interval.low:.2f} to {interval.high:.2f}){worst}; holes {mean(r['hole_rate']):.3f}, "
-                f"FVU {mean(r['fvu']):.4f}, {mean(r['seconds']):.2f} s a run"
+                f"FVU {mean(r['fvu']):.4f}, {mean(r['seconds']):.2f} s per run"
             )
     return lines
 

@@ -1,4 +1,4 @@
-"""Where a latent stands that has the direction of a parent which another latent has already."""
+"""Spare latents: those that repeat a parent's direction, and their places in the order."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ N_ROWS = 10_000
 
 
 def spare_latents(order: str, seed: int, n_seeds: int, n_steps: int) -> dict[str, Any]:
-    """Of Matryoshka SAEs of the reference tree without restarts, the spare latents of those that do not recover it."""
+    """Counts Matryoshka SAEs that fail on the reference tree without restarts, and lists their spare latents."""
     tree = build_tree(reference_tree())
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(np.arange(seed, seed + n_seeds))
     W_feat = make_directions(keys[:, 0], tree.n_features, D_IN)

@@ -97,7 +97,7 @@ class Pools:
 
 @dataclass(frozen=True, eq=False)
 class ForwardStream:
-    """Activations at a site for all tokens but the begins of stories, each once an epoch.
+    """Activations at a site for all tokens but the begins of stories, each once per epoch.
 
     A pool is handed out before the next one begins. A batch therefore mixes tokens from as many stories as a pool has
     rows (`toy.data.mixing` measures how well). Memory: two pools of all sites, each 134 MB per site for 2,048 rows of
