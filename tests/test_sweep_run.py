@@ -330,7 +330,7 @@ def test_cells_trained_with_other_settings_of_jax_are_not_finished(tmp_path: Pat
     assert make_plan(sweep, store.finished()).n_finished == 1
     first, second = store.rows()
     assert first.metrics != second.metrics  # so they must not share a key
-    assert {first.code, second.code} == {code_version(), code_version().replace("cpu", "cpu, " + RBG)}
+    assert {first.code, second.code} == {code_version(), code_version().replace(" cpu,", f" cpu, {RBG},")}
 
 
 def test_a_worker_with_other_settings_stops_the_sweep(tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ def test_the_toy_shows_each_seed_at_each_step(tmp_path: Path) -> None:
     found = toy_run(tmp_path)
     tree = load_tree(tmp_path / "tree.json")
     assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
-    assert [step["step"] for step in found["seeds"][0]["steps"]] == [25, 50, 60]
+    assert [step["step"] for step in found["seeds"][0]["steps"]] == [15, 30, 45, 60]
     assert len(found["features"]) == 20 == len(found["parent"])
     assert [found["parent"][child] for _, child in found["edges"]] == [parent for parent, _ in found["edges"]]
     truth = unpack(found["seeds"][0]["truth"], (found["n_rows"], 20))
