@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.data.source import ArraySource
+from toy.data.source import ArraySource, TreeSource
+from toy.features.named import forest
+from toy.features.node import Node
+from toy.features.tree import build_tree
 from toy.methods import TopKFamily
-from toy.prefixes import FixedWeights, full
-from toy.sae import BatchTopK, TopK
+from toy.prefixes import FixedWeights, HybridWeights, full
+from toy.sae import BatchTopK, TopK, sae_of_directions
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
-from toy.training.grid import train_grid
+from toy.training.grid import hyper_axes, train_grid, train_grids
 from toy.training.run import train
 from toy.training.state import check_key
 
@@ -40,11 +43,20 @@ SOURCE = ArraySource(jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), 
         ("reinit_below", float("inf"), "reinit_below: must be finite, got inf"),
         ("prefixes", FixedWeights(np.array([0, 0, -1, 2.0])), "hypers.prefixes: must not be negative"),
         ("prefixes", FixedWeights(np.array([0, 0, np.nan, 2.0])), "hypers.prefixes: must be finite"),
+        (
+            "prefixes",
+            FixedWeights(np.full(4, 0.5)),
+            "hypers.prefixes: weights must sum to 1: divide them by",
+        ),
+        ("prefixes", HybridWeights(np.ones(2), np.array([3, 4]), np.ones(2)), "hypers.prefixes: weights must sum to 1"),
+        ("prefixes", "sampled_10", "hypers.prefixes: expected a weighting, such as"),
+        ("start", sae_of_directions(np.eye(4)), "hypers.start has d_in = 4, and the source 3"),
+        ("start", sae_of_directions(np.full((4, 3), np.nan)), "hypers.start: must be finite"),
     ],
 )
 def test_a_hyperparameter_that_cannot_be_is_refused_by_name(name: str, value: Any, told: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        check_hypers(GOOD._replace(**{name: value}), CFG)
+        check_hypers(GOOD._replace(**{name: value}), CFG, SOURCE.d_in)
     assert str(error.value).startswith(told)
 
 
@@ -128,3 +140,27 @@ def test_a_run_takes_one_key_and_a_grid_one_per_run() -> None:
         check_key(jax.random.split(jax.random.key(0), 2))
     with pytest.raises(ValueError, match=r"^key: expected a vector of keys, one per run; got shape \(\)"):
         check_key(jax.random.key(0), n_axes=1)
+
+
+def test_a_window_of_restarts_has_its_first_step_first() -> None:
+    with pytest.raises(ValueError, match=r"^reinit_window: expected \(first, last\)"):
+        TrainConfig(4, reinit_window=(0.6, 0.2))
+
+
+@pytest.mark.parametrize(("W_feat", "told"), [(np.ones((3, 5)), "expected 4 rows"), (np.full((4, 5), np.nan), "holds")])
+def test_directions_that_do_not_fit_the_tree_are_refused_before_any_work(W_feat: np.ndarray, told: str) -> None:
+    tree = build_tree(forest(*(Node(0.5) for _ in range(4))))
+    with pytest.raises(ValueError, match=f"^W_feat: {told}"):
+        train(jax.random.key(0), TreeSource(tree, jnp.asarray(W_feat)), GOOD, cfg=CFG)
+
+
+def test_lanes_are_along_the_first_axis_alone() -> None:
+    rates = GOOD._replace(learning_rate=jnp.full((2, 2), 1e-2))
+    axes = (None, hyper_axes(learning_rate=1))
+    with pytest.raises(ValueError, match=r"^in_axes: lanes are along the first axis"):
+        train_grid(jax.random.split(jax.random.key(0), 2), SOURCE, rates, cfg=CFG, in_axes=axes)
+
+
+def test_no_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^grids: need at least one$"):
+        train_grids({})

@@ -1,5 +1,6 @@
 """The host's loop: what is told, kept and read is what was done."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toy.training.loop import Facts, Run, run_chunks
+from toy.training import loop
+from toy.training.loop import Facts, Run
+
+run_chunks = partial(loop.run_chunks, feed=int, empty={"first": np.zeros(0, int), "pair": np.zeros((2, 0), int)})
 
 
 class Kept:
@@ -54,8 +58,7 @@ def test_chunks_follow_each_other_and_history_has_a_row_each() -> None:
 
 def test_a_run_goes_on_where_it_was_kept() -> None:
     told: list[int] = []
-    empty = {"first": np.zeros(0, int), "pair": np.zeros((2, 0), int)}
-    _, begun = run_chunks(added, jnp.int32(100), 10, chunk=10, empty=empty)
+    _, begun = run_chunks(added, jnp.int32(100), 10, chunk=10)
     state, history = run_chunks(
         added, jnp.int32(0), 25, chunk=10, progress=told.append, checkpoint=Kept(Run(jnp.int32(110), begun, 10))
     )

@@ -22,8 +22,8 @@ from toy.methods import METHODS, Batch, Detached, HierarchicalTopK, Matryoshka, 
 from toy.methods.gated import Gated, GatedParams
 from toy.methods.jumprelu import is_on, jump
 from toy.methods.tied_finish import HeldFinish
-from toy.methods.topk import Kept
-from toy.sae import SAE, MatchingPursuit, encode, init_sae
+from toy.methods.topk import Kept, TopKFamily
+from toy.sae import SAE, MatchingPursuit, TopK, encode, init_sae
 from toy.training.config import Hypers, TrainConfig
 from toy.training.feed import run_facts
 from toy.training.maintenance import moved
@@ -255,6 +255,9 @@ def test_a_name_gives_fields_and_a_weighting() -> None:
         ("vanilla:sparsity=l2", r"sparsity"),
         ("vanilla:coef=1", r"^method vanilla:coef=1: .*unexpected keyword argument 'coef'"),
         ("tied:weighting=most", r"^weighting: expected vanilla, all"),
+        ("tied_finish:share=1", r"^share: must be below 1"),
+        ("tied_finish:bias=0.1", r"^bias: must be at most 0"),
+        ("jumprelu:bandwidth=1.2", r"^bandwidth: must be at most 2 × first_threshold = 1"),
         ("missing.py:tied", r"^method missing\.py: No such file"),
         (f"{HERE}/tied.py:tide", r"tied\.py: has no toy\.methods\.Method called 'tide'"),
     ],
@@ -354,3 +357,32 @@ def test_the_normalised_order_is_how_often_a_latent_is_on_times_its_root_mean_sq
 def test_an_order_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="order"):
         named("tied:order=size")
+
+
+def test_padding_is_no_dead_latent_of_auxk() -> None:
+    own = init_sae(KEY, 30, 6)
+    method = TopKFamily(TopK(2), aux_k=4, dead_after=5)
+
+    def loss(n_padding: int) -> float:
+        sae = SAE(
+            jnp.pad(own.W_enc, ((0, 0), (0, n_padding))),
+            jnp.pad(own.b_enc, (0, n_padding)),
+            jnp.pad(own.W_dec, ((0, n_padding), (0, 0)), constant_values=0.1),
+            own.b_dec,
+        )
+        n, silent = 6 + n_padding, jnp.array([9, *[0] * 5, *[9] * n_padding])  # the first latent is dead
+        batch = Batch(
+            x=SOURCE.sample(KEY, 50),
+            prefixes=prefixes.full(n),
+            ranks=jnp.arange(n),
+            sparsity_coef=jnp.zeros(()),
+            target_l0=None,
+            done=jnp.zeros(()),
+            key=KEY,
+            memory=Kept(None, silent),
+            form="gram",
+            aux_coef=1.0,
+        )
+        return float(method.loss(sae, batch)[0])
+
+    assert loss(4) == pytest.approx(loss(0), rel=1e-5)

@@ -29,6 +29,7 @@ from toy.prefixes import (
     hybrid,
     inclusion,
     inclusion_probabilities,
+    levels,
     named,
     of_inclusion,
     pareto_rates,
@@ -322,6 +323,11 @@ def test_the_gradient_of_the_hybrid_is_nearer_to_the_expected_one_than_a_draw_s_
         (lambda: hybrid(8, n_exact=0), "n_exact: must be at least 1, got 0"),
         (lambda: hybrid(8, n_exact=4, tile=0), "tile: must be at least 1, got 0"),
         (lambda: balanced(4, full_share=1.5), "full_share: must be at most 1, got 1.5"),
+        (lambda: balanced(4, full_share=0), "full_share: must be above 0, got 0"),
+        (lambda: levels(4, {"inf%": 1, "full": 1}), "length in %: must be finite, got inf"),
+        (lambda: levels(4, {"-50%": 1, "full": 1}), "length in %: must be above 0, got -50"),
+        (lambda: levels(4, {"abc": 1, "full": 1}), "length: expected a number of latents, .* got 'abc'"),
+        (lambda: named("levels:1=.25,1=.5,full=1", 4), "weighting: expected"),
     ],
 )
 def test_a_weighting_that_cannot_be_is_refused_by_name(make: Callable, message: str) -> None:

@@ -88,6 +88,8 @@ def test_the_activation_is_that_of_both() -> None:
     expected = [max(np.corrcoef(a[:, i], b[:, j])[0, 1] for j in range(9) if np.ptp(b[:, j])) for i in (0, 1)]
     np.testing.assert_allclose(found.correlation[:2], expected, atol=1e-5)
     assert abs(found.correlation[0] - max_correlation(reference, other, chunks(200)).correlation[0]) > 0.01
+    in_blocks = max_correlation(reference, other, chunks(200), TopK(2), block=2)
+    np.testing.assert_allclose(in_blocks.correlation, found.correlation, rtol=1e-6)
 
 
 def test_latents_of_several_saes_are_compared_in_one_pass() -> None:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
-from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Whole, check_numbers, quoted
+from toy.checks import NOT_NEGATIVE, POSITIVE, Real, Whole, check_numbers, quoted
 from toy.inclusion import inclusion_probabilities
 from toy.sae import MOST_PAIRS
 
@@ -69,6 +70,7 @@ NAMES = (
     "levels:K=W,… (weight W on the first K latents, K% of them, or full)"
 )
 MOST_NAME = 200  # characters
+MAX_TOTAL_ERROR = 1e-4  # of the sum of weights, which is 1 up to rounding
 Prefixes = FixedWeights | FixedPrefixes | HybridWeights  # of one batch
 Weighting = Prefixes | SampledPrefixes
 
@@ -125,7 +127,7 @@ def expected(n_latents: int, n_prefixes: int = 10, power: float = 0.5) -> FixedW
 
 def balanced(n_latents: int, full_share: float = 0.5, n_prefixes: int = 10, power: float = 0.5) -> FixedWeights:
     """`expected` with the share of the full prefix set to `full_share` (Chanin et al., arXiv 2505.11756)."""
-    check_numbers({"full_share": full_share}, {"full_share": SHARE})
+    check_numbers({"full_share": full_share}, {"full_share": Real(above=0, most=1)})
     weights = np.array(expected(n_latents, n_prefixes, power).weights)
     shorter = weights[:-1].sum()
     if shorter == 0:
@@ -141,13 +143,25 @@ def levels(n_latents: int, weights: Mapping[str, float]) -> FixedWeights:
     """
     found = np.zeros(n_latents)
     for name, weight in weights.items():
-        share = float(name.removesuffix("%")) / 100 if name.endswith("%") else None
-        length = n_latents if name == "full" else int(name) if share is None else max(1, round(share * n_latents))
-        check_numbers({"length": length, "weight": weight}, {"length": Whole(), "weight": NOT_NEGATIVE})
-        found[min(length, n_latents) - 1] += weight
+        check_numbers({"weight": weight}, {"weight": NOT_NEGATIVE})
+        found[min(_length(name, n_latents), n_latents) - 1] += weight
     if not found[-1]:
         raise ValueError("levels: the full length needs a weight, as in full=1, or its latents are never trained")
     return FixedWeights(found / found.sum())
+
+
+def _length(name: str, n_latents: int) -> int:
+    if name == "full":
+        return n_latents
+    try:
+        number = float(name.removesuffix("%")) if name.endswith("%") else int(name)
+    except ValueError:
+        raise ValueError(f"length: expected a number of latents, a share such as 25%, or full, got {name!r}") from None
+    if not name.endswith("%"):
+        check_numbers({"length": number}, {"length": Whole()})
+        return int(number)
+    check_numbers({"length in %": number}, {"length in %": Real(above=0, most=100)})
+    return max(1, round(number / 100 * n_latents))
 
 
 def hybrid(
@@ -186,7 +200,10 @@ def named(text: str, n_latents: int) -> Weighting:
             return {"sampled": sampled, "expected": expected}[kind](n_latents, int(number))
         if text.startswith("levels:"):
             pairs = [part.partition("=") for part in text.removeprefix("levels:").split(",")]
-            return levels(n_latents, {length: float(weight) for length, _, weight in pairs})
+            weights = {length: float(weight) for length, _, weight in pairs}
+            if len(weights) < len(pairs):
+                raise ValueError  # a length is there twice
+            return levels(n_latents, weights)
         if kind == "balanced":
             return balanced(n_latents, float(number))
     except ValueError:
@@ -224,6 +241,17 @@ def draw(key: Key[Array, ""], weighting: Weighting) -> Prefixes:
     _, drawn = jax.lax.top_k(-clocks, n_shorter)  # the first to ring
     lengths = jnp.append(n_latents, drawn + 1)
     return FixedPrefixes(*jax.lax.sort((lengths, jnp.asarray(weighting.weights))))
+
+
+def check_total(weighting: Weighting) -> None:
+    """Raises: ValueError if the weights do not sum to 1, by which forms of the loss would differ."""
+    is_hybrid = isinstance(weighting, HybridWeights)
+    parts = (weighting.head, weighting.tail) if is_hybrid else (weighting.weights,)
+    if any(isinstance(part, Tracer) for part in parts):
+        return
+    totals = np.asarray(sum(np.sum(np.asarray(part, float), axis=-1) for part in parts))
+    if not np.allclose(totals, 1, atol=MAX_TOTAL_ERROR):
+        raise ValueError(f"hypers.prefixes: weights must sum to 1: divide them by their sum, {totals.flat[0]:g}")
 
 
 def inclusion(prefixes: Prefixes, ranks: Int[Array, " n_latents"]) -> Float[Array, " n_latents"]:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from toy.data.rows import checked_rows
+from toy.features.directions import check_given
 from toy.features.hierarchy import synthetic
 from toy.features.synthetic import Synthetic, synthetic_features, synthetic_rows
 from toy.features.synthsaebench import SynthSAEBench, directions, drawn, hierarchy
@@ -134,6 +135,8 @@ def checked_source(source: Any) -> Any:
             f"source: {type(source).__name__} is no source of activations: rows in memory are given as "
             "toy.data.source.ArraySource(x), rows on disk as toy.data.stream.ShardSource"
         )
+    if isinstance(source, TreeSource):
+        check_given(source.W_feat, source.tree.n_features)
     if not isinstance(source, ArraySource) or isinstance(source.x, Tracer):
         return source
     n_rows = np.shape(source.x)[-2] if np.ndim(source.x) > 1 else 1

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from toy.compiled import compiled
 from toy.eval import metrics
+from toy.features.directions import check_given
 from toy.features.tree import Tree, mean_magnitudes
 from toy.sae import RELU, SAE, Activation, BatchTopK, encode
 
@@ -51,6 +52,7 @@ def evaluate(
     where they are known already.
     """
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
+    check_given(W_feat, tree.n_features)
     x, present = features @ W_feat, features > 0
     acts = np.asarray(encode(sae, jnp.asarray(x), activation) if acts is None else acts, float)
     W_dec, b_dec = np.asarray(sae.W_dec, float), np.asarray(sae.b_dec, float)

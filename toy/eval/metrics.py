@@ -152,7 +152,7 @@ def fvu(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]
 
     The variance is about the mean of each input dimension. 1 − fvu is the explained variance. NaN if x is constant.
     """
-    x = at_least_float32(x)
+    x = np.asarray(x, float)
     total = np.sum((x - x.mean(axis=0)) ** 2)
     return float(np.sum((x - recon) ** 2) / total) if total > 0 else float("nan")
 
@@ -187,7 +187,7 @@ def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
 
 def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
     """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
-    x, recon = at_least_float32(x), at_least_float32(recon)
+    x, recon = np.asarray(x, float), np.asarray(recon, float)
     norms = np.linalg.norm(x, axis=1)
     return mean_known(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
 

@@ -78,8 +78,7 @@ def max_correlation(
     """
     n = reference.b_enc.shape[0]
     parts = [
-        _of_block(latents_of(reference, slice(first, first + block)), other, chunks, activation)
-        for first in range(0, n, block)
+        _of_block(reference, other, chunks, activation, (first, min(n, first + block))) for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -91,7 +90,10 @@ def latents_of(sae: SAE, part: slice | Int[np.ndarray, " n"]) -> SAE:
 
 
 def concatenate(saes: Sequence[SAE]) -> SAE:
-    """One SAE with the latents of several, for comparing them all in one pass; its reconstruction means nothing."""
+    """One SAE with the latents of several, for comparing them all in one pass; its reconstruction means nothing.
+
+    The latents must be on one by one, as those of ReLU SAEs and those with thresholds are: TopK would choose among all.
+    """
     parts = [sae.W_enc for sae in saes], [sae.b_enc for sae in saes], [sae.W_dec for sae in saes]
     thresholds = [sae.threshold for sae in saes if sae.threshold is not None]
     if len(thresholds) not in (0, len(saes)):
@@ -115,12 +117,15 @@ class _Sums(NamedTuple):
     ab: Any
 
 
-def _of_block(reference: SAE, other: SAE, chunks: Chunks, activation: Activation) -> MaxCorrelation:
-    n_rows, sums = 0, _no_sums(reference, other)
+def _of_block(
+    reference: SAE, other: SAE, chunks: Chunks, activation: Activation, block: tuple[int, int]
+) -> MaxCorrelation:
+    """The part of `max_correlation` of the reference latents from the first place of the block up to the second."""
+    n_rows, sums = 0, _no_sums(block[1] - block[0], len(other.b_enc))
     errors = sums
     for x in chunks:
         n_rows += len(x)
-        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), activation=activation)
+        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), activation=activation, block=block)
     if not n_rows:
         raise ValueError("chunks: there are no rows to measure on")
     sums = _Sums(
@@ -143,17 +148,25 @@ def _spread(total: np.ndarray, squares: np.ndarray, n_rows: int) -> np.ndarray:
     return np.sqrt(np.where(variance > ROUNDING * squares, variance, np.nan))
 
 
-def _no_sums(reference: SAE, other: SAE) -> _Sums:
-    a, b = jnp.zeros(reference.b_enc.shape), jnp.zeros(other.b_enc.shape)
-    return _Sums(a, a, b, b, jnp.zeros((len(a), len(b))))
+def _no_sums(n_reference: int, n_other: int) -> _Sums:
+    a, b = jnp.zeros(n_reference), jnp.zeros(n_other)
+    return _Sums(a, a, b, b, jnp.zeros((n_reference, n_other)))
 
 
-@compiled(static_argnames="activation")
+@compiled(static_argnames=("activation", "block"))
 def _add_products(
-    sums: _Sums, errors: _Sums, reference: SAE, other: SAE, x: Float[Array, "rows d_in"], *, activation: Activation
+    sums: _Sums,
+    errors: _Sums,
+    reference: SAE,
+    other: SAE,
+    x: Float[Array, "rows d_in"],
+    *,
+    activation: Activation,
+    block: tuple[int, int],
 ) -> tuple[_Sums, _Sums]:
     """The sums with those of further rows, and by how much they are too large."""
-    a, b = encode(reference, x, activation), encode(other, x, activation)
+    a = encode(reference, x, activation)[:, slice(*block)]  # of a whole SAE: TopK chooses among all of its latents
+    b = encode(other, x, activation)
     found = _Sums(a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b)
     added = [new - error for new, error in zip(found, errors, strict=True)]
     totals = [total + new for total, new in zip(sums, added, strict=True)]

@@ -2,11 +2,13 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from toy.checks import NOT_NEGATIVE, Real, Whole, check_numbers
@@ -45,6 +47,16 @@ def make_directions(
             "max_cosine"
         )
     return W_feat
+
+
+def check_given(W_feat: Any, n_features: int) -> None:
+    """Raises: ValueError if directions that are given are not finite, or not a row for each feature."""
+    if isinstance(W_feat, Tracer):
+        return
+    if np.ndim(W_feat) < 2 or np.shape(W_feat)[-2] != n_features:
+        raise ValueError(f"W_feat: expected {n_features} rows, one for each feature, got shape {np.shape(W_feat)}")
+    if not np.isfinite(W_feat).all():
+        raise ValueError("W_feat: holds numbers that are not finite")
 
 
 def check_directions(n_features: int, d_in: int, max_cosine: float | None) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from toy.checks import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Whole, check_fields
+from toy.checks import MAX_SEED, NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields
 from toy.features.hierarchy import Drawn
 
 LEAST_NORMALS = 16  # below this PyTorch draws in another way
@@ -49,10 +49,13 @@ class SynthSAEBench:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_fields(self, n_features=Whole(LEAST_NORMALS), d_in=Whole(), n_roots=Whole(), n_branches=Whole(2))
-        check_fields(self, depth=Whole(), max_prob=SHARE, min_prob=SHARE, exponent=POSITIVE, rank=Whole())
+        least = Whole(LEAST_NORMALS)
+        check_fields(self, n_features=least, d_in=least, n_roots=Whole(), n_branches=Whole(2), depth=Whole())
+        check_fields(self, max_prob=SHARE, min_prob=Real(above=0, most=1), exponent=POSITIVE, rank=Whole())
         check_fields(self, correlation=NOT_NEGATIVE, n_orthogonal_steps=Whole(0), orthogonal_rate=POSITIVE)
-        check_fields(self, bias=NOT_NEGATIVE, seed=SEED)
+        check_fields(self, bias=NOT_NEGATIVE, seed=Whole(0, MAX_SEED - 4))  # the next four are of other generators
+        if self.min_prob > self.max_prob:
+            raise ValueError(f"min_prob: must be at most max_prob = {self.max_prob:g}, got {self.min_prob:g}")
 
 
 def hierarchy(cfg: SynthSAEBench) -> list[dict[str, Any]]:

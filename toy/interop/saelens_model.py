@@ -61,7 +61,13 @@ def synthetic_source(config: Any, hierarchy: Any, tensors: dict[str, np.ndarray]
     for name, shape in shapes.items():
         if name not in tensors or tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
             raise TreeError(f"{name}: expected finite numbers of shape {shape}, as the configuration says")
+    if not ((probs >= 0) & (probs <= 1)).all():  # NaN is neither
+        raise TreeError("firing_probabilities: expected numbers in [0, 1]")
+    if "correlation_diag" in shapes and (tensors["correlation_diag"] <= 0).any():
+        raise TreeError("correlation_diag: expected variances above 0")
     mean, std = (_magnitudes(f"{name}_firing_magnitudes", config, n) for name in ("mean", "std"))
+    if (std < 0).any():
+        raise TreeError("std_firing_magnitudes: must not be negative")
     loading = tensors.get("correlation_factor", np.zeros((n, 0), np.float32))
     drawn = Drawn(probs, mean, std, loading, tensors.get("correlation_diag", np.ones(n, np.float32)))
     W_feat, bias = (jnp.asarray(tensors[name], jnp.float32) for name in ("feature_vectors", "bias"))

@@ -35,6 +35,11 @@ class JumpReLU(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, bandwidth=POSITIVE, first_threshold=POSITIVE)
+        if self.bandwidth > 2 * self.first_threshold:
+            raise ValueError(
+                f"bandwidth: must be at most 2 × first_threshold = {2 * self.first_threshold:g}, got "
+                f"{self.bandwidth:g}, or latents that are far from being on move their thresholds"
+            )
 
     def init(self, key: Key[Array, ""], d_in: int, n_latents: int) -> Params:
         """An SAE whose `threshold` holds logarithms, so that thresholds stay positive."""

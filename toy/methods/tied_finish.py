@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from toy import prefixes
-from toy.checks import NOT_NEGATIVE, SHARE, check_fields
+from toy.checks import NOT_NEGATIVE, Real, check_fields
 from toy.loss import LossParts
 from toy.methods.constrained import tied
 from toy.methods.method import Batch, Params
@@ -40,7 +40,7 @@ class TiedFinish(Standard):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, share=SHARE, coef=NOT_NEGATIVE)
+        check_fields(self, share=Real(least=0, below=1), coef=NOT_NEGATIVE, bias=Real(most=0))
 
     def init(self, key: Key[Array, ""], d_in: int, n_latents: int) -> Params:
         return Phases(init_sae(key, d_in, n_latents), jnp.full(n_latents, self.bias * d_in**0.5))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from toy.checks import Whole, check_fields
 from toy.loss import Form, LossParts, auxk_mse, choose_form
 from toy.methods.method import Batch, Memory, Method, Params
-from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, has_encoder
 
 THRESHOLD_RATE = 0.02
 MAX_AUX_K = 2**24
@@ -65,7 +65,7 @@ class TopKFamily(Method):
         loss, parts = self.reconstruction_loss(sae, batch, threshold=0.0 if threshold is None else threshold)
         if silent is not None:
             k = self.n_aux(batch.x.shape[1], len(silent))
-            dead = silent >= self.dead_after
+            dead = (silent >= self.dead_after) & has_encoder(sae)  # padding is never on, and none is to learn
             loss += batch.aux_coef * auxk_mse(sae, batch.x, dead, activation=self.kept, form=batch.form, k=k)
         return loss, parts
 

@@ -13,7 +13,7 @@ from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Real, Whole, check_fields,
 from toy.loss import Form
 from toy.methods.method import Method
 from toy.methods.standard import STANDARD
-from toy.prefixes import Weighting
+from toy.prefixes import Weighting, check_total
 from toy.sae import SAE
 
 MAX_STEPS = 2**31 - 1  # a step is an int32
@@ -55,6 +55,9 @@ class TrainConfig:
             reorder_every=Whole(most=MAX_STEPS),
             n_microbatches=Whole(),
         )
+        window = self.reinit_window
+        if not isinstance(window, tuple) or len(window) != 2 or window[0] > window[1]:
+            raise ValueError(f"reinit_window: expected (first, last) with first <= last, got {quoted(window)}")
         if self.batch_size % self.n_microbatches:
             raise ValueError(f"n_microbatches: {self.n_microbatches} does not divide batch_size = {self.batch_size}")
         if not isinstance(self.method, Method):
@@ -119,21 +122,35 @@ HYPERS = {
 }  # the range of every number of `Hypers`, in every lane
 
 
-def check_hypers(hypers: Hypers, cfg: TrainConfig) -> None:
-    """Raises: ValueError naming a number out of range, or if `cfg` and `hypers` do not fit each other."""
+def check_hypers(hypers: Hypers, cfg: TrainConfig, d_in: int | None = None) -> None:
+    """Raises: ValueError naming a number out of range, or if `cfg`, `hypers` and `d_in` do not fit each other."""
     check_numbers(hypers._asdict(), HYPERS)
+    if not isinstance(hypers.prefixes, Weighting):
+        raise ValueError(
+            "hypers.prefixes: expected a weighting, such as prefixes.named('sampled_10', n_latents), got "
+            f"{quoted(hypers.prefixes)}"
+        )
     check_numbers({"hypers.prefixes": jax.tree.leaves(hypers.prefixes)}, {"hypers.prefixes": NOT_NEGATIVE})
+    check_total(hypers.prefixes)
     n_latents = hypers.prefixes.n_latents
     if n_latents != cfg.n_latents:
         raise ValueError(f"hypers.prefixes is for {n_latents} latents, but cfg.n_latents is {cfg.n_latents}")
     if hypers.n_latents is not None and not 1 <= np.min(hypers.n_latents) <= np.max(hypers.n_latents) <= n_latents:
         raise ValueError(f"hypers.n_latents: must be from 1 to cfg.n_latents = {n_latents}, got {hypers.n_latents}")
-    if hypers.start is not None and hypers.start.b_enc.shape[-1] > n_latents:
-        raise ValueError(f"hypers.start has {hypers.start.b_enc.shape[-1]} latents, more than n_latents = {n_latents}")
+    if hypers.start is not None:
+        _check_start(hypers.start, n_latents, d_in)
     if cfg.method.aims_at_l0 and hypers.target_l0 is None:
         raise ValueError(f"hypers.target_l0: {cfg.method} needs the L0 that it is to have")
     if not cfg.method.aims_at_l0 and hypers.target_l0 is not None:
         raise ValueError(f"hypers.target_l0: {cfg.method} aims at no L0: leave target_l0 out")
+
+
+def _check_start(start: SAE, n_latents: int, d_in: int | None) -> None:
+    if start.b_enc.shape[-1] > n_latents:
+        raise ValueError(f"hypers.start has {start.b_enc.shape[-1]} latents, more than n_latents = {n_latents}")
+    if d_in is not None and start.W_enc.shape[-2] != d_in:
+        raise ValueError(f"hypers.start has d_in = {start.W_enc.shape[-2]}, and the source {d_in}")
+    check_numbers({"hypers.start": jax.tree.leaves(start)}, {"hypers.start": Real()})
 
 
 def check_memory(d_in: int, cfg: TrainConfig, n_lanes: int = 1, n_devices: int = 1) -> None:

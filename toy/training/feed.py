@@ -25,7 +25,7 @@ def checked_run(
     Raises: ValueError naming what cannot be, before any work.
     """
     check_key(keys, n_axes=0 if n_lanes is None else 1)
-    check_hypers(hypers, cfg)
+    check_hypers(hypers, cfg, source.d_in)
     source = checked_source(source)
     check_memory(source.d_in, cfg, n_lanes or 1, n_devices)
     return source

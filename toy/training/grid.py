@@ -38,6 +38,8 @@ class Grid(NamedTuple):
     def checked(self) -> "Grid":
         """The grid with checked rows. Raises: ValueError naming what cannot be, before any work."""
         source = checked_run(self.keys, self.source, self.hypers, self.cfg, n_lanes=np.size(self.keys))
+        if any(axis != 0 for axis in jax.tree.leaves(self.in_axes)):
+            raise ValueError(f"in_axes: lanes are along the first axis: expected 0 and None alone, got {self.in_axes}")
         if isinstance(source, Stream) and self.in_axes[0] is not None:
             raise ValueError("in_axes: a stream is shared by all lanes: its entry must be None")
         return self._replace(source=source)
@@ -137,6 +139,8 @@ def train_grids(
 
     Raises: ValueError if numbers of steps differ, and as `train_grid`.
     """
+    if not grids:
+        raise ValueError("grids: need at least one")
     grids = {name: grid.checked() for name, grid in grids.items()}
     if len(n_steps := {grid.cfg.n_steps for grid in grids.values()}) != 1:
         raise ValueError(f"grids: all must have the same number of steps, got {', '.join(map(str, sorted(n_steps)))}")

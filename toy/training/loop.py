@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from toy.checks import Whole, check_numbers
+
 Progress = Callable[[int], Any]  # called with the number of steps that were just done
 Facts = dict[str, Any]  # everything that a run follows from, by name, as JSON values
 T = TypeVar("T")
@@ -50,25 +52,21 @@ def run_chunks(
     state: PyTree,
     n_steps: int,
     *,
-    feed: Callable[[int], Any] = int,
+    feed: Callable[[int], Any],
     chunk: int,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     facts: Facts | None = None,
-    empty: PyTree | None = None,
+    empty: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """The final state and the history of `move(state, feed(first_step), n)`, called chunk by chunk, n steps at a time.
 
     `move` returns the new state and the metrics of its steps, and may take over the state's memory. `progress` also
     counts the steps that a checkpoint had done; a checkpoint continues only a run of the same facts. On
     KeyboardInterrupt the chunk under way is finished and kept. `empty` is the history of no steps (metrics whose last
-    axis has no rows); by default `move` is traced for it.
+    axis has no rows).
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: must be at least 1, got {chunk}")
-    if empty is None:
-        one = jax.eval_shape(lambda state: move(state, feed(0), min(chunk, n_steps))[1], state)
-        empty = jax.tree.map(lambda metric: np.zeros((*metric.shape, 0), metric.dtype), one)
+    check_numbers({"chunk": chunk}, {"chunk": Whole()})
     facts = {**(facts or {}), "chunk": chunk}
     run, moved = Run(state, empty), None
     try:
