@@ -30,7 +30,8 @@ from experiments.viewer.text import WINDOW, Given, Source, open_source, source_o
 from experiments.viewer.toy_runs import toy_run
 from toy.eval import metrics
 from toy.eval.streaming import measure_fit
-from toy.io import load_tree, save_arrays, save_json, signed, write_sae
+from toy.files.digest import signed
+from toy.io import load_tree, save_arrays, save_json, write_sae
 from toy.lm.export import export_activations
 from toy.lm.model import Site
 from toy.lm.tokens import make_rows

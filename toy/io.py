@@ -18,36 +18,27 @@ from toy.features.json_nodes import parse_nodes
 from toy.features.node import Node, TreeError
 from toy.features.tree_json import Dialect, check_dialect, name_notes, parse_with_notes, tree_to_dict
 from toy.files.arrays import load_arrays, map_arrays, save_arrays
-from toy.files.atomic import claim, is_part, locked, prepare, remove_parts, writing
-from toy.files.digest import digest_of, is_signed, signed
-from toy.files.json_files import load_json, parse_json, plain, save_json
+from toy.files.atomic import locked, prepare, writing
+from toy.files.json_files import load_json, plain, save_json
 from toy.interop.saelens_model import model_of_tree, synthetic_model, synthetic_source
 from toy.interop.saes import read_sae, write_sae
 
 _MOST_TREE_BYTES = 32 * 2**20
 
 __all__ = [
-    "claim",
-    "digest_of",
-    "is_part",
-    "is_signed",
     "load_arrays",
     "load_json",
     "load_synthetic",
     "load_tree",
     "locked",
-    "map_arrays",
-    "parse_json",
     "plain",
     "prepare",
     "read_sae",
     "read_tree",
-    "remove_parts",
     "save_arrays",
     "save_json",
     "save_synthetic",
     "save_tree",
-    "signed",
     "write_sae",
     "writing",
 ]
