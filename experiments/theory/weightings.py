@@ -183,10 +183,10 @@ def caption(record: dict[str, Any]) -> str:
     n = len(config["learning_rates"]) * len(config["l0_ratios"])
     return (
         f"Each column has the best of {n} settings (learning rate × target of L0 or k), chosen on the reference "
-        f"tree by {config['n_tuning_seeds']} other seeds; a to d: {', '.join(config['scenes'])}; e to h: mean cosines, "
-        f"and the largest, of related features on {config['scenes'][0]}, recovered runs alone; dictionary and "
-        "activations: the order that "
-        f"prefixes follow; dots: seeds; bars: mean or share with 95% interval; {config['n_steps']:,} steps; "
+        f"tree by {config['n_tuning_seeds']} other seeds; a to d: {' | '.join(config['scenes'])}; e to h: mean "
+        f"cosines, and the largest, of related features on {config['scenes'][0]}, recovered runs alone; dictionary and "
+        "activations: the order that prefixes follow; "
+        f"dots: seeds; bars: mean or share with 95% interval; {config['n_steps']:,} steps; "
         f"{seeds_text(record['seeds'])}."
     )
 
