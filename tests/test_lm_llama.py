@@ -202,12 +202,12 @@ def test_a_file_that_is_no_checkpoint_of_llama2c_is_refused(tmp_path: Path) -> N
     refused(path, "cannot be read: No such file")
     for content, message in (
         (whole[:20], "has only 20 bytes: expected a checkpoint that export.py"),
-        (whole[:-4], "has 15,996 bytes after its header, which tells of 16,000: expected .* copy it again"),
+        (whole[:-4], "has 15,996 bytes after its header, which implies 16,000: expected .* copy it again"),
         (whole + b"\0", "has 16,001 bytes after its header"),
         (struct.pack("<2i", 0x616B3432, 2) + whole[8:], "a checkpoint of version 2: .* --version 0"),
         (b"PK\3\4" + whole[4:], "not of llama2.c|after its header"),
-        (struct.pack("<i", -1) + whole[4:], "not of llama2.c: its header tells of"),
-        (struct.pack("<7i", *[2**31 - 1] * 7) + whole[28:], "after its header, which tells of"),
+        (struct.pack("<i", -1) + whole[4:], "not of llama2.c: its header says"),
+        (struct.pack("<7i", *[2**31 - 1] * 7) + whole[28:], "after its header, which implies"),
         (whole[:28] + struct.pack("<f", np.nan) + whole[32:], "not finite in float32: model.embed_tokens"),
     ):
         path.write_bytes(content)

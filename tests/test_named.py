@@ -150,7 +150,7 @@ def test_a_regular_tree_that_cannot_be_is_refused_by_name(name: str, value: obje
     ("make", "message"),
     [
         (lambda: regular_tree(RegularTree(branching=10**6, depth=5)), "would have 3,000,011 features and more"),
-        (lambda: regular_tree(RegularTree(n_roots=10**12)), "features and more, at most 100,000 are built"),
+        (lambda: regular_tree(RegularTree(n_roots=10**12)), "nodes, and at most 100,000 are allowed"),
         (lambda: regular_tree(RegularTree(branching=1, depth=10**9)), "depth: 1000000000 is more than 256"),
         (lambda: random_tree(RandomTree(branching=(10**6, 10**6), depth=5)), "features and more"),
         (lambda: random_tree(RandomTree(n_roots=10**12)), "features and more"),

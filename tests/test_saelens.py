@@ -200,7 +200,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({"architecture": name}, f"architecture is {name}, expected .*: other architectures are not read")
         for name in ("temporal", "abstopk", "skip_transcoder", "jumprelu_transcoder")
     ),
-    (PURSUIT | {"residual_threshold": 0.01}, "residual_threshold is 0.01, expected 0.0: rounds end here at a share"),
+    (PURSUIT | {"residual_threshold": 0.01}, "residual_threshold is 0.01, expected 0.0: here pursuit stops only"),
     (PURSUIT | {"stop_on_duplicate_support": True}, "stop_on_duplicate_support is True, expected False"),
     (PURSUIT | {"apply_b_dec_to_input": False}, "apply_b_dec_to_input is False, expected True: the residual starts"),
     (PURSUIT, "expected tensors W_dec, b_dec, got W_dec, W_enc, b_dec, b_enc"),

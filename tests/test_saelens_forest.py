@@ -37,7 +37,7 @@ def test_what_is_solved_for_is_kept_as_often_as_it_should(weights: list[float], 
 
 
 def test_probabilities_that_cannot_be_kept_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"of which 0\.8, 0\.8 are kept; the nearest are 0\.5, 0\.5"):
+    with pytest.raises(ValueError, match=r"exclusive probabilities 0\.8, 0\.8; the nearest found are 0\.5, 0\.5"):
         drawn_for([0.8, 0.8])
 
 

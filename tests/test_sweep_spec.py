@@ -236,7 +236,7 @@ def test_impossible_trees_are_cells_that_have_no_program() -> None:
 
 def test_cells_far_too_large_are_impossible_and_cost_no_memory() -> None:
     for axes, told in (
-        ({"branching": [10**6], "depth": [5]}, "are built"),
+        ({"branching": [10**6], "depth": [5]}, "are allowed"),
         ({"latents_per_feature": [1e9]}, "of each are trained"),
         ({"d_in": [10**9]}, "of each are trained"),
         ({"latents_per_feature": [3000]}, "GB are given to a cell: lower one of them"),

@@ -464,9 +464,9 @@ def test_a_choice_that_is_none_is_refused_also_where_types_are_not_checked(name:
 
 
 def test_a_relu_sae_without_a_target_l0_is_refused_and_one_of_the_topk_family_needs_none() -> None:
-    with pytest.raises(ValueError, match=r"^hypers\.target_l0: Standard\(.* needs the L0"):
+    with pytest.raises(ValueError, match=r"^hypers\.target_l0: Standard\(.* needs a target L0"):
         train(KEY, tree_source(), Hypers(sampled(20)), cfg=CFG)
-    with pytest.raises(ValueError, match=r"^hypers\.target_l0: Standard\(.* needs the L0"):
+    with pytest.raises(ValueError, match=r"^hypers\.target_l0: Standard\(.* needs a target L0"):
         train_grid(KEY[None], tree_source(), Hypers(sampled(20)), cfg=CFG, in_axes=(None, SHARED))
     cfg = TrainConfig(20, n_steps=2, batch_size=8, method=TopKFamily(TopK(2)))
     state, history = train(KEY, tree_source(), Hypers(sampled(20)), cfg=cfg)

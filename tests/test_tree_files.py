@@ -337,5 +337,5 @@ def test_the_deepest_tree_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_a_tree_of_too_many_nodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_module, "MAX_NODES", 20)
     assert len(walk(forest(*(Node(0.1) for _ in range(19))))) == 20
-    with pytest.raises(TreeError, match="the tree would have 21 features and more, at most 20"):
+    with pytest.raises(TreeError, match="the tree has at least 21 nodes, and at most 20"):
         walk(forest(*(Node(0.1) for _ in range(20))))

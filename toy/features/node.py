@@ -102,7 +102,9 @@ def check_depth(path: str, depth: int) -> None:
 def check_size(n_nodes: int) -> None:
     """Raises: TreeError for too many nodes."""
     if n_nodes > MAX_NODES:
-        raise TreeError(f"the tree would have {n_nodes:,} features and more, at most {MAX_NODES:,} are built")
+        raise TreeError(
+            f"the tree has at least {n_nodes:,} nodes, and at most {MAX_NODES:,} are allowed: make it smaller"
+        )
 
 
 def _check_node(path: str, depth: int, node: Any) -> None:

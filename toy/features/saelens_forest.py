@@ -68,7 +68,9 @@ def drawn_for(kept: list[float]) -> np.ndarray:
         p = np.clip(p + np.linalg.lstsq(slope, missing)[0], 0, 1)
     found = kept_one(p)
     if np.max(np.abs(found - target)) > _EXACT:
-        raise ValueError(f"no probabilities are found of which {few(target)} are kept; the nearest are {few(found)}")
+        raise ValueError(
+            f"SAELens cannot produce the exclusive probabilities {few(target)}; the nearest found are {few(found)}"
+        )
     return p
 
 

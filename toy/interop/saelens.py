@@ -60,7 +60,7 @@ _SETTINGS = {
 }
 _RESCALES = "rescale_acts_by_decoder_norm"
 _OF_TOPK = {_RESCALES: Setting(TRUTHS, "it says by what activations are compared", False)}
-_ROUNDS = "rounds end here at a share of the input's square, or after max_iterations"
+_ROUNDS = "here pursuit stops only at the relative tolerance or after max_iterations"
 _OF_PURSUIT = {
     "apply_b_dec_to_input": Setting((True,), "the residual starts here at x − b_dec", True),
     "normalize_activations": Setting(("none",), _FOLD, "none"),

@@ -45,7 +45,7 @@ def read_llama2c(path: Path) -> LM:
     shapes = _shapes(header)
     ends = np.cumsum([0, *(4 * math.prod(shape) for shape in shapes.values())], dtype=object)
     if len(numbers) != ends[-1]:
-        has = f"has {len(numbers):,} bytes after its header, which tells of {ends[-1]:,}"
+        has = f"has {len(numbers):,} bytes after its header, which implies {ends[-1]:,}"
         raise ValueError(f"{path}: {has}: {_REMEDY}")
     parts = zip(shapes.items(), ends[:-1], ends[1:], strict=True)
     tensors = {name: numbers[first:end].view("<f4").reshape(shape) for (name, shape), first, end in parts}
@@ -60,7 +60,7 @@ def _checked(path: Path, start: bytes) -> _Header:
         raise ValueError(f"{path}: a checkpoint of version {header.hidden_dim}: {_REMEDY}")
     sizes = header._replace(vocab_size=abs(header.vocab_size))
     if min(sizes) < 1 or sizes.dim % sizes.n_heads:
-        raise ValueError(f"{path}: not of llama2.c: its header tells of {quoted(header._asdict())}: {_REMEDY}")
+        raise ValueError(f"{path}: not of llama2.c: its header says {quoted(header._asdict())}: {_REMEDY}")
     return header
 
 

@@ -140,7 +140,7 @@ def check_hypers(hypers: Hypers, cfg: TrainConfig, d_in: int | None = None) -> N
     if hypers.start is not None:
         _check_start(hypers.start, n_latents, d_in)
     if cfg.method.aims_at_l0 and hypers.target_l0 is None:
-        raise ValueError(f"hypers.target_l0: {cfg.method} needs the L0 that it is to have")
+        raise ValueError(f"hypers.target_l0: {cfg.method} needs a target L0: give target_l0")
     if not cfg.method.aims_at_l0 and hypers.target_l0 is not None:
         raise ValueError(f"hypers.target_l0: {cfg.method} aims at no L0: leave target_l0 out")
 
