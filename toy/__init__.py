@@ -1,13 +1,22 @@
 """Matryoshka SAEs on features that form trees: the names that most programs need. The rest of the package is
 
-features/   the ground truth: trees, their JSON, their exact statistics, directions
-sae.py      the SAE and its activations          prefixes.py  which prefixes are trained, and their weights
-methods/    what is trained, and by which loss   loss/        the Matryoshka objective
-training/   the trainer of one run and of many
-data/       sources and streams of activations   eval/        metrics, with and without a ground truth
-lm/         language models of TinyStories       interop/     SAEs of other libraries
-theory/     exact objectives of trees, and where they can be found
-files/, io.py, checks.py, decompositions.py      what is read and written, refused; small matrices
+features/           the ground truth: trees, their JSON, their exact statistics, directions
+sae.py              the SAE and its activations
+prefixes.py         which prefixes are trained, and their weights
+inclusion.py        how often each prefix is drawn, exactly
+methods/            what is trained, and by which loss
+loss/               the Matryoshka objective
+training/           the trainer of one run and of many
+data/               sources and streams of activations
+eval/               metrics, with and without a ground truth
+lm/                 language models, of TinyStories and others such as SmolLM2
+interop/            SAEs of other libraries
+theory/             exact objectives of trees, and where they can be found
+files/              formats of files, and how they are written whole or not at all
+io.py               the functions that read and write the library's files
+checks.py           checks of a user's numbers, and text for messages
+decompositions.py   decompositions of small matrices
+compiled.py         compiled programs that notice when a function is replaced
 """
 
 from toy import methods, prefixes

@@ -139,7 +139,7 @@ def levels(n_latents: int, weights: Mapping[str, float]) -> FixedWeights:
     """A weight for each of some lengths: a number of latents, a share of them such as `25%`, or `full`.
 
     Weights are divided by their sum; lengths beyond the full one count as that. Source: the β of Chanin et al. (arXiv
-    2505.11756). Raises: ValueError if the full length has no weight, or a length or weight cannot be.
+    2505.11756). Raises: ValueError if the full length has no weight, or a length or weight is invalid.
     """
     found = np.zeros(n_latents)
     for name, weight in weights.items():

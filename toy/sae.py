@@ -60,8 +60,8 @@ class BatchTopK:
 class MatchingPursuit:
     """At most `k` latents, one after the other: each is the one whose direction takes most off the residual.
 
-    It ends where the squared residual is at most `tolerance` of the input's. Of the encoder it only matters which
-    latents have one.
+    It stops once the squared residual is at most `tolerance` times ‖x − b_dec‖². Encoder weights are not used, except
+    that a latent without any is padding.
     Source: Costa et al. (MP-SAE, arXiv 2506.03093).
     """
 

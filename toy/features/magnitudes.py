@@ -41,9 +41,10 @@ def _log_moments(spread: float) -> tuple[float, float]:
 
 
 def fits_float32(mean: float, std: float, scaled: tuple[float, float]) -> bool:
-    """Returns whether a scaled magnitude is neither 0 nor infinite in float32, within 8 standard deviations.
+    """Returns whether a scaled magnitude is neither 0 nor infinite in float32.
 
-    `scaled` is the mean and variance of the logarithm of its scale.
+    `scaled` is the mean and variance of the logarithm of its scale, which counts within 8 standard deviations. The
+    magnitude's own noise counts up to 6 standard deviations above the mean, and down to `_NOISE_FLOOR` below it.
     """
     centre, spread = scaled[0], _SPREAD * math.sqrt(scaled[1])
     if max(mean, std) == 0:

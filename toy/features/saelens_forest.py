@@ -1,7 +1,7 @@
 """Trees of ours as SAELens (6.54) hierarchies of the same distribution: the inverse of `toy.features.saelens_tree`.
 
-Of mutually exclusive siblings SAELens keeps one at random, so that what it is given must be greater than the tree's
-probabilities: they are solved for (`drawn_for`). A node that is no feature must be on whenever its parent is.
+SAELens keeps one, at random, of the exclusive siblings that are on, so it needs larger probabilities than the tree's;
+`drawn_for` solves for them. A node that is no feature must be on whenever its parent is.
 """
 
 from typing import Any, NamedTuple

@@ -5,8 +5,9 @@ nearest ancestor that is a feature is off; the entry is therefore P(on | parent 
 are on together it keeps one at random, so that P(i) = p_i E[1 / (1 + number of the others on)] (`kept_one`).
 A node without `feature_index` is not a feature, is on whenever its parent is, and takes no part in exclusion.
 `scale_children_by_parent` scales the node's children by the nearest feature at or above it. Both may need an extra node
-in our tree that is not a feature. Indices that no node has become lone features. SAELens' magnitudes max(0, N(mean,
-std²)) equal our |N(mean, std²)| unless clipped; features that are clipped more often than `MAX_CLIPPED` are refused.
+in our tree that is not a feature. A feature whose index no node has becomes a lone feature. SAELens' magnitudes
+max(0, N(mean, std²)) equal our |N(mean, std²)| unless clipped; features that are clipped more often than `MAX_CLIPPED`
+are refused.
 """
 
 from collections.abc import Iterator, Sequence

@@ -78,7 +78,8 @@ _TENSORS = {
 def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, Any]) -> None:
     """The architecture is `topk` for TopK, `jumprelu` for an SAE with a threshold (BatchTopK), else `standard`.
 
-    SAELens runs all k rounds of matching pursuit, where they end here at the tolerance, which only `read` knows.
+    SAELens always runs all k rounds of matching pursuit; here pursuit also stops at the tolerance, a key that only
+    `read` understands.
     The weights' file also holds the configuration, so that a folder whose saving was killed between the two files is
     refused.
     """

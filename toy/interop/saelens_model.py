@@ -80,7 +80,7 @@ def model_of_tree(
     """Configuration, hierarchy and tensors of the `SyntheticModel` of a tree, and notes on numbers that changed.
 
     SAELens keeps no magnitudes feature by feature: where they differ, directions are multiplied by them. Raises:
-    `TreeError` naming the node, or the array, that cannot be.
+    `TreeError` naming the invalid node or array.
     """
     roots, firing, notes = forest_of_tree(root)
     n, mean, std = len(firing.prob), np.asarray(firing.mean, float), np.asarray(firing.std, float)

@@ -52,7 +52,7 @@ def read(folder: Path) -> tuple[SAE, Activation]:
 
 
 def write(folder: Path, sae: SAE, activation: Activation, metadata: dict[str, Any]) -> None:
-    """A ReLU SAE is written as TopK of all its latents, which is the same. One with a threshold has no equal there."""
+    """A ReLU SAE is written as TopK of all its latents, which is the same. One with a threshold cannot be written."""
     sae, tensors = to_write(sae, activation)
     if sae.threshold is not None:
         raise ValueError("sae: sparsify has no thresholds, and this SAE has one: write it to saelens")

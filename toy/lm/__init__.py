@@ -1,1 +1,1 @@
-"""The language models of TinyStories: what they are, and how their weights are read and written."""
+"""Language models, of TinyStories and others such as SmolLM2, and how their weights are read and written."""

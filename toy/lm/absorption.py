@@ -126,7 +126,7 @@ class Absorption(NamedTuple):
     absorbed_rate: float
     absorbers: Int[np.ndarray, " n_members"]  # the latent that adds most in the holes; −1 if none absorbs
     cosines: Float[np.ndarray, " n_members"]  # of the absorbing latent's decoder with the probe
-    parent_cosine: float  # of the concept's latent's
+    parent_cosine: float  # cosine of the concept latent's decoder row with the probe
 
 
 def unknown(n_members: int) -> Absorption:

@@ -82,12 +82,12 @@ def acts_at_words(forward: Forward, prompts: Rows) -> dict[str, Float[np.ndarray
 
 
 class LetterProbes(NamedTuple):
-    """Logistic regressions of each letter against all others, and how well they read the words tested on."""
+    """Logistic regressions of each letter against all others, and their accuracy on the test words."""
 
     directions: Float[np.ndarray, "d_in n_letters"]  # of norm 1
     logits: Float[np.ndarray, "n_test n_letters"]
     f1: OfLetters
-    accuracy: float  # share of words tested on whose own letter has the largest logit, among those of these letters
+    accuracy: float  # share of test words whose own letter has the largest logit, among those of these letters
 
     def correct(self, letter: Int[np.ndarray, " n_test"]) -> Bool[np.ndarray, " n_test"]:
         """Whether each word's own letter has a positive logit."""

@@ -54,7 +54,7 @@ def _first_line(error: Exception) -> str:
 
 
 def packaged(name: Path | str) -> Path:
-    """The GGUF file that a package brings, for a name in PACKAGED; of any other name, the path.
+    """The GGUF file that a package brings, for a name in PACKAGED; any other name is returned as a path.
 
     Raises: ValueError naming the extra if the package is not installed.
     """

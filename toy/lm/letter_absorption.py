@@ -1,10 +1,12 @@
 """Which latents of an SAE stand for a letter, and how much of it others have absorbed, as SAEBench defines it.
 
-Main latents of a letter: an L1-penalised logistic regression on all activations ranks them, and as many of the first
-ones are taken as each raise the F1 of a logistic regression on them by more than `SPLIT_GAIN` (feature splitting).
+Main latents of a letter: an L1-penalised logistic regression on all activations ranks them, and the top-ranked
+latents are taken for as long as each raises the F1 of a logistic regression on them by more than `SPLIT_GAIN` (feature
+splitting).
 
-Absorption, on words tested on whose letter the probe reads: what a latent adds is its activation times the projection
-of its decoder row on the probe's direction, which is to be compared with the projection of the model's activation.
+Absorption, on test words whose letter the probe classifies correctly: what a latent adds is its activation times the
+projection of its decoder row on the probe's direction, which is to be compared with the projection of the model's
+activation.
 *Full*: all main latents are off, and one other latent adds a share `ABSORBER_SHARE` of that projection or more.
 *Fractional*: of what main latents and the `MOST_ABSORBERS` strongest others add up to, the share that is not the main
 latents'; 0 where those others add less than `ABSORBER_SHARE`, or where the main latents add all.

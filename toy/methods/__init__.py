@@ -1,7 +1,7 @@
 """What is trained, and by which loss: every method through the interface of `toy.methods.method`.
 
 method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
-standard      ReLU and a penalty: vanilla, Matryoshka    gated         whether and how strongly, apart
+standard      ReLU and a penalty: vanilla, Matryoshka    gated         separate parameters for gate and magnitude
 topk          TopK and BatchTopK, with AuxK              constrained   tied, aligned, orthogonal
 detached      levels without gradients between them      tied_finish   Matryoshka, then tied, at a held L0 or not
 pursuit       matching pursuit                           rotated       Matryoshka, its sparsest rotation, tied

@@ -21,7 +21,7 @@ class HierarchicalTopK(TopKFamily):
     """The squared error averaged over the 1, 2, … `levels` − 1 largest latents of a row, and all that are on.
 
     With TopK and as many levels as latents that are on it is the loss of Balagansky et al. (arXiv 2505.24473). A latent
-    has no place of its own in it, so the weighting of prefixes is of no account.
+    has no place of its own in it, so the weighting of prefixes is ignored.
     """
 
     pads: ClassVar[bool] = True

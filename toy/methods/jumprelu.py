@@ -18,10 +18,10 @@ from toy.sae import SAE, init_sae
 class JumpReLU(Method):
     """Squared error over weighted prefixes + sparsity_coef · (L0 / target L0 − 1)².
 
-    Source: Rajamanoharan et al. (arXiv 2407.14435), with the quadratic penalty of Conerly et al.
-    ("Update on dictionary learning", January 2025). Gradients pass the step by a rectangle of `bandwidth`, for inputs
-    of mean norm √d_in. Differs: the coefficient is moved until the L0 is the target, as that of the standard SAE is;
-    of several prefixes only the full one has a target.
+    Source: Rajamanoharan et al. (arXiv 2407.14435), with the quadratic penalty of their appendix, here of
+    the batch's mean L0. Gradients pass the step by a rectangle of `bandwidth`, for inputs of mean norm √d_in. Differs:
+    the coefficient is moved until the L0 is the target, as that of the standard SAE is; of several prefixes only the
+    full one has a target.
     """
 
     pads: ClassVar[bool] = True

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     ranks: Int[Array, " n_latents"]  # the place of each latent by its contribution
     sparsity_coef: Float[Array, ""]
     target_l0: Float[Array, ""] | float | None
-    done: Float[Array, ""]  # the share of the run that lies behind
+    done: Float[Array, ""]  # the share of the run that is done
     key: Key[Array, ""]  # of this step, for a loss that draws
     memory: Memory
     form: Form
@@ -78,7 +78,7 @@ class Method:
         return params
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
-        """The mean over the batch, and what the step follows of it."""
+        """The loss (mean over the batch) and the quantities that the trainer tracks."""
         return self.reconstruction_loss(self.sae(params, batch.done), batch)
 
     def reconstruction_loss(self, sae: SAE, batch: Batch, **options: Any) -> tuple[Float[Array, ""], LossParts]:
@@ -119,8 +119,9 @@ class Method:
     def importance(self, parts: LossParts) -> Float[Array, " n_latents"]:
         """Returns what latents are ordered by, the largest running mean first.
 
-        That is their energy, how often they are on, the geometric mean of the two (which is how often times their root
-        mean square where they are on), or nothing.
+        By `order`: the energy; the frequency; their geometric mean, which is frequency × root-mean-square size while
+        on; or a constant. With the constant all contributions are equal, so that no latent is weak and none starts
+        anew.
         """
         return {
             "energy": parts.contribution,
@@ -153,7 +154,7 @@ class Method:
         return needs_order(form, self.activation)
 
     def check(self, n_latents: int) -> None:
-        """Raises: ValueError if an SAE of so many latents cannot be trained so."""
+        """Raises: ValueError if the method cannot train this many latents."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

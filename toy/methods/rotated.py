@@ -19,11 +19,10 @@ MOST_LATENTS = 512  # whose rotation is searched for
 class Rotated(TiedFinish):
     """The tied finish, which starts from the rotation of Matryoshka's decoder whose code is the sparsest.
 
-    What the tied finish ends in where it does not find the hierarchy are local minima: exact codes whose L0 and L1 are
-    higher than the truth's (`toy.theory.edge_limit` says up to where they are). They differ from the truth by a
-    rotation of a few latents, which `toy.methods.rotation` searches for. Of more latents than d_in there is no
-    orthonormal decoder, and of more than `MOST_LATENTS` the search takes too long: there the run is that of
-    `TiedFinish`.
+    Where the tied finish misses the hierarchy it ends in a local minimum, an exact code whose L0 and L1 are higher than
+    the truth's (for P(child | parent) below `toy.theory.edge_limit`). It differs from the truth by a rotation of a few
+    latents, which `toy.methods.rotation` searches for. Of more latents than d_in there is no orthonormal decoder, and
+    of more than `MOST_LATENTS` the search takes too long: there the run is that of `TiedFinish`.
     """
 
     pads: ClassVar[bool] = True

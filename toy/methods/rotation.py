@@ -148,9 +148,10 @@ def _rotate_block(
 def first_rotations(
     key: Key[Array, ""], z: Float[Array, "n rows"], there: Bool[Array, " n"], n_starts: int, n_here: int
 ) -> Float[Array, "starts n n"]:
-    """`n_here` identities and rotations at random, which leave alone what is not there; signs are the data's.
+    """Starting points: `n_here` identities, and random rotations for the rest, each the identity on padding.
 
-    Numbers are drawn row by row, so that they do not depend on how many latents are padding.
+    Rows are flipped so that most of their code's energy is positive. Numbers are drawn row by row, so that they do not
+    depend on how many latents are padding.
     """
     eye, n = jnp.eye(len(z)), len(z)
 

@@ -93,7 +93,7 @@ class Hypers(NamedTuple):
     """The settings that a sweep may vary: they are traced, and any field can have a lane axis."""
 
     prefixes: Weighting
-    target_l0: Number | None = None  # for ReLU SAEs; the TopK family has the k of its activation
+    target_l0: Number | None = None  # for methods that aim at an L0, and for no others
     learning_rate: Number = 1e-2  # this and the next defaults follow from the study `experiments.defaults`
     b1: Number = 0.5
     b2: Number = 0.9375

@@ -22,7 +22,7 @@ def checked_run(
 ) -> Any:
     """The source with checked rows, once all that a run is given has been checked. `n_lanes` is None for one run.
 
-    Raises: ValueError naming what cannot be, before any work.
+    Raises: ValueError naming the invalid argument, before any work.
     """
     check_key(keys, n_axes=0 if n_lanes is None else 1)
     check_hypers(hypers, cfg, source.d_in)
@@ -40,7 +40,7 @@ def feed_chunk(source: Source | Stream, chunk: int, cfg: TrainConfig) -> int:
 
 
 class Fed(NamedTuple):
-    """What the steps of a configuration draw from, and what puts it where they need it."""
+    """A source, the configuration of its runs, and the function that places it or its batches on the devices."""
 
     source: Source | Stream
     cfg: TrainConfig
@@ -64,7 +64,10 @@ def feeding(
 
 @contextmanager
 def feeding_all(fed: Mapping[str, Fed], chunk: int) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """Yields what is `feeding` of each, for runs that move in step; batches of a stream are read and placed once."""
+    """Like `feeding`, for several runs that advance together.
+
+    Runs that share a stream and a batch size share each reading of it.
+    """
     kept = {name: one.placed(one.source) for name, one in fed.items() if not isinstance(one.source, Stream)}
     streams = {name: one for name, one in fed.items() if name not in kept}
     if not streams:

@@ -36,7 +36,7 @@ class Grid(NamedTuple):
     in_axes: tuple[Any, Any] = (0, 0)
 
     def checked(self) -> "Grid":
-        """The grid with checked rows. Raises: ValueError naming what cannot be, before any work."""
+        """The grid with checked rows. Raises: ValueError naming the invalid argument, before any work."""
         source = checked_run(self.keys, self.source, self.hypers, self.cfg, n_lanes=np.size(self.keys))
         if any(axis != 0 for axis in jax.tree.leaves(self.in_axes)):
             raise ValueError(f"in_axes: lanes are along the first axis: expected 0 and None alone, got {self.in_axes}")
@@ -70,7 +70,7 @@ class _Placed(NamedTuple):
         return place("source", source, self.grid.in_axes[0], n_lanes=self.grid.keys.shape[0], mesh=self.mesh)
 
     def gathered(self, state: TrainState, history: Metrics) -> tuple[TrainState, Metrics]:
-        """On one device, without the lanes that fill up the others."""
+        """Moves the state to one device and drops the lanes that were added to fill the others."""
         n_lanes = self.grid.keys.shape[0]
         state = jax.device_put(state, jax.local_devices()[0])
         state = TrainState(state.step, *jax.tree.map(lambda leaf: leaf[:n_lanes], tuple(state[1:])))
@@ -101,7 +101,7 @@ def train_grid(
 ) -> tuple[TrainState, Metrics]:
     """One run per lane, all in one compiled program spread over the local devices; results lead with a lane axis.
 
-    Of the arguments, `Grid` tells. Lane i is `train(keys[i], source_i, hypers_i, cfg=cfg)` up to rounding.
+    `Grid` describes the arguments. Lane i is `train(keys[i], source_i, hypers_i, cfg=cfg)` up to rounding.
 
     Raises: ValueError if a lane axis and the number of keys disagree, and as `train`.
     """

@@ -38,9 +38,9 @@ def train(
 
     With a `checkpoint` a run that was killed goes on from where it was last saved, to the same result bit for bit.
 
-    Raises: ValueError if a number of `hypers` cannot be, `cfg`, `hypers` and `mesh` do not fit each other, a row of
-    the source has numbers that cannot be computed with, the run needs more memory than there is, or the checkpoint is
-    of another run.
+    Raises: ValueError if a number of `hypers` is out of range, `cfg`, `hypers` and `mesh` do not fit each other, a row
+    of the source has numbers that cannot be computed with, the run needs more memory than there is, or the checkpoint
+    is of another run.
     """
     source = checked_run(key, source, hypers, cfg, n_devices=1 if mesh is None else mesh.size)
     if mesh is not None and checkpoint is not None:
