@@ -62,8 +62,8 @@ def minimised(
 
     With a `support` latents are on in those states alone, with the activations x W_enc + b_enc: the optimum of SAEs
     that already tell when a feature is on. With `is_tied` the encoder is the decoder's transpose, and the
-    decoder's rows have norm 1. The learning rate falls to 0 along a cosine, so that a kink of a ReLU does not keep the parameters
-    moving.
+    decoder's rows have norm 1. The learning rate falls to 0 along a cosine, so that a kink of a ReLU does not keep the
+    parameters moving.
     """
 
     def made(sae: SAE) -> SAE:
