@@ -149,11 +149,11 @@ def test_a_regular_tree_that_cannot_be_is_refused_by_name(name: str, value: obje
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: regular_tree(RegularTree(branching=10**6, depth=5)), "would have 3,000,011 features and more"),
+        (lambda: regular_tree(RegularTree(branching=10**6, depth=5)), "has at least 3,000,011 nodes"),
         (lambda: regular_tree(RegularTree(n_roots=10**12)), "nodes, and at most 100,000 are allowed"),
         (lambda: regular_tree(RegularTree(branching=1, depth=10**9)), "depth: 1000000000 is more than 256"),
-        (lambda: random_tree(RandomTree(branching=(10**6, 10**6), depth=5)), "features and more"),
-        (lambda: random_tree(RandomTree(n_roots=10**12)), "features and more"),
+        (lambda: random_tree(RandomTree(branching=(10**6, 10**6), depth=5)), "nodes, and at most 100,000 are allowed"),
+        (lambda: random_tree(RandomTree(n_roots=10**12)), "nodes, and at most 100,000 are allowed"),
         (lambda: random_tree(RandomTree(branching=(1, 1), depth=10**9)), "depth: 1000000000 is more than 256"),
     ],
 )
@@ -172,6 +172,6 @@ def test_the_size_of_a_regular_tree_is_counted_right(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(trees, "MAX_NODES", n)
         regular_tree(spec)
         monkeypatch.setattr(trees, "MAX_NODES", n - 1)
-        with pytest.raises(TreeError, match=f"would have {n} features"):
+        with pytest.raises(TreeError, match=f"has at least {n} nodes"):
             regular_tree(spec)
         monkeypatch.undo()

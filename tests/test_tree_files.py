@@ -216,11 +216,11 @@ BOMBS: dict[str, tuple[Callable[[], str], str]] = {
     "a huge index": (lambda: '{"active_prob": 1, "feature_index": 1%s}' % ("0" * 4000), r"root\.feature_index: a num"),
     "far too many nodes": (
         lambda: '{"active_prob": 1, "children": [' + ",".join(['{"active_prob": 0}'] * 150_000) + "]}",
-        "the tree would have 150,001 features",
+        "the tree has at least 150,001 nodes",
     ),
     "far too many probabilities": (
         lambda: '{"roots": [], "firing_probabilities": [' + ",".join(["0.5"] * 150_000) + "]}",
-        "the tree would have 150,00. features",
+        "the tree has at least 150,00. nodes",
     ),
     "a text, not closed": (lambda: '{"active_prob": "' + "x" * 10**6, "not JSON: Unterminated string"),
     "a wrong escape": (lambda: '{"active_prob": "\\q"}', "not JSON: "),
