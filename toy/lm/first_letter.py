@@ -65,7 +65,7 @@ def make_task(tokenizer: Tokenizer, n_words: int, n_examples: int = 10, seed: in
     n_tested = Counter(firsts[: is_test.sum()])
     letters = [c for c in sorted({*firsts[is_test.sum() :]}) if n_tested[c] >= MIN_WORDS]
     if not letters:
-        raise ValueError(f"n_words: no letter begins {MIN_WORDS} of the words that are tested on; take more words")
+        raise ValueError(f"n_words: no letter begins {MIN_WORDS} of the test words; take more words")
     letter = np.array([letters.index(c) if c in letters else NO_LETTER for c in firsts])
     return Task(tuple(words), tuple(letters), letter, is_test, make_rows(texts, tokenizer, context))
 

@@ -41,10 +41,10 @@ Ranked = Int[Array, "n_letters most_main"]
 
 
 class LetterAbsorption(NamedTuple):
-    """Measures of one SAE; one entry per letter. NaN without a word whose letter the probe reads."""
+    """Measures of one SAE; one entry per letter. NaN without a test word whose letter the probe gets right."""
 
     main: list[list[int]]  # latents
-    f1: OfLetters  # of the regression on the first of them, on words tested on
+    f1: OfLetters  # of the regression on the first of them, on test words
     f1_main: OfLetters  # of the regression on them all
     fraction: OfLetters  # mean fractional absorption
     full: OfLetters  # share of words with full absorption
