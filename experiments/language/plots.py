@@ -82,12 +82,16 @@ def from_zero(ax: Axes) -> None:
     ax.autoscale_view()
 
 
-def legend(ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None) -> None:
+def legend(ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None, above: Any = None) -> None:
+    """Names the kinds, and the line styles, in the panel; more than two kinds above a subfigure, if one is given."""
     for kind in kinds(config):
         ax.plot([], [], color=colour(config, kind), label=plots.label(kind))
     for label, style in (styles or {}).items():
         ax.plot([], [], style, color="#555555", label=label)
-    ax.legend(loc="best", fontsize=5.5)
+    if above is None or len(kinds(config)) <= 2:
+        ax.legend(loc="best", fontsize=5.5)
+    else:
+        above.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=len(kinds(config)), fontsize=5.5)
 
 
 def off_target(record: dict[str, Any]) -> list[str]:
