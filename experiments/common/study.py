@@ -134,7 +134,8 @@ class MethodConfig(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         named(self.method)
-        if self.method not in self.weightings and (self.sparsity, self.n_prefixes) != OF_STANDARD:
+        given = (self.sparsity, self.n_prefixes) != (StudyConfig.sparsity, PairConfig.n_prefixes)
+        if given and self.method not in self.weightings:
             raise ValueError(
                 "sparsity and n_prefixes: apply to vanilla and matryoshka alone; write them into the name of another "
                 "method, as in tied:sparsity=log,weighting=sampled_3"
@@ -147,9 +148,6 @@ class MethodConfig(PairConfig):
         if self.method not in pair:
             pair = {"vanilla": pair["vanilla"], self.method: named(self.method, target_l0(self, tree))}
         return pair
-
-
-OF_STANDARD = (StudyConfig.sparsity, PairConfig.n_prefixes)
 
 
 def check_pair(cfg: MethodConfig) -> Tree:

@@ -47,7 +47,7 @@ LINES = {"lean": "-", "first": "--", "optimum": ":"}
 
 
 class Rule(NamedTuple):
-    """What puts a latent before others."""
+    """A rule by which latents stand before others."""
 
     method: str
     power: float | None  # features come in the order of P(on) · magnitude^power; None: as in the tree, parents first
@@ -197,7 +197,7 @@ def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
 
 
 def expected(name: str, ratio: float, prob: float) -> dict[str, bool]:
-    """Whether each theory has a rule recover a pair."""
+    """Returns whether each theory has a rule recover a pair."""
     rule, root = RULES[name], among(prob, ratio)
     leans = float(np.cos(first_latent_angle(prob, ratio))) < MIN_COSINE
     tree = build_tree(root)

@@ -23,7 +23,7 @@ def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
 
 
 class Optimum(NamedTuple):
-    """What is left of a parent and its child where latents are on with their features and otherwise free."""
+    """The best code of a parent and its child whose latents are on with their features and otherwise free."""
 
     cosines: tuple[float, float]  # of the parent's and the child's latent with their features
     parent_to_child: float

@@ -7,6 +7,7 @@ device, each with the rounding error that it has made so far (Kahan).
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -78,7 +79,7 @@ def max_correlation(
     """
     n = reference.b_enc.shape[0]
     parts = [
-        _of_block(reference, other, chunks, activation, (first, min(n, first + block))) for first in range(0, n, block)
+        _of_block(reference, other, chunks, activation, first, min(block, n - first)) for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -118,14 +119,14 @@ class _Sums(NamedTuple):
 
 
 def _of_block(
-    reference: SAE, other: SAE, chunks: Chunks, activation: Activation, block: tuple[int, int]
+    reference: SAE, other: SAE, chunks: Chunks, activation: Activation, first: int, n_latents: int
 ) -> MaxCorrelation:
-    """The part of `max_correlation` of the reference latents from the first place of the block up to the second."""
-    n_rows, sums = 0, _no_sums(block[1] - block[0], len(other.b_enc))
+    """The part of `max_correlation` of so many reference latents from the first one on."""
+    n_rows, sums = 0, _no_sums(n_latents, len(other.b_enc))
     errors = sums
     for x in chunks:
         n_rows += len(x)
-        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), activation=activation, block=block)
+        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), first, activation=activation)
     if not n_rows:
         raise ValueError("chunks: there are no rows to measure on")
     sums = _Sums(
@@ -153,19 +154,20 @@ def _no_sums(n_reference: int, n_other: int) -> _Sums:
     return _Sums(a, a, b, b, jnp.zeros((n_reference, n_other)))
 
 
-@compiled(static_argnames=("activation", "block"))
+@compiled(static_argnames="activation")
 def _add_products(
     sums: _Sums,
     errors: _Sums,
     reference: SAE,
     other: SAE,
     x: Float[Array, "rows d_in"],
+    first: Int[Array, ""] | int,
     *,
     activation: Activation,
-    block: tuple[int, int],
 ) -> tuple[_Sums, _Sums]:
     """The sums with those of further rows, and by how much they are too large."""
-    a = encode(reference, x, activation)[:, slice(*block)]  # of a whole SAE: TopK chooses among all of its latents
+    # The whole reference is encoded, since TopK chooses among all of its latents. Blocks of a size share a program.
+    a = jax.lax.dynamic_slice_in_dim(encode(reference, x, activation), first, sums.a.shape[0], axis=1)
     b = encode(other, x, activation)
     found = _Sums(a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b)
     added = [new - error for new, error in zip(found, errors, strict=True)]
