@@ -60,7 +60,7 @@ def test_the_record_tells_of_every_method_and_what_was_made_is_taken_again(
     steps: list[int] = []
     results = first_letter.run(cfg, Work(steps.append))
     record: dict[str, Any] = {"config": cli.describe(cfg), "seeds": cfg.seeds, "results": cli.plain(results)}
-    assert sum(steps) == first_letter.n_steps(cfg) == 3 * cfg.n_steps
+    assert sum(steps) == first_letter.n_steps(cfg) == 4 * cfg.n_steps
     assert record["config"]["corpus"] == "stories.txt"
     assert set(results["tokens"]["text"]) == {"real", "sampled"}
     found = results["sites"][SITE]["methods"]
@@ -78,10 +78,10 @@ def test_the_record_tells_of_every_method_and_what_was_made_is_taken_again(
     assert sorted(cfg.cache.iterdir()) == folders
 
 
-def test_l0s_share_a_program_unless_the_method_has_one_as_a_field(cfg: LetterConfig) -> None:
-    vanilla, *batchtopk = families(cfg, Site(1, "resid_pre"))
-    assert vanilla.target_l0 == (2, 4)
-    assert [family.target_l0 for family in batchtopk] == [(2,), (4,)]
+def test_there_is_a_family_for_each_method_and_l0(cfg: LetterConfig) -> None:
+    of_two, of_four, *batchtopk = families(cfg, Site(1, "resid_pre"))
+    assert [family.target_l0 for family in (of_two, of_four, *batchtopk)] == [2, 4, 2, 4]
+    assert of_two.method == of_four.method
     assert [family.method.activation for family in batchtopk] == [BatchTopK(2.0), BatchTopK(4.0)]
 
 

@@ -198,7 +198,7 @@ def test_further_methods_are_kinds_of_large_saes_with_places_and_colours_of_thei
     cfg = LanguageConfig(methods=("held_finish", "tied"), sparsity="log", n_prefixes=5)
     assert cfg.kinds["matryoshka"] == "matryoshka:sparsity=log,weighting=sampled_5"
     large = [(one.name, one.method) for one in saes.families(cfg, Site(0, "mlp_out")) if one.n_latents == 500]
-    assert large == list(cfg.kinds.items())
+    assert large == [kind for kind in cfg.kinds.items() for _ in cfg.sizes.target_l0]
     told = {"methods": list(cfg.methods)}
     assert plots.kinds(told) == list(cfg.kinds)
     assert plots.kinds({}) == list(saes.KINDS)  # of a record that is older than the option
@@ -207,18 +207,17 @@ def test_further_methods_are_kinds_of_large_saes_with_places_and_colours_of_thei
     assert np.allclose(np.diff(plots.beside(told, 0.3)), 0.15)
 
 
-def test_an_sae_is_that_of_its_seed_and_l0(tmp_path):
-    folder = tmp_path / "saes-mlp_out.0-vanilla-3-0"
-    family = ["mlp_out.0", "vanilla", 3, "vanilla:sparsity=l1", [2.0, 4.0]]
+def test_an_sae_is_that_of_its_seed(tmp_path):
+    folder = tmp_path / "saes-mlp_out.0-vanilla-3-l0_2-0"
+    family = ["mlp_out.0", "vanilla", 3, "vanilla:sparsity=l1", 2.0]
     save_json(folder / stages.DONE, {"facts": {"activations": "a", "family": family, "seeds": [5, 7]}}, digits=None)
-    lanes = np.arange(4.0, dtype=np.float32)
-    sizes = {"W_enc": (4, 2, 3), "b_enc": (4, 3), "W_dec": (4, 3, 2), "b_dec": (4, 2)}
+    lanes = np.arange(2.0, dtype=np.float32)
+    sizes = {"W_enc": (2, 2, 3), "b_enc": (2, 3), "W_dec": (2, 3, 2), "b_dec": (2, 2)}
     arrays = {name: np.resize(lanes, shape[::-1]).T.copy() for name, shape in sizes.items()}
     save_arrays(folder / "saes.safetensors", arrays, {})
-    found = {lane: load_sae(folder, lane[1], lane[0]).b_dec[0] for lane in find_saes(tmp_path)[0].lanes}
-    assert found == {(5, 2): 0, (5, 4): 1, (7, 2): 2, (7, 4): 3}
-    with pytest.raises(ValueError, match=r"has SAEs of L0 2, 4 and seeds 5, 7, not of L0 3 and seed 5$"):
-        load_sae(folder, 3, 5)
+    assert {seed: load_sae(folder, seed).b_dec[0] for seed in find_saes(tmp_path)[0].seeds} == {5: 0, 7: 1}
+    with pytest.raises(ValueError, match=r"has SAEs of seeds 5, 7, not of seed 6$"):
+        load_sae(folder, 6)
 
 
 def test_a_cache_without_saes_is_listed_as_empty(tmp_path):
@@ -227,12 +226,9 @@ def test_a_cache_without_saes_is_listed_as_empty(tmp_path):
 
 def test_which_saes_miss_their_target():
     cfg = LanguageConfig(target_l0=(2.0, 4.0), seed=7, n_seeds=2)
-    family = saes.families(cfg, Site(1, "mlp_out"))[-1]
-    missed = saes.missing(cfg, family, [2.0, 4.5, None, 4.39])
-    assert [tuple(one) for one in missed] == [
-        ("mlp_out.1", "matryoshka", 7, 4.0, 4.5),
-        ("mlp_out.1", "matryoshka", 8, 2.0, None),
-    ]
+    *_, of_two, of_four = saes.families(cfg, Site(1, "mlp_out"))
+    assert saes.missing(cfg, of_four, [4.5, 4.39]) == [("mlp_out.1", "matryoshka", 7, 4.0, 4.5)]
+    assert saes.missing(cfg, of_two, [2.0, None]) == [("mlp_out.1", "matryoshka", 8, 2.0, None)]
 
 
 def test_the_l0_of_training_is_the_mean_over_its_last_steps():
@@ -265,17 +261,19 @@ def test_a_concept_without_rows_on_one_half_has_no_numbers_and_no_traceback():
     assert np.isnan(found["correlation"])
 
 
-def test_batchtopk_has_one_family_for_each_l0_where_its_program_needs_k():
+def test_there_is_a_family_for_each_kind_and_l0_and_batchtopk_has_its_k_where_its_program_needs_it():
     cfg = LanguageConfig(n_latents=1_100, target_l0=(2.0, 4.5), methods=("batchtopk:aux_k=8,weighting=all",))
-    found = {(one.name, one.method): one.target_l0 for one in large_families(cfg, Site(0, "mlp_out"))}
-    assert found == {
-        ("vanilla", "vanilla:sparsity=l1"): (2.0, 4.5),
-        ("matryoshka", "matryoshka:sparsity=l1,weighting=sampled_10"): (2.0, 4.5),
-        (cfg.methods[0], "batchtopk:k=2,aux_k=8,weighting=all"): (2.0,),
-        (cfg.methods[0], "batchtopk:k=4.5,aux_k=8,weighting=all"): (4.5,),
-    }
+    found = [(one.name, one.method, one.target_l0) for one in large_families(cfg, Site(0, "mlp_out"))]
+    assert found == [
+        ("vanilla", "vanilla:sparsity=l1", 2.0),
+        ("vanilla", "vanilla:sparsity=l1", 4.5),
+        ("matryoshka", "matryoshka:sparsity=l1,weighting=sampled_10", 2.0),
+        ("matryoshka", "matryoshka:sparsity=l1,weighting=sampled_10", 4.5),
+        (cfg.methods[0], "batchtopk:k=2,aux_k=8,weighting=all", 2.0),
+        (cfg.methods[0], "batchtopk:k=4.5,aux_k=8,weighting=all", 4.5),
+    ]
     small = LanguageConfig(n_latents=100, target_l0=(2.0, 4.5), methods=cfg.methods)
-    assert large_families(small, Site(0, "mlp_out"))[-1].target_l0 == (2.0, 4.5)
+    assert [one.method for one in large_families(small, Site(0, "mlp_out"))[-2:]] == [*cfg.methods, *cfg.methods]
     label = {one.label for one in families(cfg, Site(0, "mlp_out"))}
     assert len(label) == len(families(cfg, Site(0, "mlp_out")))
 

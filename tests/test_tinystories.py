@@ -186,7 +186,7 @@ def test_a_stopped_training_goes_on_to_the_same_saes(made, monkeypatch, tmp_path
         twin = tmp_path / path.parent.name / path.name
         if twin.exists():
             assert twin.read_bytes() == path.read_bytes()
-    assert len(list(tmp_path.glob("saes-*"))) == 10  # 5 of each of two models
+    assert len(list(tmp_path.glob("saes-*"))) == 16  # 8 of each of two models
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_saes_of_all_sites_are_trained_on_what_the_model_tells_in_one_forward_pa
     assert len(pools) == 2  # the one of all stories, for tuning and for training
     for path in cache.glob("*/saes.safetensors"):
         assert (tmp_path / path.parent.name / path.name).read_bytes() == path.read_bytes()
-    assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 4)
+    assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 4 * 2)
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(
@@ -251,7 +251,7 @@ def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_opt
     }
     capsys.readouterr()
     assert command(monkeypatch, *options, *where, "--n-steps", "7") == 2
-    assert re.search(r"there: has no saes-mlp_out\.0-reference_8-8 of these options", capsys.readouterr().err)
+    assert re.search(r"there: has no saes-mlp_out\.0-reference_8-8-l0_2 of these options", capsys.readouterr().err)
 
 
 def test_each_kind_is_tuned_to_the_rate_with_the_lowest_fvu(sampled):
@@ -401,14 +401,12 @@ def test_names_of_users_are_drawn_as_they_are(made, name):
 def test_the_saes_of_a_cache_are_listed_and_load_with_the_line_that_is_told(made, monkeypatch, capsys):
     assert command(monkeypatch, "--list", "--cache", str(made[1])) == 0
     *listed, empty, code, load = capsys.readouterr().out.splitlines()
-    assert any(
-        line.startswith("mlp_out.0    matryoshka         24 latents, L0 2, 4, seeds 0: saes-") for line in listed
-    )
+    assert any(line.startswith("mlp_out.0    matryoshka         24 latents, L0 4, seeds 0: saes-") for line in listed)
     assert not empty
     found: dict = {}
     exec(f"{code}\nsae = {load}", found)
     assert found["sae"].W_enc.shape[0] == 16
     folder = next(one.folder for one in find_saes(made[1]) if (one.kind, one.seeds) == ("matryoshka", (0,)))
     assert folder.name.startswith("saes-mlp_out.0-matryoshka-24-")
-    with pytest.raises(ValueError, match=r"has SAEs of L0 2, 4 and seeds 0, not of L0 3 and seed 0"):
-        load_sae(folder, 3, 0)
+    with pytest.raises(ValueError, match=r"has SAEs of seeds 0, not of seed 3"):
+        load_sae(folder, 3)

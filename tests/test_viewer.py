@@ -252,28 +252,27 @@ def test_the_parts_of_the_page_are_installed_with_the_code() -> None:
     assert all(any(file.match(pattern) for pattern in patterns["experiments.viewer"]) for file in parts)
 
 
-def chain_stage(folder: Path, case: Case, family: str, l0s: list[float], of: str = "activations-x") -> None:
+def chain_stage(folder: Path, case: Case, family: str, l0: float, of: str = "activations-x") -> None:
     """A stage of the chain with SAEs of seeds 0 and 1."""
-    stacked = {
-        name: np.stack([leaf] * 2 * len(l0s)) for name, leaf in case.saes["ref_4"]._asdict().items() if leaf is not None
-    }
-    stacked["b_enc"] += np.arange(2 * len(l0s))[:, None]
+    stacked = {name: np.stack([leaf] * 2) for name, leaf in case.saes["ref_4"]._asdict().items() if leaf is not None}
+    stacked["b_enc"] += l0 * np.arange(2)[:, None]
     save_arrays(folder / "saes.safetensors", stacked, {})
     method = "matryoshka:weighting=levels:2=1,full=1" if family == "matryoshka" else "vanilla"
-    facts = {"family": [SITE, family, 4, method, l0s], "seeds": [0, 1], "activations": of}
+    facts = {"family": [SITE, family, 4, method, l0], "seeds": [0, 1], "activations": of}
     save_json(folder / "stage.json", signed({"facts": facts}))
 
 
 def test_saes_of_a_chains_cache_are_found_by_site_seed_and_l0(case: Case, tmp_path: Path) -> None:
-    chain_stage(tmp_path / "saes-1", case, "reference_4", [1.0])
-    chain_stage(tmp_path / "saes-2", case, "matryoshka", [2.0, 4.0])
-    chain_stage(tmp_path / "saes-3", case, "vanilla", [2.0], of="activations-y")
+    chain_stage(tmp_path / "saes-1", case, "reference_4", 1.0)
+    chain_stage(tmp_path / "saes-2", case, "matryoshka", 2.0)
+    chain_stage(tmp_path / "saes-3", case, "matryoshka", 4.0)
+    chain_stage(tmp_path / "saes-4", case, "vanilla", 2.0, of="activations-y")
     found = read_runs([tmp_path], Wanted(SITE, seed=1, l0=(4.0,), activations="activations-x"))
     assert [(one.name, one.kind) for one in found] == [("S/0", REFERENCE), ("matryoshka L0 4 seed 1", MATRYOSHKA)]
     assert [one.prefixes for one in found] == [(), (2, 4)]
     base = case.saes["ref_4"].b_enc
     np.testing.assert_allclose(
-        [found[0].sae.b_enc - base, found[1].sae.b_enc - base], [[1.0] * 4, [3.0] * 4], rtol=1e-5
+        [found[0].sae.b_enc - base, found[1].sae.b_enc - base], [[1.0] * 4, [4.0] * 4], rtol=1e-5
     )
     drawn = {"weighting": "expected_2"}
     write_sae(tmp_path / "drawn", case.saes["ref_12"], metadata={"training": drawn})
@@ -284,7 +283,7 @@ def test_saes_of_a_chains_cache_are_found_by_site_seed_and_l0(case: Case, tmp_pa
         read_runs([tmp_path], Wanted("mlp_out.0", seed=3))
     with pytest.raises(ValueError, match=r"l0: no large SAE at resid_pre\.1 has 1, 7; there are 2, 4"):
         read_runs([tmp_path], Wanted(SITE, l0=(1.0, 2.0, 7.0)))
-    assert len(read_runs([tmp_path / "saes-2"], Wanted(SITE))) == 4
+    assert len(read_runs([tmp_path / "saes-2"], Wanted(SITE))) == 2
 
 
 def test_saes_of_one_width_keep_names_of_their_own(case: Case) -> None:

@@ -7,7 +7,7 @@ from experiments.language.config import LanguageConfig
 from experiments.language.found import load_saes
 from experiments.language.saes import Family, facts_of_family, families
 from experiments.language.stages import Stage, adopted
-from experiments.language.tuning import chosen, facts_of_tuning, tried_families
+from experiments.language.tuning import chosen, facts_of_tuning, tried_families, tuning_name
 from toy.lm.model import Site
 from toy.sae import SAE
 
@@ -25,7 +25,8 @@ def trained_elsewhere(cfg: LanguageConfig, sites: Sequence[Site]) -> Trained:
     assert cfg.trained is not None
     rates, tried = dict.fromkeys(cfg.kinds, cfg.learning_rate[0]), {}
     if len(cfg.learning_rate) > 1:
-        tried = adopted(cfg.trained, "tuning", facts_of_tuning(cfg, tried_families(cfg, sites[0]))).notes["tried"]
+        for one in tried_families(cfg, sites[0]):
+            tried[one.name] = adopted(cfg.trained, tuning_name(one), facts_of_tuning(cfg, one)).notes["tried"]
         rates = chosen(cfg, tried)
     wanted = [one for site in sites for one in families(cfg, site)]
     stages = {one: adopted(cfg.trained, one.stage_name, facts_of_family(cfg, one, rates)) for one in wanted}

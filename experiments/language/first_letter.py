@@ -28,13 +28,13 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
+from experiments.common.measured import lane
 from experiments.common.plots import shown_name
 from experiments.common.seeds import seeds_text
 from experiments.language.letter_config import LetterConfig
 from experiments.language.letter_record import paired_lines, read_letters, values_of
 from experiments.language.letter_saes import (
     LetterData,
-    by_l0_and_seed,
     check_families,
     families,
     held_out_chunks,
@@ -96,11 +96,12 @@ def _of_site(cfg: LetterConfig, data: LetterData, site: Site, work: Work) -> dic
         work.compiling()
         saes, made = train_family(cfg, data, family, work)
         of_method = found["methods"].setdefault(family.name, {})
-        for i, (l0, seed, sae) in enumerate(by_l0_and_seed(cfg, family, saes)):
+        for i, seed in enumerate(cfg.seeds):
+            sae = lane(saes, i)
             fit = measure_fit(sae, held_out_chunks(data, site))
             told = {"seed": seed, "fvu": fit.fvu, "l0": fit.l0, "dead": fit.dead(), "seconds": made.notes["seconds"]}
             told["l0_of_training"] = made.notes["l0_of_training"][i]
-            of_method.setdefault(f"{l0:g}", []).append(
+            of_method.setdefault(f"{family.target_l0:g}", []).append(
                 told | _of_letters(measure_letters(sae, x, data.task, probes), measured)
             )
     return found

@@ -16,7 +16,7 @@ SAES = "saes.safetensors"
 
 
 class Found(NamedTuple):
-    """The SAEs of a family, in lanes of seeds × L0s."""
+    """The SAEs of a family, a lane for each seed."""
 
     folder: Path
     activations: str  # the stage that they were trained on
@@ -24,20 +24,16 @@ class Found(NamedTuple):
     kind: str  # reference_WIDTH, vanilla, matryoshka, or another method
     n_latents: int
     method: str
-    target_l0: tuple[float, ...]
+    target_l0: float
     seeds: tuple[int, ...]
 
-    @property
-    def lanes(self) -> list[tuple[int, float]]:
-        return [(seed, l0) for seed in self.seeds for l0 in self.target_l0]
-
     def load(self) -> SAE:
-        """The SAEs with a leading axis of lanes."""
+        """The SAEs with a leading axis of seeds."""
         return load_saes(self.folder)
 
 
 def save_saes(folder: Path, saes: SAE) -> None:
-    """Write SAEs, with a leading axis of lanes, to the folder of their stage."""
+    """Write SAEs, with a leading axis of seeds, to the folder of their stage."""
     arrays = {name: np.asarray(leaf) for name, leaf in saes._asdict().items() if leaf is not None}
     save_arrays(folder / SAES, arrays, {})
 
@@ -47,27 +43,26 @@ def load_saes(folder: Path) -> SAE:
 
 
 def find_saes(cache: Path) -> list[Found]:
-    """The families in a cache whose training has ended, by site, width and kind."""
+    """The families in a cache whose training has ended, by site, width, kind and L0."""
     found = [family_at(path.parent) for path in cache.glob(f"saes-*/{DONE}")]
-    return sorted(found, key=lambda one: (one.site, one.n_latents, one.kind, one.folder.name))
+    return sorted(found, key=lambda one: (one.site, one.n_latents, one.kind, one.target_l0, one.folder.name))
 
 
 def family_at(folder: Path) -> Found:
     facts = load_json(folder / DONE)["facts"]
-    site, kind, n_latents, method, l0s = facts["family"]
-    return Found(folder, facts["activations"], site, kind, n_latents, method, tuple(l0s), tuple(facts["seeds"]))
+    site, kind, n_latents, method, l0 = facts["family"]
+    return Found(folder, facts["activations"], site, kind, n_latents, method, l0, tuple(facts["seeds"]))
 
 
-def load_sae(folder: Path | str, l0: float, seed: int) -> SAE:
+def load_sae(folder: Path | str, seed: int) -> SAE:
     """One SAE of a folder that `python -m experiments.tinystories --list` names.
 
-    Raises: ValueError that says which L0s and seeds there are; OSError.
+    Raises: ValueError that says which seeds there are; OSError.
     """
     found = family_at(Path(folder))
-    if (seed, l0) not in found.lanes:
-        there = f"L0 {_listed(found.target_l0)} and seeds {_listed(found.seeds)}"
-        raise ValueError(f"{quoted(str(folder))}: has SAEs of {there}, not of L0 {l0:g} and seed {seed}")
-    return lane(found.load(), found.lanes.index((seed, l0)))
+    if seed not in found.seeds:
+        raise ValueError(f"{quoted(str(folder))}: has SAEs of seeds {_listed(found.seeds)}, not of seed {seed}")
+    return lane(found.load(), found.seeds.index(seed))
 
 
 def told(cache: Path) -> list[str]:
@@ -76,14 +71,14 @@ def told(cache: Path) -> list[str]:
     if not found:
         return [f"{cache}: holds no trained SAE yet"]
     lines = [
-        f"{one.site:12s} {one.kind:14s} {one.n_latents:6,} latents, L0 {_listed(one.target_l0)}, "
+        f"{one.site:12s} {one.kind:14s} {one.n_latents:6,} latents, L0 {one.target_l0:g}, "
         f"seeds {_listed(one.seeds)}: {one.folder.name}"
         for one in found
     ]
     last = found[-1]
     lines += ["", "from experiments.language.found import load_sae"]
-    return [*lines, f'load_sae("{last.folder}", l0={last.target_l0[0]:g}, seed={last.seeds[0]})']
+    return [*lines, f'load_sae("{last.folder}", seed={last.seeds[0]})']
 
 
-def _listed(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _listed(seeds: tuple[int, ...]) -> str:
+    return ", ".join(map(str, seeds))

@@ -5,10 +5,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.measured import lane
 from experiments.language.found import load_saes, save_saes
 from experiments.language.letter_config import LetterConfig
 from experiments.language.saes import CHUNK, CODE, l0_at_end, stage_name
@@ -29,7 +27,7 @@ from toy.methods.method import Method
 from toy.methods.named import named
 from toy.sae import SAE
 from toy.training.config import Hypers, TrainConfig, check_memory
-from toy.training.grid import hyper_axes, train_grid, trained_saes
+from toy.training.grid import train_grid, trained_saes
 from toy.training.loop import Progress
 
 TEXTS = "texts.txt"
@@ -48,31 +46,25 @@ class LetterData(NamedTuple):
 
 
 class Family(NamedTuple):
-    """SAEs of one method and site, trained in one program; a lane for each seed and L0."""
+    """SAEs of one method, L0 and site, trained in one program; a lane for each seed."""
 
     site: Site
     name: str
     method: Method
     weighting: str
-    target_l0: tuple[float, ...]
+    target_l0: float
 
 
 def families(cfg: LetterConfig, site: Site) -> list[Family]:
-    """The families of a site: L0s share one, unless the method has the number of latents that are on as a field."""
-    found: dict[tuple[str, Method], Family] = {}
-    for text in cfg.methods:
-        for l0 in cfg.target_l0:
-            _, method, weighting = named(text, l0)
-            before = found.get((text, method))
-            l0s = (l0,) if before is None else (*before.target_l0, l0)
-            found[text, method] = Family(site, text, method, weighting, l0s)
-    return list(found.values())
+    """The families of a site, one for each method and L0."""
+    wanted = [(named(text, l0), l0) for text in cfg.methods for l0 in cfg.target_l0]
+    return [Family(site, *of, l0) for of, l0 in wanted]
 
 
 def check_families(cfg: LetterConfig, d_in: int) -> None:
     """Raises: ValueError for SAEs that cannot be trained so, or need more memory than there is."""
     for family in families(cfg, cfg.at[0]):
-        check_memory(d_in, train_config(cfg, family.method), cfg.n_seeds * len(family.target_l0))
+        check_memory(d_in, train_config(cfg, family.method), cfg.n_seeds)
 
 
 def make_data(cfg: LetterConfig) -> LetterData:
@@ -127,17 +119,15 @@ def train_config(cfg: LetterConfig, method: Method) -> TrainConfig:
 
 
 def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: Progress) -> tuple[SAE, Stage]:
-    """The SAEs with a leading axis of lanes, the L0s of a seed together; the stage notes their L0 in training."""
-    train_cfg, aims = train_config(cfg, family.method), family.method.aims_at_l0
-    lanes = [seed for seed in cfg.seeds for _ in family.target_l0]
+    """The SAEs with a leading axis of seeds; the stage notes their L0 in training."""
+    train_cfg = train_config(cfg, family.method)
     hypers = Hypers(
         prefixes.named(family.weighting, cfg.n_latents),
-        target_l0=jnp.tile(jnp.array(family.target_l0), cfg.n_seeds) if aims else None,
+        target_l0=family.target_l0 if family.method.aims_at_l0 else None,
         learning_rate=cfg.learning_rate,
         sparsity_coef=cfg.sparsity_coef,
         control_rate=cfg.control_rate,
     )
-    in_axes = (None, hyper_axes(target_l0=0 if aims else None))
     facts = {
         "activations": data.stage.folder.name,
         "family": [str(family.site), family.name, cfg.n_latents, family.name, family.target_l0],
@@ -145,26 +135,19 @@ def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: 
         "hypers": [family.weighting, cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
         "seeds": cfg.seeds,
     }
-    name = stage_name(family.site, family.name.partition(":")[0], cfg.n_latents)
+    name = stage_name(family.site, family.name.partition(":")[0], cfg.n_latents, family.target_l0)
     with stage(cfg.cache, name, facts, __name__, *CODE) as made:
         if made.done:
             progress(cfg.n_steps)
         else:
             source = ShardSource(data.train.activations(str(family.site)), seed=cfg.seed)
-            keys = jax.vmap(jax.random.key)(np.array(lanes))
+            keys = jax.vmap(jax.random.key)(np.array(cfg.seeds))
             state, history = train_grid(
-                keys, source, hypers, cfg=train_cfg, in_axes=in_axes, chunk=100, progress=progress
+                keys, source, hypers, cfg=train_cfg, in_axes=(None, None), chunk=100, progress=progress
             )
             save_saes(made.folder, trained_saes(state))
             made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
     return load_saes(made.folder), made
-
-
-def by_l0_and_seed(cfg: LetterConfig, family: Family, saes: SAE) -> Iterator[tuple[float, int, SAE]]:
-    """Yields the SAEs of a family one by one."""
-    for i, seed in enumerate(cfg.seeds):
-        for j, l0 in enumerate(family.target_l0):
-            yield l0, seed, lane(saes, i * len(family.target_l0) + j)
 
 
 def held_out_chunks(data: LetterData, site: Site) -> Iterator[Any]:

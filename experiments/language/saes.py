@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -39,27 +38,27 @@ WIDE_CHUNK = 32_768  # … on a GPU
 
 
 class Family(NamedTuple):
-    """SAEs of one shape and method at one site, trained in one program; a lane for each seed and L0."""
+    """SAEs of one shape, method and L0 at one site, trained in one program; a lane for each seed."""
 
     site: Site
     name: str  # reference_WIDTH, vanilla, matryoshka, or another method
     n_latents: int
     method: str
-    target_l0: tuple[float, ...]
+    target_l0: float
 
     @property
     def stage_name(self) -> str:
-        return stage_name(self.site, self.name, self.n_latents)
+        return stage_name(self.site, self.name, self.n_latents, self.target_l0)
 
     @property
     def label(self) -> str:
         """A name that no other family of a chain has."""
-        return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents"
+        return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents, L0 {self.target_l0:g}"
 
 
-def stage_name(site: Site, name: str, n_latents: int) -> str:
+def stage_name(site: Site, name: str, n_latents: int, target_l0: float) -> str:
     """The name of the stage that keeps the SAEs of a family."""
-    return f"saes-{site}-{re.sub(NO_NAME, '_', name)}-{n_latents}"
+    return f"saes-{site}-{re.sub(NO_NAME, '_', name)}-{n_latents}-l0_{target_l0:g}"
 
 
 class OffTarget(NamedTuple):
@@ -83,36 +82,36 @@ class SiteSAEs(NamedTuple):
 
 def families(cfg: LanguageConfig, site: Site) -> list[Family]:
     ladder = [
-        Family(site, f"reference_{width}", width, cfg.vanilla, (min(cfg.reference_l0, width / 4),))
+        Family(site, f"reference_{width}", width, cfg.vanilla, min(cfg.reference_l0, width / 4))
         for width in cfg.reference_widths
     ]
     return ladder + large_families(cfg, site)
 
 
 def large_families(cfg: LanguageConfig, site: Site) -> list[Family]:
-    """One family for each kind; of BatchTopK one for each L0, where its program needs to know k."""
-    found, l0s = [], cfg.sizes.target_l0
-    for kind, method in cfg.kinds.items():
-        if isinstance(named(method).method, TargetedBatchTopK) and choose_form(cfg.n_latents) == "wide":
-            found += [Family(site, kind, cfg.n_latents, _with_k(method, l0), (l0,)) for l0 in l0s]
-        else:
-            found.append(Family(site, kind, cfg.n_latents, method, l0s))
-    return found
+    """One family for each kind and L0."""
+    return [
+        Family(site, kind, cfg.n_latents, _at_l0(method, cfg.n_latents, l0), l0)
+        for kind, method in cfg.kinds.items()
+        for l0 in cfg.sizes.target_l0
+    ]
 
 
-def _with_k(method: str, k: float) -> str:
+def _at_l0(method: str, n_latents: int, l0: float) -> str:
+    """The method as it is; but BatchTopK with its k, which its program needs to know at width."""
+    if not isinstance(named(method).method, TargetedBatchTopK) or choose_form(n_latents) != "wide":
+        return method
     name, _, rest = method.partition(":")
-    return f"{name}:k={k:g}" + (f",{rest}" if rest else "")
+    return f"{name}:k={l0:g}" + (f",{rest}" if rest else "")
 
 
 def train_families(
     cfg: LanguageConfig, acts: Activations, wanted: Sequence[Family], rates: Mapping[str, float], progress: Progress
 ) -> dict[Family, tuple[SAE, Stage]]:
-    """The SAEs of each family with a leading axis of lanes, and its stage, which notes each one's L0.
+    """The SAEs of each family with a leading axis of seeds, and its stage, which notes each one's L0.
 
-    Lanes are seeds × L0s, the L0s of a seed together; all see the same batches. Families that are not in the cache are
-    trained in step, so that a forward pass serves all, and resumed where their training was stopped. `rates` are the
-    learning rates of kinds.
+    All see the same batches. Families that are not in the cache are trained in step, so that a forward pass serves
+    all, and resumed where their training was stopped. `rates` are the learning rates of kinds.
     """
     of_acts = {"activations": acts.stage.folder.name}
     parts = {one: (cfg.cache, one.stage_name, of_acts | facts_of_family(cfg, one, rates)) for one in wanted}
@@ -151,23 +150,20 @@ def grid_of(
     rate: float | Float[Array, " n"],
     n_steps: int | None = None,
 ) -> Grid:
-    """The runs of a family, seeds × L0s; or of the first seed and L0, a lane for each of several learning rates."""
+    """The runs of a family, a lane for each seed; or of the first seed, a lane for each of several learning rates."""
     _, method, weighting = named(family.method)
-    axes = {}
-    lanes = [(seed, l0) for seed in cfg.seeds for l0 in family.target_l0]
+    axes, seeds = {}, cfg.seeds
     hypers = Hypers(
         prefixes.named(weighting, family.n_latents),
         learning_rate=rate,
         sparsity_coef=cfg.coef_of(method),
         control_rate=cfg.control_rate,
+        target_l0=family.target_l0 if method.aims_at_l0 else None,
     )
     if isinstance(rate, Array):
-        lanes, axes["learning_rate"] = lanes[:1] * len(rate), 0
-    if method.aims_at_l0:
-        hypers = hypers._replace(target_l0=jnp.array([l0 for _, l0 in lanes]))
-        axes["target_l0"] = 0
+        seeds, axes["learning_rate"] = seeds[:1] * len(rate), 0
     return Grid(
-        jax.vmap(jax.random.key)(np.array([seed for seed, _ in lanes])),
+        jax.vmap(jax.random.key)(np.array(seeds)),
         acts.streams[str(family.site)],
         hypers,
         _train_config(cfg, family, n_steps or cfg.sizes.n_steps),
@@ -196,10 +192,9 @@ def site_saes(cfg: LanguageConfig, trained: Mapping[Family, tuple[SAE, Stage]]) 
     found: dict[str, list[list[SAE]]] = {}
     missed = []
     for family, (saes, made) in trained.items():
-        n_l0 = len(family.target_l0)
         of_seeds = found.setdefault(family.name, [[] for _ in cfg.seeds])
-        for s, of_seed in enumerate(of_seeds):
-            of_seed += [lane(saes, s * n_l0 + i) for i in range(n_l0)]
+        for i, of_seed in enumerate(of_seeds):
+            of_seed.append(lane(saes, i))
         missed += missing(cfg, family, made.notes["l0_of_training"])
     reference = {width: [one for (one,) in found[f"reference_{width}"]] for width in cfg.reference_widths}
     seconds = sum(made.notes["seconds"] for _, made in trained.values())
@@ -213,12 +208,11 @@ def l0_at_end(l0: np.ndarray) -> np.ndarray:
 
 
 def missing(cfg: LanguageConfig, family: Family, l0_of_training: list[float | None]) -> list[OffTarget]:
-    """The SAEs of a family (lanes: seeds × L0s) that are off target; one whose L0 is not finite counts, too."""
-    lanes = [(seed, target) for seed in cfg.seeds for target in family.target_l0]
+    """The SAEs of a family that are off target; one whose L0 is not finite counts, too."""
     return [
-        OffTarget(str(family.site), family.name, seed, target, l0)
-        for (seed, target), l0 in zip(lanes, l0_of_training, strict=True)
-        if l0 is None or off_target(l0, target)
+        OffTarget(str(family.site), family.name, seed, family.target_l0, l0)
+        for seed, l0 in zip(cfg.seeds, l0_of_training, strict=True)
+        if l0 is None or off_target(l0, family.target_l0)
     ]
 
 

@@ -9,9 +9,10 @@ from experiments.common.measured import lane
 from experiments.language.chain import Activations
 from experiments.language.config import LanguageConfig
 from experiments.language.saes import CODE, Family, grid_of, l0_at_end, large_families
-from experiments.language.stages import stage
+from experiments.language.stages import is_done, stage
 from toy.eval.streaming import measure_fit
 from toy.lm.model import Site
+from toy.methods.named import named
 from toy.training.controllers import off_target
 from toy.training.grid import train_grids, trained_saes
 from toy.training.loop import Progress
@@ -31,27 +32,35 @@ def tuned(cfg: LanguageConfig, acts: Activations, progress: Progress) -> tuple[d
     """
     if len(cfg.learning_rate) == 1:
         return dict.fromkeys(cfg.kinds, cfg.learning_rate[0]), {}
+    of_acts = {"activations": acts.stage.folder.name}
     tried = tried_families(cfg, acts.sites[0])
-    facts = facts_of_tuning(cfg, tried) | {"activations": acts.stage.folder.name}
-    with stage(cfg.cache, "tuning", facts, __name__, *CODE) as made:
-        if made.done:
-            progress(n_tuning_steps(cfg))
-        else:
-            made.notes["tried"] = _tried(cfg, acts, tried, progress)
-    return chosen(cfg, made.notes["tried"]), made.notes["tried"]
+    parts = {one: (cfg.cache, tuning_name(one), of_acts | facts_of_tuning(cfg, one)) for one in tried}
+    new = [one for one in tried if not is_done(*parts[one], __name__, *CODE)]
+    progress((len(tried) - len(new)) * cfg.tuning_steps)
+    found, of_new = {}, _tried(cfg, acts, new, progress) if new else {}
+    for family in tried:
+        with stage(*parts[family], __name__, *CODE) as made:
+            if not made.done:
+                made.notes["tried"] = of_new[family.name]
+        found[family.name] = made.notes["tried"]
+    return chosen(cfg, found), found
 
 
 def tried_families(cfg: LanguageConfig, site: Site) -> list[Family]:
-    """One family for each kind, of the middle L0 alone."""
-    middle = [one for one in large_families(cfg, site) if cfg.reference_l0 in one.target_l0]
-    return [one._replace(target_l0=(cfg.reference_l0,)) for one in middle]
+    """The family of the middle L0 of each kind."""
+    return [one for one in large_families(cfg, site) if one.target_l0 == cfg.reference_l0]
 
 
-def facts_of_tuning(cfg: LanguageConfig, tried: list[Family]) -> dict[str, Any]:
-    """Returns what the choice is made of, beside the activations."""
+def tuning_name(family: Family) -> str:
+    """The name of the stage that keeps what was tried for a kind."""
+    return family.stage_name.replace("saes-", "tuning-", 1)
+
+
+def facts_of_tuning(cfg: LanguageConfig, family: Family) -> dict[str, Any]:
+    """Returns what the choice for a kind is made of, beside the activations."""
     return {
-        "families": [[str(one.site), *one[1:]] for one in tried],
-        "hypers": [cfg.learning_rate, cfg.sparsity_coef, cfg.control_rate],
+        "family": [str(family.site), *family[1:]],
+        "hypers": [cfg.learning_rate, cfg.coef_of(named(family.method).method), cfg.control_rate],
         "steps": [cfg.tuning_steps, cfg.batch_size],
         "seed": cfg.seed,
     }

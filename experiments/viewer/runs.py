@@ -113,7 +113,7 @@ def _held(run: Path) -> str:
 def _check_l0(runs: Sequence[Path], wanted: Wanted) -> None:
     """Raises: ValueError naming the L0s that no large SAE of the chain was trained to."""
     large = (one for run in runs for one in _families(run) if one.site == wanted.site and not _is_reference(one))
-    known = {l0 for one in large for l0 in one.target_l0}
+    known = {one.target_l0 for one in large}
     if missing := set(wanted.l0 or ()) - known:
         raise ValueError(f"l0: no large SAE at {wanted.site} has {_listed(missing)}; there are {_listed(known)}")
 
@@ -127,7 +127,7 @@ def _is_reference(family: Found) -> bool:
 
 
 def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
-    """The SAEs of one family of the chain, in lanes of seeds × L0s, that are wanted."""
+    """The SAEs of one family of the chain that are wanted."""
     if not (folder / DONE).is_file():
         return []  # which is still being trained
     family = family_at(folder)
@@ -135,12 +135,19 @@ def _of_stage(folder: Path, wanted: Wanted) -> list[Shown]:
         return []
     saes, weighting = family.load(), named(family.method).weighting
     kind = REFERENCE if _is_reference(family) else _kind(weighting, VANILLA)
-    several = len(family.seeds) > 1
-    names = [f"{family.kind} L0 {l0:g}" + (f" seed {seed}" if several else "") for seed, l0 in family.lanes]
+    if kind != REFERENCE and wanted.l0 is not None and family.target_l0 not in wanted.l0:
+        return []
+    several, name = len(family.seeds) > 1, f"{family.kind} L0 {family.target_l0:g}"
     return [
-        Shown(names[i], kind, lane(saes, i), RELU, _fixed(weighting, family.n_latents))
-        for i, (seed, l0) in enumerate(family.lanes)
-        if wanted.seed in (None, seed) and (kind == REFERENCE or wanted.l0 is None or l0 in wanted.l0)
+        Shown(
+            name + (f" seed {seed}" if several else ""),
+            kind,
+            lane(saes, i),
+            RELU,
+            _fixed(weighting, family.n_latents),
+        )
+        for i, seed in enumerate(family.seeds)
+        if wanted.seed in (None, seed)
     ]
 
 
