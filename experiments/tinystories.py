@@ -120,10 +120,17 @@ def n_steps(cfg: LanguageConfig, given: Given) -> int:
 
 
 def redraw_kept(measures: list[Measure], out: Path, vector: Format | None) -> None:
-    """Draw the figures whose records are there. Raises: ValueError naming the first record where none is."""
-    kept = [measure for measure in measures if (out / f"{measure.name}.json").exists()]
+    """Draw the figures whose records are there, and tell of the others.
+
+    Raises: ValueError naming the first record where none is.
+    """
+    records = {measure: out / f"{measure.name}.json" for measure in measures}
+    kept = [measure for measure, record in records.items() if record.exists()]
     for measure in kept or measures:
         redraw(measure, out, vector)
+    for measure, record in records.items():
+        if measure not in kept:
+            print(f"{record}: there is no such record, and no figure of it was drawn", file=sys.stderr)
 
 
 def make(

@@ -278,11 +278,14 @@ def test_there_is_a_family_for_each_kind_and_l0_and_batchtopk_has_its_k_where_it
     assert len(label) == len(families(cfg, Site(0, "mlp_out")))
 
 
-def test_figures_without_a_record_are_left_out_of_a_redrawing(monkeypatch, tmp_path):
+def test_figures_without_a_record_are_left_out_of_a_redrawing_and_told_of(monkeypatch, tmp_path, capsys):
     redrawn: list[str] = []
     monkeypatch.setattr(tinystories, "redraw", lambda measure, *_: redrawn.append(measure.name))
     (tmp_path / "tinystories_fvu.json").touch()
     tinystories.redraw_kept(list(tinystories.MEASURES.values()), tmp_path, None)
     assert redrawn == ["tinystories_fvu"]
+    told = capsys.readouterr().err
+    assert told.count("there is no such record") == len(tinystories.MEASURES) - 1
+    assert "tinystories_fvu" not in told
     tinystories.redraw_kept([tinystories.MMC], tmp_path, None)  # which is told of by its name
     assert redrawn == ["tinystories_fvu", "tinystories_mmc"]

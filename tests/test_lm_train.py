@@ -16,9 +16,10 @@ from toy.lm import export, train_lm
 from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
 from toy.lm.model import LM, LMConfig, Site, acts_at
+from toy.lm.sample import tell
 from toy.lm.splice import SplicedLoss, spliced_loss
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
-from toy.lm.train_lm import LMState, LMTrainConfig, generate, mean_loss, row_batches, summed_loss, unigram_entropy
+from toy.lm.train_lm import LMState, LMTrainConfig, mean_loss, row_batches, summed_loss, unigram_entropy
 from toy.lm.weights import model_digest
 from toy.sae import SAE, TopK
 from toy.training.checkpoint import FileCheckpoint
@@ -208,14 +209,14 @@ def test_a_generated_story_is_repeatable_goes_on_from_the_prompt_and_looks_like_
     trained: tuple[LM, Any],
 ) -> None:
     lm, prompt = trained[0], "Once upon a time, there was"
-    stories = [generate(jax.random.key(i), lm, TOKENIZER, prompt) for i in (0, 1, 0)]
+    stories = [tell(jax.random.key(i), lm, TOKENIZER, prompt) for i in (0, 1, 0)]
     assert stories[0] == stories[2] != stories[1]
     assert all(story.startswith(prompt) and len(story) > len(prompt) for story in stories)
-    assert " a little " in generate(KEY, lm, TOKENIZER, prompt, temperature=0.01)
-    short = generate(KEY, lm, TOKENIZER, prompt, n_tokens=2, temperature=0.01)
+    assert " a little " in tell(KEY, lm, TOKENIZER, prompt, temperature=0.01)
+    short = tell(KEY, lm, TOKENIZER, prompt, n_tokens=2, temperature=0.01)
     assert len(TOKENIZER.encode([short])[0]) == len(TOKENIZER.encode([prompt])[0]) + 2
     with pytest.raises(ValueError, match=r"prompt: .* tokens leave no room in a context of 32"):
-        generate(KEY, lm, TOKENIZER, STORIES[0])
+        tell(KEY, lm, TOKENIZER, STORIES[0])
 
 
 def test_a_generated_story_ends_where_the_model_ends_it(trained: tuple[LM, Any]) -> None:
@@ -223,13 +224,7 @@ def test_a_generated_story_ends_where_the_model_ends_it(trained: tuple[LM, Any])
     lm = nnx.merge(graph, jax.tree.map(jnp.zeros_like, params))
     assert lm.lm_head is not None
     lm.lm_head.bias = nnx.Param(jnp.zeros(300).at[TOKENIZER.end].set(50))
-    assert generate(KEY, lm, TOKENIZER, "One day") == "One day"
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_a_temperature_that_cannot_be_is_refused(temperature: float, trained: tuple[LM, Any]) -> None:
-    with pytest.raises(ValueError, match="temperature: must be above 0"):
-        generate(KEY, trained[0], TOKENIZER, "One day", temperature=temperature)
+    assert tell(KEY, lm, TOKENIZER, "One day") == "One day"
 
 
 def test_gradients_are_clipped_and_only_matrices_decay() -> None:

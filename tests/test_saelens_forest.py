@@ -92,6 +92,16 @@ def test_magnitudes_that_differ_are_multiplied_into_the_directions(tmp_path: Pat
     assert read_tree(tmp_path)[0].children[1].magnitude_mean == 1
 
 
+def test_the_files_of_two_models_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_synthetic(tmp_path, reference_tree(), np.eye(20))
+    with monkeypatch.context() as patched:
+        patched.setattr("toy.io.save_json", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save_synthetic(tmp_path, reference_tree(), -np.eye(20))
+    with pytest.raises(TreeError, match=r"not of a SAELens model, which has a synthetic_model_config\.json"):
+        load_synthetic(tmp_path)
+
+
 REFUSED = {
     "a node that may be off": (
         forest(Node(0.5, (Node(0.5),), is_feature=False)),

@@ -24,6 +24,7 @@ from toy.interop.saelens_model import model_of_tree, synthetic_model, synthetic_
 from toy.interop.saes import read_sae, write_sae
 
 _MOST_TREE_BYTES = 32 * 2**20
+_MODEL, _HIERARCHY, _DIRECTIONS = "synthetic_model_config.json", "hierarchy.json", "synthetic_model.safetensors"
 
 __all__ = [
     "load_arrays",
@@ -109,24 +110,24 @@ def save_synthetic(
     """
     config, hierarchy, tensors, notes = model_of_tree(root, np.asarray(W_feat), bias)
     folder.mkdir(parents=True, exist_ok=True)
-    save_arrays(folder / "synthetic_model.safetensors", tensors, {})
-    for name, data in (("hierarchy", hierarchy), ("synthetic_model_config", config)):
-        save_json(folder / f"{name}.json", data, digits=None)
+    (folder / _MODEL).unlink(missing_ok=True)  # without it nothing is read: the files of two models never mix
+    save_arrays(folder / _DIRECTIONS, tensors, {})
+    save_json(folder / _HIERARCHY, hierarchy, digits=None)
+    save_json(folder / _MODEL, config, digits=None)
     return notes
 
 
 def _model_files(folder: Path) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    files = {name: folder / f"{name}.json" for name in ("synthetic_model_config", "hierarchy")}
-    if not files["synthetic_model_config"].exists():
-        raise TreeError("Is a directory, but not of a SAELens model, which has a synthetic_model_config.json")
+    if not (folder / _MODEL).exists():
+        raise TreeError(f"Is a directory, but not of a SAELens model, which has a {_MODEL}")
     data = {}
-    for name, file in files.items():
+    for name in (_MODEL, _HIERARCHY):
         try:
-            data[name] = parse_nodes(_read_text(file)) if file.exists() else None
+            data[name] = parse_nodes(_read_text(folder / name)) if (folder / name).exists() else None
         except TreeError as error:
-            raise TreeError(f"{file.name}: {error}") from None
-    arrays, _ = map_arrays(folder / "synthetic_model.safetensors")
-    return data["synthetic_model_config"], data["hierarchy"], arrays
+            raise TreeError(f"{name}: {error}") from None
+    arrays, _ = map_arrays(folder / _DIRECTIONS)
+    return data[_MODEL], data[_HIERARCHY], arrays
 
 
 def save_tree(path: Path, root: Node) -> None:

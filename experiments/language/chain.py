@@ -21,10 +21,10 @@ from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
 from toy.lm.forward_stream import ForwardStream, forward_streams
 from toy.lm.model import LM, LMConfig, Site, parse_site
-from toy.lm.sample import sample_stories
+from toy.lm.sample import sample_stories, tell
 from toy.lm.text import Corpus, Stories, held_out, read_stories
 from toy.lm.tokens import Rows, Tokenizer, load_tokenizer, make_rows, save_tokenizer, train_tokenizer
-from toy.lm.train_lm import LMTrainConfig, generate, mean_loss, train_lm, unigram_entropy
+from toy.lm.train_lm import LMTrainConfig, mean_loss, train_lm, unigram_entropy
 from toy.lm.weights import load_model, model_digest, save_model
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.loop import Progress
@@ -223,7 +223,7 @@ def _described(cfg: LanguageConfig, lm: LM, tokens: Tokens) -> dict[str, Any]:
     return {
         "loss": mean_loss(lm, tokens.valid),
         "unigram_entropy": unigram_entropy(tokens.valid),
-        "stories": [generate(key, lm, tokens.tokenizer, prompt) for prompt in prompts],
+        "stories": [tell(key, lm, tokens.tokenizer, prompt) for prompt in prompts],
     }
 
 

@@ -64,6 +64,17 @@ def sample_stories(
     return Rows(ids, length, first + np.arange(n_stories, dtype=np.int32), np.zeros(n_stories, np.int32))
 
 
+def tell(
+    key: Key[Array, ""], lm: LM, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 80, temperature: float = 0.7
+) -> str:
+    """One story as text that begins with `prompt`, up to its end or to `n_tokens` more. Raises: as `sample_stories`."""
+    n_given = 1 + len(tokenizer.encode([prompt])[0])
+    context = min(n_given + n_tokens, lm.cfg.context)
+    told = sample_stories(key, lm, tokenizer, 1, prompt=prompt, temperature=temperature, context=context)
+    ids = told.ids[0, 1 : told.length[0]]
+    return tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.end else ids)
+
+
 def _told(
     key: Key[Array, ""], lm: LM, blank: np.ndarray, first: int, n_given: int, temperature: float, end: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.compiled import compiled
 from toy.lm.model import LM, LMConfig, Tap, keep
-from toy.lm.tokens import Rows, Tokenizer
+from toy.lm.tokens import Rows
 from toy.training.config import MAX_STEPS
 from toy.training.loop import Checkpoint, Progress, run_chunks
 
@@ -190,38 +190,3 @@ def unigram_entropy(rows: Rows) -> float:
     counts = np.bincount(rows.ids[:, 1:][rows.real()[:, 1:]])
     shares = counts[counts > 0] / counts.sum()
     return float(-np.sum(shares * np.log(shares)))
-
-
-def generate(
-    key: Key[Array, ""], lm: LM, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 80, temperature: float = 0.7
-) -> str:
-    """A story that begins with `prompt`, up to its end or to n_tokens more.
-
-    Raises: ValueError if the prompt is too long or the temperature is not above 0.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature: must be above 0, got {temperature}")
-    context = lm.cfg.context
-    start = [tokenizer.begin, *tokenizer.encode([prompt])[0].tolist()]
-    if len(start) >= context:
-        raise ValueError(f"prompt: {len(start)} tokens leave no room in a context of {context}")
-    ids = np.full((1, context), tokenizer.pad, np.int32)
-    ids[0, : len(start)] = start
-    graph, params = nnx.split(lm, nnx.Param)
-    end = min(len(start) + n_tokens, context)
-    story = np.asarray(_continue(key, params, ids, len(start), end, temperature, graph=graph))[0, :end]
-    ends = np.flatnonzero(story[len(start) :] == tokenizer.end)
-    return tokenizer.decode(story[1 : len(start) + ends[0]] if len(ends) else story[1:])
-
-
-@compiled(static_argnames="graph")
-def _continue(
-    key: Key[Array, ""], params: PyTree, ids: Array, first: Array, end: Array, temperature: Array, *, graph: Any
-) -> Int[Array, "1 context"]:
-    lm = nnx.merge(graph, params)
-
-    def one(place: Array, ids: Array) -> Array:
-        logits = lm(ids)[0, place - 1] / temperature
-        return ids.at[0, place].set(jax.random.categorical(jax.random.fold_in(key, place), logits))
-
-    return jax.lax.fori_loop(first, end, one, jnp.asarray(ids))
