@@ -139,6 +139,7 @@ def test_a_topk_saes_latents_are_on_where_they_are_among_the_k_largest() -> None
     found = measure_absorption(some, X, MEMBERS, 3, 0, EYE[0].astype(float), top)
     assert found.hole_rates.tolist() == [0, 1, 0]
     assert found.precision == 1
+    assert found.average_precision < measure(some).average_precision == 1  # it is silent on member 1 as elsewhere
     present = (MEMBERS >= 0)[:, None]
     assert best_latents(some, X, present)[1][0] == pytest.approx(1)
     assert best_latents(some, X, present, top)[1][0] < 0.9

@@ -8,7 +8,7 @@ al., 2025), which takes shares of the activation's projection instead.
 A concept is a set of words, and a row belongs to a member if its token ends the word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 
 from toy.compiled import compiled
 from toy.eval.metrics import at_least_float32, mean_known
-from toy.eval.streaming import ROUNDING
+from toy.eval.streaming import ROUNDING, latents_of
 from toy.lm.pieces import words
 from toy.lm.tokens import Rows
 from toy.sae import RELU, SAE, Activation, encode
@@ -30,6 +30,7 @@ ABSORBER_COSINE = 0.1  # least cosine of an absorbing latent's decoder with the 
 ABSORBER_SHARE = 0.4  # least share that it adds along the probe of what the concept's latent adds where it is on
 MIN_ROWS = 20  # members with fewer rows are not measured
 NO_WORD = -1
+CHUNK = 2_048  # rows encoded at once
 
 Members = Int[np.ndarray, " rows"]
 
@@ -190,7 +191,7 @@ def measure_absorption(
     of_member, parent = members[members >= 0], acts[:, latent]
     size = parent[parent > 0].mean() if (parent > 0).any() else np.inf
     on = parent > ON_THRESHOLD * size
-    values = _encoded(sae, x, activation, latent)
+    values = _encoded_one(sae, x, activation, latent)
     everywhere = values > ON_THRESHOLD * size
     W_dec = np.asarray(sae.W_dec, float)
     along = W_dec @ probe
@@ -249,17 +250,28 @@ def _member(
     return hole_rate, float(n_absorbed / rows.sum()), absorber if n_absorbed else -1
 
 
+def _encoded_one(
+    sae: SAE, x: Float[np.ndarray, "rows d_in"], activation: Activation, latent: int
+) -> Float[np.ndarray, " rows"]:
+    """Activations of one latent. The others, of which there are thousands, are computed only where it competes."""
+    if activation == RELU:
+        sae, latent = latents_of(sae, np.array([latent])), 0
+    return np.concatenate([acts[:, latent] for acts in _encoded_chunks(sae, x, activation)])[: len(x)]
+
+
 def _encoded(
-    sae: SAE, x: Float[np.ndarray, "rows d_in"], activation: Activation, latent: int | None = None, chunk: int = 2_048
-) -> Float[np.ndarray, "rows n_latents"] | Float[np.ndarray, " rows"]:
-    """Activations of all latents or of one, in chunks of one shape, so that nothing is compiled again."""
-    padded = np.pad(x, ((0, -len(x) % chunk), (0, 0)))
-    wanted = slice(None) if latent is None else latent
-    parts = [
-        np.asarray(_encode(sae, jnp.asarray(padded[i : i + chunk]), activation)[:, wanted])
-        for i in range(0, len(padded), chunk)
-    ]
-    return np.concatenate(parts)[: len(x)]
+    sae: SAE, x: Float[np.ndarray, "rows d_in"], activation: Activation
+) -> Float[np.ndarray, "rows n_latents"]:
+    return np.concatenate([*_encoded_chunks(sae, x, activation)])[: len(x)]
+
+
+def _encoded_chunks(
+    sae: SAE, x: Float[np.ndarray, "rows d_in"], activation: Activation
+) -> Iterator[Float[np.ndarray, "chunk n_latents"]]:
+    """Activations of rows that are filled up to chunks of one shape, so that nothing is compiled again."""
+    padded = np.pad(x, ((0, -len(x) % CHUNK), (0, 0)))
+    for i in range(0, len(padded), CHUNK):
+        yield np.asarray(_encode(sae, jnp.asarray(padded[i : i + CHUNK]), activation))
 
 
 _encode = compiled(static_argnums=2)(encode)
