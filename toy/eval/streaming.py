@@ -1,22 +1,25 @@
 """Measures of SAEs on more activations than fit in memory: reconstruction, density, correlated latents of two SAEs.
 
-Activations come in chunks of rows. Sums over chunks are kept in float64 on the host, those of `max_correlation` on the
-device, each with the rounding error that it has made so far (Kahan).
+Activations come in chunks of rows. Sums over chunks are kept in float64 on the host.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.sparse import csr_array
 
 from toy.compiled import compiled
 from toy.sae import RELU, SAE, Activation, decode, encode
 
 ROUNDING = 1e-5  # of a chunk's sums in float32, relative
+BLOCK_BYTES = 2**28  # of the matrix of products that `max_correlation` holds
 Chunks = Iterable[Float[np.ndarray, "_ d_in"]]  # of any number of rows each
+
+
+encoded = compiled(static_argnums=2)(encode)
 
 
 class Fit(NamedTuple):
@@ -64,22 +67,18 @@ class MaxCorrelation(NamedTuple):
 
 
 def max_correlation(
-    reference: SAE,
-    other: SAE,
-    chunks: Chunks,
-    activation: Activation = RELU,
-    *,
-    block: int = 1_024,
+    reference: SAE, other: SAE, chunks: Chunks, activation: Activation = RELU, *, block: int | None = None
 ) -> MaxCorrelation:
     """Pearson correlation of activations over all rows, exactly, of each reference latent with every latent of `other`.
 
     Reference latents are taken in blocks, with one pass over `chunks` (iterable again and again) each: memory is
-    block × n_latents × 8 bytes beside a chunk's activations, 200 MB for 1,024 × 25,000. Source: the post's "mean max
-    correlation", the mean of `correlation`.
+    block × n_latents × 8 bytes beside a chunk's activations; by default 256 MB. Few latents are on in a row, and only
+    their products are added up. Source: the post's "mean max correlation", the mean of `correlation`.
     """
-    n = reference.b_enc.shape[0]
+    n = len(reference.b_enc)
+    block = max(1, BLOCK_BYTES // (8 * len(other.b_enc))) if block is None else block
     parts = [
-        _of_block(reference, other, chunks, activation, first, min(block, n - first)) for first in range(0, n, block)
+        _of_block(reference, other, chunks, activation, slice(first, first + block)) for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -109,33 +108,34 @@ def concatenate(saes: Sequence[SAE]) -> SAE:
 
 
 class _Sums(NamedTuple):
-    """Sums over rows of the activations of two SAEs, their squares and their products."""
+    """Sums over rows of the activations of some latents, and of their squares."""
 
-    a: Any
-    aa: Any
-    b: Any
-    bb: Any
-    ab: Any
+    total: Float[np.ndarray, " n_latents"]
+    squares: Float[np.ndarray, " n_latents"]
+
+    def with_rows(self, acts: csr_array) -> "_Sums":
+        return _Sums(self.total + acts.sum(axis=0), self.squares + acts.power(2).sum(axis=0))
 
 
-def _of_block(
-    reference: SAE, other: SAE, chunks: Chunks, activation: Activation, first: int, n_latents: int
-) -> MaxCorrelation:
-    """The part of `max_correlation` of so many reference latents from the first one on."""
-    n_rows, sums = 0, _no_sums(n_latents, len(other.b_enc))
-    errors = sums
+def _of_block(reference: SAE, other: SAE, chunks: Chunks, activation: Activation, block: slice) -> MaxCorrelation:
+    """The part of `max_correlation` of a block of reference latents."""
+    n_rows, n_a, n_b = 0, len(reference.b_enc[block]), len(other.b_enc)
+    a, b = (_Sums(np.zeros(n), np.zeros(n)) for n in (n_a, n_b))
+    products = np.zeros((n_a, n_b))
     for x in chunks:
         n_rows += len(x)
-        sums, errors = _add_products(sums, errors, reference, other, jnp.asarray(x), first, activation=activation)
+        rows = jnp.asarray(x)
+        of_a = _sparse(encoded(reference, rows, activation)[:, block])  # the whole one, as TopK chooses among all
+        of_b = _sparse(encoded(other, rows, activation))
+        a, b = a.with_rows(of_a), b.with_rows(of_b)
+        added = (of_a.T @ of_b).tocoo()
+        products[added.row, added.col] += added.data
     if not n_rows:
         raise ValueError("chunks: there are no rows to measure on")
-    sums = _Sums(
-        *(np.asarray(total, float) - np.asarray(error, float) for total, error in zip(sums, errors, strict=True))
-    )
-    covariance = sums.ab
-    covariance -= sums.a[:, None] / n_rows * sums.b  # in place: the block's matrix is most of the memory
-    covariance /= _spread(sums.a, sums.aa, n_rows)[:, None]
-    covariance /= _spread(sums.b, sums.bb, n_rows)
+    covariance = products
+    covariance -= a.total[:, None] / n_rows * b.total  # in place: the block's matrix is most of the memory
+    covariance /= _spread(a, n_rows)[:, None]
+    covariance /= _spread(b, n_rows)
     known = np.where(np.isnan(covariance), -np.inf, covariance)
     latent = known.argmax(axis=1)
     best = known[np.arange(len(known)), latent]
@@ -143,36 +143,19 @@ def _of_block(
     return MaxCorrelation(np.where(off, np.nan, best), np.where(off, -1, latent))
 
 
-def _spread(total: np.ndarray, squares: np.ndarray, n_rows: int) -> np.ndarray:
-    """Standard deviation · √n_rows; NaN where a latent varies by no more than the rounding of its sums."""
-    variance = squares - total**2 / n_rows
-    return np.sqrt(np.where(variance > ROUNDING * squares, variance, np.nan))
+def _sparse(acts: Float[Array, "rows n_latents"]) -> csr_array:
+    """Rows as SciPy stores them; its own conversion takes several times as long."""
+    dense = np.asarray(acts)
+    at = np.flatnonzero(dense != 0)
+    row, column = np.divmod(at, dense.shape[1])
+    ends = np.searchsorted(row, np.arange(len(dense) + 1))
+    return csr_array((dense.ravel()[at].astype(float), column, ends), shape=dense.shape)
 
 
-def _no_sums(n_reference: int, n_other: int) -> _Sums:
-    a, b = jnp.zeros(n_reference), jnp.zeros(n_other)
-    return _Sums(a, a, b, b, jnp.zeros((n_reference, n_other)))
-
-
-@compiled(static_argnames="activation")
-def _add_products(
-    sums: _Sums,
-    errors: _Sums,
-    reference: SAE,
-    other: SAE,
-    x: Float[Array, "rows d_in"],
-    first: Int[Array, ""] | int,
-    *,
-    activation: Activation,
-) -> tuple[_Sums, _Sums]:
-    """The sums with those of further rows, and by how much they are too large."""
-    # The whole reference is encoded, since TopK chooses among all of its latents. Blocks of a size share a program.
-    a = jax.lax.dynamic_slice_in_dim(encode(reference, x, activation), first, sums.a.shape[0], axis=1)
-    b = encode(other, x, activation)
-    found = _Sums(a.sum(axis=0), (a**2).sum(axis=0), b.sum(axis=0), (b**2).sum(axis=0), a.T @ b)
-    added = [new - error for new, error in zip(found, errors, strict=True)]
-    totals = [total + new for total, new in zip(sums, added, strict=True)]
-    return _Sums(*totals), _Sums(*((t - s) - new for t, s, new in zip(totals, sums, added, strict=True)))
+def _spread(sums: _Sums, n_rows: int) -> Float[np.ndarray, " n_latents"]:
+    """Standard deviation · √n_rows; NaN where a latent varies by no more than the rounding of its activations."""
+    variance = sums.squares - sums.total**2 / n_rows
+    return np.sqrt(np.where(variance > ROUNDING * sums.squares, variance, np.nan))
 
 
 def equivalent_width(fvu: float, widths: Sequence[int], fvus: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 
 from toy.compiled import compiled
 from toy.eval.metrics import at_least_float32, mean_known
-from toy.eval.streaming import ROUNDING, latents_of
+from toy.eval.streaming import ROUNDING, encoded, latents_of
 from toy.lm.pieces import words
 from toy.lm.tokens import Rows
 from toy.sae import RELU, SAE, Activation, encode
@@ -271,7 +271,4 @@ def _encoded_chunks(
     """Activations of rows that are filled up to chunks of one shape, so that nothing is compiled again."""
     padded = np.pad(x, ((0, -len(x) % CHUNK), (0, 0)))
     for i in range(0, len(padded), CHUNK):
-        yield np.asarray(_encode(sae, jnp.asarray(padded[i : i + CHUNK]), activation))
-
-
-_encode = compiled(static_argnums=2)(encode)
+        yield np.asarray(encoded(sae, jnp.asarray(padded[i : i + CHUNK]), activation))
