@@ -125,7 +125,7 @@ def plot(record: dict[str, Any]) -> Figure:
         for ax, letter, (name, label) in zip(by_l0, "bcde", MEASURES.items(), strict=True):
             _plot_by_l0(ax, record, name)
             ax.set_title(f"{letter}  {label}", fontsize=6.5)
-        lp.legend(members, config, above=bottom)
+        lp.legend(bottom, members, config)
         _plot_members(members, record)
         lp.caption(figure, record, f"Dots: seeds; {lp.BARS}; b to e: means over concepts and sites")
     return figure

@@ -130,7 +130,7 @@ def plot(record: dict[str, Any]) -> Figure:
             ticks = record["config"]["target_l0"]
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
-        lp.legend(panels[0], record["config"])
+        lp.legend(top, panels[0], record["config"])
         top.supylabel("FVU", fontsize=8)
         top.supxlabel("L0 (log scale)", fontsize=8)
         _plot_bottom(bottom, record)

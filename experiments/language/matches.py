@@ -126,7 +126,7 @@ def plot(record: dict[str, Any]) -> Figure:
         image = ax.imshow(on[:, frequent], aspect="auto", cmap="Blues", vmin=0, vmax=1)
         ax.set_xticks(range(len(frequent)), [plots.shown_name(words[i]) for i in frequent])
         ax.tick_params(axis="x", rotation=60, labelsize=6)
-        ax.set_yticks(range(len(rows)), [_label(*row) for row in rows], fontsize=6)
+        ax.set_yticks(range(len(rows)), [_label(config, *row) for row in rows], fontsize=6)
         for w in range(1, len(config["reference_widths"])):
             ax.axhline(w * (1 + len(lp.kinds(config))) - 0.5, color="#555555", linewidth=0.8)
         bar = figure.colorbar(image, ax=ax, fraction=0.03)
@@ -141,9 +141,9 @@ def plot(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _label(reference: str, kind: str, shown: list[Any]) -> str:
+def _label(config: dict[str, Any], reference: str, kind: str, shown: list[Any]) -> str:
     latent, correlation, _ = shown
-    sae = reference if kind == "reference" else plots.label(kind)
+    sae = reference if kind == "reference" else lp.kind_label(config, kind)
     return f"{sae}, latent {latent}, r = {'none' if correlation is None else f'{correlation:.2f}'}"
 
 

@@ -76,7 +76,7 @@ def plot(record: dict[str, Any]) -> Figure:
             ax.set_xscale("log")
             ax.set_xticks(config["reference_widths"], [str(width) for width in config["reference_widths"]])
             ax.minorticks_off()
-        lp.legend(panels[0], config, styles=styles)
+        lp.legend(figure, panels[0], config, styles=styles)
         figure.supylabel("mean max correlation", fontsize=8)
         for ax in panels[-columns:]:
             ax.set_xlabel("latents of the reference SAE", fontsize=7)

@@ -82,16 +82,22 @@ def from_zero(ax: Axes) -> None:
     ax.autoscale_view()
 
 
-def legend(ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None, above: Any = None) -> None:
-    """Names the kinds, and the line styles, in the panel; more than two kinds above a subfigure, if one is given."""
+def kind_label(config: dict[str, Any], kind: str) -> str:
+    """The name of a kind, without the prefixes that it has in common with the Matryoshka SAEs."""
+    return plots.label(kind.replace(f",weighting=sampled_{config['n_prefixes']}", ""))
+
+
+def legend(figure: Any, ax: Axes, config: dict[str, Any], styles: dict[str, str] | None = None) -> None:
+    """Names the kinds, and the line styles, in the panel; more than two kinds above the figure or subfigure."""
     for kind in kinds(config):
-        ax.plot([], [], color=colour(config, kind), label=plots.label(kind))
-    for label, style in (styles or {}).items():
-        ax.plot([], [], style, color="#555555", label=label)
-    if above is None or len(kinds(config)) <= 2:
+        ax.plot([], [], color=colour(config, kind), label=kind_label(config, kind))
+    for name, style in (styles or {}).items():
+        ax.plot([], [], style, color="#555555", label=name)
+    handles = ax.get_legend_handles_labels()
+    if len(kinds(config)) <= 2:
         ax.legend(loc="best", fontsize=5.5)
     else:
-        above.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=len(kinds(config)), fontsize=5.5)
+        figure.legend(*handles, loc="outside upper right", ncols=len(handles[0]), fontsize=5.5)
 
 
 def off_target(record: dict[str, Any]) -> list[str]:
