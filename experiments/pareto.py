@@ -1,4 +1,4 @@
-"""What a recovered tree costs: both kinds of SAE at equal L0 and at equal FVU.
+"""The cost of a recovered tree: both kinds of SAE at equal L0 and at equal FVU.
 
 Claim: holes are not a matter of sparsity or of reconstruction. At the L0 of the Matryoshka SAE that recovers the tree,
 and at its FVU, a vanilla SAE still has holes and recovers it in no seed. The price: the Matryoshka SAE's FVU has a

@@ -1,4 +1,4 @@
-"""How often each prefix is drawn: inclusion probabilities of weighted sampling without replacement, exactly.
+"""Exact inclusion probabilities of weighted sampling without replacement: how often each prefix is drawn.
 
 Drawing n_drawn items one by one without replacement, each with probability proportional to its rate r_i, is taking the
 n_drawn items whose independent exponential clocks T_i of rates r_i ring first. Item i is drawn if and only if fewer

@@ -90,7 +90,7 @@ def outcome_text(result: dict[str, Any]) -> str:
 
 
 def no_holes(root: Node) -> str:
-    """Why no hole rate of a tree is known."""
+    """Says why no hole rate of a tree is known."""
     return "no child is on in the held-out rows" if edges(build_tree(root)) else "no feature has a parent feature"
 
 

@@ -1,4 +1,4 @@
-"""What does the hierarchy cost? FVU, loss of the language model, dead latents and density of both kinds of SAE.
+"""The cost of the hierarchy: FVU, loss of the language model, dead latents and density of both kinds of SAE.
 
 On held-out tokens: FVU against L0; the share of the model's loss that is recovered when the reconstruction is spliced
 in; the width at which vanilla SAEs have the Matryoshka SAE's FVU, at the middle L0, as a share of its own (the post:

@@ -41,7 +41,7 @@ def values_of(saes: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def pairs(record: dict[str, Any], site: str, l0: str, method: str, other: str, measure: str) -> Pairs | None:
-    """How a method compares with another on the letters that the probe reads; None without any."""
+    """Compares a method with another on the letters that the probe reads; None without any."""
     methods, is_read = record["results"]["sites"][site]["methods"], _is_read(record, site)
 
     def differences(name: str) -> np.ndarray:

@@ -57,8 +57,7 @@ class Family(NamedTuple):
 
 def families(cfg: LetterConfig, site: Site) -> list[Family]:
     """The families of a site, one for each method and L0."""
-    wanted = [(named(text, l0), l0) for text in cfg.methods for l0 in cfg.target_l0]
-    return [Family(site, *of, l0) for of, l0 in wanted]
+    return [Family(site, *named(text, l0), l0) for text in cfg.methods for l0 in cfg.target_l0]
 
 
 def check_families(cfg: LetterConfig, d_in: int) -> None:

@@ -56,9 +56,9 @@ class Family(NamedTuple):
         return f"{self.site}, {self.name}: {self.method}, {self.n_latents} latents, L0 {self.target_l0:g}"
 
 
-def stage_name(site: Site, name: str, n_latents: int, target_l0: float) -> str:
-    """The name of the stage that keeps the SAEs of a family."""
-    return f"saes-{site}-{re.sub(NO_NAME, '_', name)}-{n_latents}-l0_{target_l0:g}"
+def stage_name(site: Site, name: str, n_latents: int, target_l0: float, kept: str = "saes") -> str:
+    """The name of the stage that keeps the SAEs of a family, or something else of them."""
+    return f"{kept}-{site}-{re.sub(NO_NAME, '_', name)}-{n_latents}-l0_{target_l0:g}"
 
 
 class OffTarget(NamedTuple):

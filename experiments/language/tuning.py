@@ -8,7 +8,7 @@ import numpy as np
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
 from experiments.language.config import LanguageConfig
-from experiments.language.saes import CODE, Family, grid_of, l0_at_end, large_families
+from experiments.language.saes import CODE, Family, grid_of, l0_at_end, large_families, stage_name
 from experiments.language.stages import is_done, stage
 from toy.eval.streaming import measure_fit
 from toy.lm.model import Site
@@ -53,7 +53,7 @@ def tried_families(cfg: LanguageConfig, site: Site) -> list[Family]:
 
 def tuning_name(family: Family) -> str:
     """The name of the stage that keeps what was tried for a kind."""
-    return family.stage_name.replace("saes-", "tuning-", 1)
+    return stage_name(family.site, family.name, family.n_latents, family.target_l0, "tuning")
 
 
 def facts_of_tuning(cfg: LanguageConfig, family: Family) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def optimum(problem: Problem, of: Code, coef: float, n_steps: int) -> Optimum:
 
 
 def descents(problem: Problem, sae: SAE, coef: float, n_steps: int, n_starts: int = N_STARTS) -> list[Optimum]:
-    """Where ReLU SAEs get to by descent from an SAE, with noise on every parameter but where there is one start."""
+    """Descends from an SAE to ReLU SAEs, with noise on every parameter but where there is one start."""
     sae = sae._replace(b_enc=sae.b_enc * problem.scale, b_dec=sae.b_dec * problem.scale)
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(sae)))
     noise = [NOISE * jax.random.normal(key, (n_starts, *leaf.shape)) for key, leaf in zip(keys, sae[:4], strict=True)]

@@ -157,7 +157,7 @@ def limit(method: str, row: Row) -> float:
 
 
 def _sparsest_limit(row: Row, offset: float) -> float:
-    """Where the truth stops being the sparsest code by the penalty of a search, whose ε is in units of E‖x‖."""
+    """Returns where the truth stops being the sparsest code by the penalty of a search, whose ε is in units of E‖x‖."""
     prob = 0.5 / row.n_exclusive
     for _ in range(8):  # E‖x‖ hardly depends on the probability
         tree = build_tree(row.tree(prob))
@@ -175,7 +175,7 @@ def _lean_limit(row: Row) -> float:
 
 
 def _level_limit(row: Row) -> float:
-    """Where a child has the energy of a lone feature, so that it comes next to its parent, into the first level."""
+    """Returns where a child has the energy of a lone feature, and so comes next to its parent, into the first level."""
     return LONE_PROB / (PARENT_PROB * row.ratio**2)
 
 

@@ -77,7 +77,7 @@ class Config(PanelConfig):
     """Options of `log_sparsity`."""
 
     prices: tuple[float, ...] = (0.2, 0.6, 2.0, 6.0, 20.0)
-    """What a latent with the whole of a feature costs at the start: its penalty times the coefficient."""
+    """Returns what a latent with the whole of a feature costs at the start: its penalty times the coefficient."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "log_sparsity.sqlite"))

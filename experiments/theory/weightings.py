@@ -55,7 +55,7 @@ METRICS = {"hole_rate": "Hole rate", "min_cosine": "Least cosine", "fvu": "FVU"}
 
 
 class Setting(NamedTuple):
-    """What is tuned for every method."""
+    """The settings that are tuned for every method."""
 
     learning_rate: float
     l0_ratio: float  # the target of L0, or k, over the tree's mean L0

@@ -30,7 +30,7 @@ from toy.files.atomic import prepare, writing
 
 @dataclass(frozen=True)
 class Options:
-    """What is shown, and where the page is written."""
+    """The options of the viewer: what is shown, and where the page is written."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The chain's cache or its folders saes-…, SAEs that read_sae reads, or runs of experiments.train."""

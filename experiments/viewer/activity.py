@@ -21,7 +21,7 @@ PAIRS = 2**18  # of latents that are on together, whose decoder products are com
 
 
 class Activity(NamedTuple):
-    """What an SAE does on the text."""
+    """The activations of an SAE on the text, and its measures there."""
 
     acts: csc_matrix  # [n_places n_latents] a‖d‖; places that hold no token are 0
     fvu: float

@@ -21,7 +21,7 @@ TYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i4": np.int32, "f4":
 
 
 class Shapes(NamedTuple):
-    """How many contexts a latent has on the page."""
+    """The numbers of contexts that a latent has on the page."""
 
     n_top: int = 10
     n_quantiles: int = 10

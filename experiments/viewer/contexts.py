@@ -70,7 +70,7 @@ def quantised(values: Float[np.ndarray, " n"], largest: float) -> np.ndarray:
 
 
 def histogram(of: Column, largest: float) -> Int[np.ndarray, " n_bins"]:
-    """How many activations above 0 lie in each of equal parts of 0 … the largest."""
+    """Counts the activations above 0 in each of equal parts of 0 … the largest."""
     return np.histogram(of.value, N_BINS, (0, largest if largest > 0 else 1))[0]
 
 

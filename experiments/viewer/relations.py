@@ -1,4 +1,4 @@
-"""How latents are related: trees over sizes, correlated latents of two SAEs, neighbours, and effects on logits.
+"""Relations of latents: trees over sizes, correlated latents of two SAEs, neighbours, and effects on logits.
 
 Activations are sparse and never negative, so that products of two matrices have an entry wherever two latents are on
 together, and nowhere else.

@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which of the SAEs of a chain are shown; None: all."""
+    """The choice of the SAEs of a chain that are shown; None: all."""
 
     site: str
     seed: int | None = None
@@ -170,7 +170,7 @@ def _of_folder(folder: Path) -> Shown:
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """What `experiments.train` says of an SAE's training; nothing for SAEs from elsewhere."""
+    """Returns what `experiments.train` says of an SAE's training; nothing for SAEs from elsewhere."""
     path = folder / "cfg.json"
     told = load_json(path) if path.is_file() else {}
     metadata = told.get("metadata") if isinstance(told, dict) else None

@@ -56,7 +56,7 @@ class Source(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the options say of the text."""
+    """The options that say which text is read."""
 
     acts: str  # the folder of a store, or a language model as `load_model` names it
     site: str | None
@@ -117,7 +117,7 @@ def _check_same(name: str, store: Store, own: str | None, found: str) -> None:
 
 
 def _tokenizer_of(store: Store, given: Given) -> Tokenizer:
-    """What is given, or the tokenizer in the chain's cache that the store's tokens are of. Raises: ValueError."""
+    """The tokenizer that is given, or that of the store's tokens in the chain's cache. Raises: ValueError."""
     if given.model is not None:
         return read_tokenizer(given.model, given.tokenizer)
     if given.tokenizer is not None:
@@ -133,7 +133,7 @@ def _tokenizer_of(store: Store, given: Given) -> Tokenizer:
 
 
 def _model_of(store: Store, given: Given) -> LM | None:
-    """What is given, or the model in the chain's cache that the activations are of; None if it is not there."""
+    """The model that is given, or the one in the chain's cache that the activations are of; None if it is not there."""
     if given.model is not None:
         return load_model(given.model, n_heads=given.n_heads)
     found = (load_model(file.parent) for file in sorted(_cache(store).glob("model-*/config.json")))

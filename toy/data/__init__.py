@@ -1,1 +1,1 @@
-"""Where activations come from: feature trees, arrays in memory, and rows on disk."""
+"""Sources of activations: feature trees, arrays in memory, and rows on disk."""

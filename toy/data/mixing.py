@@ -1,4 +1,4 @@
-"""How well the batches of a stream are mixed."""
+"""A measure of how well the batches of a stream are mixed."""
 
 import numpy as np
 from jaxtyping import Float

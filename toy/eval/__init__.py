@@ -1,1 +1,1 @@
-"""How an SAE is judged: against the tree that it was trained on, or on activations alone."""
+"""Measures of an SAE: against the tree that it was trained on, or on activations alone."""

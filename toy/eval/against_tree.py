@@ -1,4 +1,4 @@
-"""How much of a tree an SAE has learnt: every metric of one SAE on held-out rows, on the host and in float64."""
+"""Every metric of one SAE against its tree on held-out rows, on the host and in float64."""
 
 from typing import NamedTuple
 

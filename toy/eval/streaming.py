@@ -23,7 +23,7 @@ encoded = compiled(static_argnums=2)(encode)
 
 
 class Fit(NamedTuple):
-    """How well an SAE reconstructs activations, and how often its latents are on."""
+    """Measures of how well an SAE reconstructs activations, and how often its latents are on."""
 
     fvu: float  # Σ‖x − recon‖² / Σ‖x − mean(x)‖², sums over rows and d_in
     l0: float  # mean number of latents on a row

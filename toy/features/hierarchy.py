@@ -18,7 +18,7 @@ _MOST_BRANCHES = 10**7  # entries of the table of children
 
 
 class Drawn(NamedTuple):
-    """How each feature is drawn before the hierarchy; without correlations `loading` has no columns."""
+    """The draws of each feature before the hierarchy; without correlations `loading` has no columns."""
 
     prob: Float[np.ndarray, " n_features"]
     mean: Float[np.ndarray, " n_features"]

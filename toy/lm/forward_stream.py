@@ -90,7 +90,7 @@ class Pools:
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
-        """What activations are made of; not the sites, as those of one do not depend on the others."""
+        """The facts that activations follow from; not the sites, as those of one do not depend on the others."""
         made_of = {"model_sha256": model_digest(self.lm), "rows_sha256": self.tokens.digest()}
         return made_of | {"seed": self.seed, "pool": self.pool, "dtype": self.dtype}
 

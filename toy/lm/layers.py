@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         return rotated(q, positions, self.rope_theta), rotated(k, positions, self.rope_theta), v
 
     def written(self, seen: Heads, dtype: Any) -> Float[Array, "batch pos d_model"]:
-        """What is added to the residual stream, given the values that each head of queries has gathered."""
+        """Returns what is added to the residual stream, given the values that each head of queries has gathered."""
         return self.O(seen.reshape(*seen.shape[:2], -1).astype(dtype))
 
 

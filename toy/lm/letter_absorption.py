@@ -1,4 +1,4 @@
-"""Which latents of an SAE stand for a letter, and how much of it others have absorbed, as SAEBench defines it.
+"""The latents of an SAE that stand for a letter, and how much of it others have absorbed, as SAEBench defines it.
 
 Main latents of a letter: an L1-penalised logistic regression on all activations ranks them, and the top-ranked
 latents are taken for as long as each raises the F1 of a logistic regression on them by more than `SPLIT_GAIN` (feature
@@ -141,7 +141,7 @@ def _found(
     signs: Float[Array, " rows"],
     weights: Float[Array, " rows"],
 ) -> Bool[Array, " test_rows"]:
-    """Where a logistic regression on the latents that are used finds the letter.
+    """Returns where a logistic regression on the latents that are used finds the letter.
 
     It minimises rows · (mean loss, both classes with a weight of ½) + ‖w‖² / 2, as scikit-learn's does by default,
     by steps that an upper bound of the Hessian makes safe.

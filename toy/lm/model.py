@@ -95,7 +95,7 @@ class LM(nnx.Module):
     def embedded(
         self, tokens: Int[Array, "batch pos"], positions: Int[Array, " pos"]
     ) -> Float[Array, "batch pos d_model"]:
-        """What the first layer reads of tokens at these positions."""
+        """Returns what the first layer reads of tokens at these positions."""
         embedding = self.embed(tokens)
         return embedding if self.pos_embed is None else embedding + self.pos_embed[positions]
 

@@ -144,7 +144,7 @@ def _logits(lm: LM, telling: _Telling, place: Int[Array, ""]) -> tuple[Float[Arr
 
 
 def _seen(attn: Attention, q: Heads, keys: Kept, values: Kept, place: Int[Array, ""]) -> Heads:
-    """What the heads of queries at `place` gather from the places that they see."""
+    """Returns what the heads of queries at `place` gather from the places that they see."""
     past = place - jnp.arange(keys.shape[-1])
     visible = (past >= 0) & (past < (keys.shape[-1] if attn.window is None else attn.window))
     grouped = q[:, 0].reshape(len(q), keys.shape[1], -1, q.shape[-1])  # of each head of keys

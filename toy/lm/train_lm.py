@@ -21,7 +21,7 @@ from toy.training.loop import Checkpoint, Progress, run_chunks
 
 @dataclass(frozen=True)
 class LMTrainConfig:
-    """How a language model is trained."""
+    """The settings with which a language model is trained."""
 
     n_steps: int = 600
     batch_size: int = 32  # rows

@@ -1,4 +1,4 @@
-"""What is trained, and by which loss: every method through the interface of `toy.methods.method`.
+"""The methods: what is trained, and by which loss, through the interface of `toy.methods.method`.
 
 method        the interface, and what it gives a loss    jumprelu      learnt thresholds, and L0 as the penalty
 standard      ReLU and a penalty: vanilla, Matryoshka    gated         separate parameters for gate and magnitude

@@ -61,12 +61,12 @@ class Method:
 
     @property
     def activation(self) -> Activation:
-        """Which latents of `sae(params)` are on."""
+        """The rule by which latents of `sae(params)` are on."""
         return RELU
 
     @property
     def inference(self) -> Activation:
-        """Which latents of the exported SAE are on, where that differs."""
+        """The same of the exported SAE, where it differs."""
         return self.activation
 
     def init(self, key: Key[Array, ""], d_in: int, n_latents: int) -> Params:

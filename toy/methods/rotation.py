@@ -17,7 +17,7 @@ MOST_UNROLLED = 8  # rows of a matrix whose products are written out
 
 @dataclass(frozen=True)
 class Search:
-    """How rotations are searched for.
+    """The settings of a search for rotations.
 
     An orthonormal decoder that spans the data codes it without an error, y = W_dec x, and so does each of its
     rotations. Of these codes the search wants the sparsest one, by the concave penalty Σ_i E[|y_i| / (|y_i| + ε)],

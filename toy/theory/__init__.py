@@ -1,4 +1,4 @@
-"""When a hierarchy can be found: exact objectives of finite trees, the codes that compete, and their limits."""
+"""When a hierarchy can be found, in theory: exact objectives of finite trees, codes that compete, and their limits."""
 
 from toy.theory.codes import Penalty, absorbed, mean_penalty, staircase, truth, turned
 from toy.theory.limits import absorption_gain, edge_limit, first_latent_angle

@@ -86,7 +86,7 @@ def feeding_all(fed: Mapping[str, Fed], chunk: int) -> Iterator[Callable[[int], 
 
 
 def _drawn(fed: Fed) -> tuple[int, int]:
-    """What two runs must have in common to be given the same batches."""
+    """Returns what two runs must have in common to be given the same batches."""
     return id(fed.source), fed.cfg.batch_size
 
 
