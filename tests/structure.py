@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (  # of `toy`, from the bottom: a module imports from its own entry and from lines above it
-    ("checks", "compiled", "decompositions"),
+    ("checks", "compiled", "decompositions", "keys"),
     ("files",),
     ("sae",),
     ("inclusion", "features"),

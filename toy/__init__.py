@@ -16,6 +16,7 @@ files/              formats of files, and how they are written whole or not at a
 io.py               the functions that read and write the library's files
 checks.py           checks of a user's numbers, and text for messages
 decompositions.py   decompositions of small matrices
+keys.py             keys from which a CPU draws random numbers faster
 compiled.py         compiled programs that notice when a function is replaced
 """
 

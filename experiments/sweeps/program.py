@@ -7,8 +7,8 @@ from experiments.sweeps.padding import TreeShape, tree_shape
 from toy.features.directions import check_directions
 from toy.training.config import TrainConfig
 
-LEAST_SIZE = 16  # of features and of latents; then 32, 64, …
-GATES = 4  # in steps of so many
+LEAST_SIZE = 12  # of features and of latents
+GATES = 4  # in steps of so many, where a tree has more than one
 MAX_WIDTH = 65_536  # of latents, and of d_in
 MOST_LANES = 32  # more are hardly faster on a CPU
 LANE_MEMORY = 512 * 2**20  # bytes, of a group's lanes
@@ -65,7 +65,7 @@ def program_of(cell: Cell) -> Program:
         n_nodes=n_nodes,
         n_features=_size(own.n_features) if own.has_readout else n_nodes,
         n_draws=n_nodes,
-        n_gates=-(-max(own.n_gates, 1) // GATES) * GATES,
+        n_gates=1 if own.n_gates <= 1 else -(-own.n_gates // GATES) * GATES,
     )
     _, method, weighting = method_of(cell)
     method.check(n_latents(cell))
@@ -100,5 +100,6 @@ def _checked(program: Program) -> Program:
 
 
 def _size(n: int) -> int:
-    """The least of 16, 32, 64, … that is not below."""
-    return max(LEAST_SIZE, 1 << (n - 1).bit_length())
+    """The least of 12, 16, 24, 32, 48, 64, … that is not below: at most a third of it is padding."""
+    power = 1 << (n - 1).bit_length()
+    return max(LEAST_SIZE, power * 3 // 4 if n <= power * 3 // 4 else power)

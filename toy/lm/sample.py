@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from toy.checks import NOT_NEGATIVE, Whole, check_numbers
 from toy.compiled import compiled
+from toy.keys import unrolled
 from toy.lm.layers import Attention, Heads
 from toy.lm.model import LM
 from toy.lm.tokens import Rows, Tokenizer
@@ -83,7 +84,7 @@ def _told(
     n, context = blank.shape
     nothing = [jnp.zeros((n, lm.cfg.n_kv, lm.cfg.head_size, 0)) for _ in range(lm.cfg.n_layers)]
     telling = _Telling(jnp.asarray(blank), jnp.full(n, context, jnp.int32), nothing, list(nothing))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(n))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(unrolled(key), first + jnp.arange(n))
     for place in range(0, context - 1, SEGMENT):
         last = min(place + SEGMENT, context - 1)
         telling = _grown(telling, last - place)
