@@ -42,12 +42,12 @@ def made(experiment: Experiment, cfg: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_recovery_counts_the_seeds_of_every_tree(tmp_path: Path) -> None:
-    scenes, methods = ("reference", "random", "pair, P .6"), ("matryoshka", "rotated")
+    scenes, methods = ("reference", "random", "pair, P .6"), ("matryoshka", "tied")
     cfg = recovery.Config(methods=methods, scenes=scenes, seed=3, n_seeds=2, n_steps=30, store=tmp_path / "a.sqlite")
     record = made(recovery.EXPERIMENT, cfg)
     assert {(method, tuple(found)) for method, found in record["results"].items()} == {
         ("matryoshka", scenes),
-        ("rotated", scenes),
+        ("tied", scenes),
     }
     assert all(r["n"] == 2 and r["n_failed"] == 0 for found in record["results"].values() for r in found.values())
     told = recovery.summary(record)
@@ -62,7 +62,7 @@ def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
 
 @pytest.mark.slow
 def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: identifiability.METHODS[name] for name in ("vanilla", "matryoshka", "rotated")}
+    few = {name: identifiability.METHODS[name] for name in ("vanilla", "matryoshka", identifiability.LEVELS)}
     monkeypatch.setattr(identifiability, "METHODS", few)
     cfg = identifiability.Config(
         edge_probs=(0.2, 0.6),

@@ -27,6 +27,7 @@ from toy.lm.model import LM, LMConfig
 from toy.lm.text import END_OF_STORY
 from toy.lm.weights import save_model
 from toy.training import controllers as sparsity
+from toy.training.grid import trained_saes
 
 FIGURES = [measure.name for measure in tinystories.MEASURES.values()]
 TINY = (
@@ -224,6 +225,26 @@ def test_saes_of_all_sites_are_trained_on_what_the_model_tells_in_one_forward_pa
     for path in cache.glob("*/saes.safetensors"):
         assert (tmp_path / path.parent.name / path.name).read_bytes() == path.read_bytes()
     assert len(list(tmp_path.glob("saes-*"))) == 2 * (2 + 4 * 2)
+
+
+def test_saes_whose_numbers_are_not_finite_are_told_and_not_kept(sampled, monkeypatch, tmp_path, capsys):
+    _, _, options = sampled
+    first: list = []
+
+    def diverged(state):
+        found = trained_saes(state)
+        first.append(found)
+        return found._replace(b_dec=found.b_dec.at[0].set(np.nan)) if len(first) == 1 else found
+
+    where = ("--cache", str(tmp_path), "--stage", "saes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_saes, "trained_saes", diverged)
+        assert command(patch, *options, *where) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite: the training of 1 of 20 families diverged; lower --learning-rate" in error
+    assert len(list(tmp_path.glob("saes-*/saes.safetensors"))) == 2 * (2 + 4 * 2) - 1
+    assert command(monkeypatch, *options, *where) == 0
+    assert len(list(tmp_path.glob("saes-*/saes.safetensors"))) == 2 * (2 + 4 * 2)
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -112,6 +113,8 @@ def train_families(
 
     All see the same batches. Families that are not in the cache are trained in step, so that a forward pass serves
     all, and resumed where their training was stopped. `rates` are the learning rates of kinds.
+
+    Raises: ValueError naming a family whose training ends with numbers that are not finite; the others are kept.
     """
     of_acts = {"activations": acts.stage.folder.name}
     parts = {one: (cfg.cache, one.stage_name, of_acts | facts_of_family(cfg, one, rates)) for one in wanted}
@@ -126,17 +129,30 @@ def train_families(
             progress=lambda n_steps: progress(len(new) * n_steps),
             checkpoint=FileCheckpoint(checkpoint),
         )
+    saes = {label: trained_saes(state) for label, (state, _) in trained.items()}
+    diverged = [label for label, one in saes.items() if not _finite(one)]
     found = {}
     for family in wanted:
+        if family.label in diverged:
+            continue  # the others are kept before this is told
         with stage(*parts[family], __name__, *CODE) as made:
             if not made.done:
-                state, history = trained[family.label]
-                save_saes(made.folder, trained_saes(state))
+                _, history = trained[family.label]
+                save_saes(made.folder, saes[family.label])
                 made.notes["l0_of_training"] = l0_at_end(np.asarray(history.l0))
                 made.notes["seconds"] = (time.monotonic() - start) / len(new)
         found[family] = load_saes(made.folder), made
     checkpoint.unlink(missing_ok=True)
+    if diverged:
+        raise ValueError(
+            f"{diverged[0]}: its parameters are not finite: the training of {len(diverged)} of {len(new)} families "
+            "diverged; lower --learning-rate (the others are kept)"
+        )
     return found
+
+
+def _finite(saes: SAE) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in saes if leaf is not None)
 
 
 def rate_of(family: Family, rates: Mapping[str, float]) -> float:
