@@ -1,8 +1,8 @@
 """Keys from which a CPU draws random numbers faster: the same numbers.
 
 JAX computes its default generator, Threefry-2x32 (Salmon et al. 2011), on a CPU by a loop of five rounds that passes
-over all the numbers each time. A training step at toy width spends a third of its time there. Written out, the rounds
-become part of the loop that uses the numbers, and are vectorised with it.
+over all the numbers each time. Many runs at toy width, a lane each, spend a third of their time there. Written out, the
+rounds become part of the loop that uses the numbers, and are vectorised with it.
 """
 
 import math
@@ -59,7 +59,7 @@ def _split(key: Words, shape: tuple[int, ...]) -> UInt32[Array, "*shape 2"]:
     return jnp.stack(_counted(key, shape), axis=-1)
 
 
-def _fold_in(key: Words, number: Int[Array, ""] | UInt[Array, ""]) -> Words:
+def _fold_in(key: Words, number: Int[Array, ""] | UInt[Array, ""] | int) -> Words:
     return jnp.stack(_threefry(key, jnp.asarray(number, jnp.uint32)))
 
 
