@@ -112,7 +112,7 @@ def run_cells(cells: Sequence[Cell]) -> list[Row]:
         _run.forget()
     filled = [*cells, *[cells[-1]] * (program.n_lanes - len(cells))]
     lanes = make_lanes(filled, program)
-    outcome = jax.device_get(_run(lanes, program=program, flags=_flags()))
+    lanes, outcome = jax.device_get((lanes, _run(lanes, program=program, flags=_flags())))
     measured = [_measure(cell, jax.tree.map(lambda a, i=i: a[i], (lanes, outcome))) for i, cell in enumerate(cells)]
     share = (time.monotonic() - start) / len(cells)
     return [Row(None, found, share) if isinstance(found, str) else Row(found, None, share) for found in measured]
