@@ -16,6 +16,7 @@ OTHERS = ("#edae49", "#6a4c93", "#7f7f7f")  # colours of methods beside the two
 LINES = ("-", "--", ":", "-.")
 BARS = "bars: mean with 95% bootstrap interval (of 3 seeds: their range)"
 MOST_NAMED = 5  # SAEs off target, in a summary
+MOST_NAMES = 6  # of kinds and line styles, in a row of a legend
 PLACES = {
     "resid_pre": "residual before attention",
     "resid_mid": "residual before MLP",
@@ -97,7 +98,9 @@ def legend(figure: Any, ax: Axes, config: dict[str, Any], styles: dict[str, str]
     if len(kinds(config)) <= 2:
         ax.legend(loc="best", fontsize=5.5)
     else:
-        figure.legend(*handles, loc="outside upper right", ncols=len(handles[0]), fontsize=5.5)
+        n_rows = -(-len(handles[0]) // MOST_NAMES)
+        ncols = -(-len(handles[0]) // n_rows)
+        figure.legend(*handles, loc="outside upper right", ncols=ncols, fontsize=5.5)
 
 
 def off_target(record: dict[str, Any]) -> list[str]:
