@@ -42,16 +42,16 @@ def fuzzed(n: int, strategy: st.SearchStrategy[Any]) -> Callable[[Callable[..., 
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Fail what takes more than 10 seconds or 2 GB; end the process where even Python no longer runs."""
+def watched(most_seconds: float = MOST_SECONDS) -> Iterator[None]:
+    """Fail what takes more than `most_seconds` or 2 GB; end the process where even Python no longer runs."""
 
     def ring(*_: Any) -> None:
-        raise AssertionError(f"an input takes more than {MOST_SECONDS} seconds")
+        raise AssertionError(f"an input takes more than {most_seconds} seconds")
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     handler = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
-    faulthandler.dump_traceback_later(2 * MOST_SECONDS, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, most_seconds)
+    faulthandler.dump_traceback_later(2 * most_seconds, exit=True)
     try:
         yield
     finally:

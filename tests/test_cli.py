@@ -1,6 +1,7 @@
 """Command lines: errors in one line, options, records before figures, and redrawing what may be broken."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -334,16 +335,15 @@ def test_a_record_that_cannot_be_drawn_is_named(
     assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.json"]
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, end = io.StringIO(), time.monotonic() + 30
+    monkeypatch.setattr(sys, "stderr", told)
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
     with progress.progress_bar(2_000, "cosines") as bar:
         bar.update(500)
-        told, end = "", time.monotonic() + 30
-        while ", 500 of" not in told and time.monotonic() < end:
-            told += capfd.readouterr().err
-    assert re.search(r"^cosines: 25% after \d+ s, 500 of 2,000 steps$", told, re.MULTILINE)
+        while ", 500 of" not in told.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
+    assert re.search(r"^cosines: 25% after \d+ s, 500 of 2,000 steps$", told.getvalue(), re.MULTILINE)
     bar = progress.progress_bar(1.5, "a sweep", unit=None)
     bar.tell("3 cells")
     bar.update(0.75)
