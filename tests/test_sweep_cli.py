@@ -215,7 +215,7 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(
     assert command(monkeypatch, sweep, made / "small.yaml", "--store", tmp_path / "new.sqlite", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "16 cells: 0 finished, 12 to train in 1 compiled programs, 4 impossible; about a minute" in said
-    assert "12 cells of up to 16 features and 16 latents in 32 dimensions" in said
+    assert "12 cells of up to 12 features and 12 latents in 32 dimensions" in said
     assert not list(tmp_path.iterdir())
     other = {**SWEEP, "axes": {"seed": [0]}}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))

@@ -100,7 +100,7 @@ def test_a_cell_s_sizes_follow_from_its_tree() -> None:
     cell = Cell(RegularTree(), Training(latents_per_feature=1.5, l0_ratio=2.0))
     assert (n_latents(cell), target_l0(cell), d_in(cell)) == (30, pytest.approx(2.24), 32)
     wide = Cell(RegularTree(n_lone=30), Training(latents_per_feature=0.01))
-    assert (n_latents(wide), d_in(wide), program_of(wide).cfg.n_latents) == (1, 64, 16)
+    assert (n_latents(wide), d_in(wide), program_of(wide).cfg.n_latents) == (1, 64, 12)
     assert [program_of(Cell(RegularTree(), Training(most_lanes=n))).n_lanes for n in (None, 16, 1)] == [32, 16, 1]
 
 
@@ -225,7 +225,7 @@ def test_a_value_of_another_kind_is_no_sweep() -> None:
 
 def test_impossible_trees_are_cells_that_have_no_program() -> None:
     possible, impossible = parse({"edge_prob": [0.3, 0.4]}).cells()
-    assert program_of(possible).shape.n_features == 32
+    assert program_of(possible).shape.n_features == 24
     with pytest.raises(ValueError, match=r"mutually exclusive children sum to 1\.2 > 1"):
         program_of(impossible)
     with pytest.raises(ValueError, match="20 features have no orthogonal directions in d_in = 8"):
@@ -261,7 +261,7 @@ def test_planning_wide_cells_computes_no_weighting(monkeypatch: pytest.MonkeyPat
     )
     axes = {"latents_per_feature": [2000], "weighting": ["expected_10", "sampled_10", "balanced_.5"]}
     found = [program_of(cell) for cell in parse(axes, fixed={"n_eval_rows": 100}).cells()]
-    assert [(program.cfg.n_latents, program.n_prefixes) for program in found] == [(65_536, n) for n in (0, 10, 0)]
+    assert [(program.cfg.n_latents, program.n_prefixes) for program in found] == [(49_152, n) for n in (0, 10, 0)]
 
 
 def test_cells_as_large_as_before_are_possible() -> None:
