@@ -1,8 +1,9 @@
 """Keys from which a CPU draws random numbers faster: the same numbers.
 
 JAX computes its default generator, Threefry-2x32 (Salmon et al. 2011), on a CPU by a loop of five rounds that passes
-over all the numbers each time. Many runs at toy width, a lane each, spend a third of their time there. Written out, the
-rounds become part of the loop that uses the numbers, and are vectorised with it.
+over all the numbers each time. Runs of a sweep, a lane each with a tree of its own, spend a third of their time there.
+Written out, the rounds become part of the loop that uses the numbers, and are vectorised with it. That does not always
+pay: one run, and lanes that share a tree, were measured to be slower, so their keys stay as they are.
 """
 
 import math

@@ -23,6 +23,7 @@ from toy.eval.against_tree import Evaluation, evaluate
 from toy.eval.metrics import Mixing
 from toy.features.directions import make_directions
 from toy.features.tree import held_out_key, sample_features
+from toy.keys import unrolled
 from toy.sae import SAE, encode, sae_of_directions
 from toy.training.advance import many_steps
 from toy.training.config import Hypers
@@ -187,7 +188,7 @@ def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
     def one(lane: Lanes) -> Outcome:
         cfg, (tree, W_feat) = program.cfg, lane.source
         _, key_training, key_held_out = _keys(lane.seed)
-        state = init_state(key_training, lane.hypers, d_in=program.d_in, cfg=cfg)
+        state = init_state(unrolled(key_training), lane.hypers, d_in=program.d_in, cfg=cfg)
         state, _ = many_steps(state, lane.source, lane.hypers, cfg.n_steps, cfg=cfg)
         sae = trained_sae(state)
         features = sample_features(key_held_out, tree, program.n_eval_rows)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key, Num, UInt32
 
 from toy.features.magnitudes import folded_mean
 from toy.features.node import Node, walk
-from toy.keys import unrolled
 
 _RANGE = 1 << 32  # values of one uniform draw
 _MIN_NESTED = 1 << 20  # narrower intervals get a draw of their own: edge probabilities are exact to 1e-6
@@ -133,7 +132,7 @@ def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[A
 
     Pure; jit with `batch_size` static; vmap over keys, or over trees of one structure.
     """
-    key_draws, key_magnitudes = jax.random.split(unrolled(key))
+    key_draws, key_magnitudes = jax.random.split(key)
     # Nodes are rows while sampling: a gather of rows is many times cheaper than one of columns on a CPU.
     bits = jax.random.bits(key_draws, (tree.draw_root.shape[0], batch_size), jnp.uint32)[jnp.asarray(tree.draw)]
     on = (bits >= jnp.asarray(tree.first)[:, None]) & (bits <= jnp.asarray(tree.last)[:, None])

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from toy.keys import unrolled
 from toy.methods.method import Memory, Method, Params
 from toy.sae import MOST_PAIRS, SAE, fold_input_scale, map_parts, reorder
 from toy.training.config import Hypers, TrainConfig
@@ -129,4 +128,4 @@ def trained_sae(state: TrainState) -> SAE:
 
 def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], ...]:
     """The keys of a step's data, of its prefixes, and of the maintenance before it."""
-    return tuple(jax.random.split(jax.random.fold_in(unrolled(key), step), 3))
+    return tuple(jax.random.split(jax.random.fold_in(key, step), 3))
