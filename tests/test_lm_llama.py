@@ -237,7 +237,7 @@ def test_stories260k_gives_what_a_slow_oracle_gives_at_every_position() -> None:
 
 
 def slow_ids(text: str) -> list[int]:
-    """What run.c of llama2.c makes of a text: join the first of the neighbours with the best score, again and again."""
+    """Joins the first of the neighbours with the best score, again and again, as run.c of llama2.c does."""
     content, place, pieces, scores = TOKENIZER.read_bytes(), 4, {}, []
     while place < len(content):
         score, n_bytes = struct.unpack_from("<fi", content, place)

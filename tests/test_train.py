@@ -382,7 +382,7 @@ def test_lanes_are_spread_over_the_devices() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "fused_loops")
+@pytest.mark.usefixtures("x64")
 def test_any_hyperparameter_weighting_and_tree_can_have_lanes() -> None:
     cfg, keys = TrainConfig(20, n_steps=40, batch_size=16), jax.random.split(KEY, 2)
     magnitudes = jnp.stack([jnp.asarray(TREE.magnitude_mean), 2.0 * jnp.asarray(TREE.magnitude_mean)])

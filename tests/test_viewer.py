@@ -1,4 +1,4 @@
-"""What the viewer's page says, against slow sums over dense activations; and its command line."""
+"""The viewer's page is compared with slow sums over dense activations; and its command line is tried."""
 
 import base64
 import json

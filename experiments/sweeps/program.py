@@ -100,6 +100,6 @@ def _checked(program: Program) -> Program:
 
 
 def _size(n: int) -> int:
-    """The least of 12, 16, 24, 32, 48, 64, … that is not below: at most a third of it is padding."""
+    """The least of 12, 16, 24, 32, 48, 64, … that is not below; from 9 on at most a third of it is padding."""
     power = 1 << (n - 1).bit_length()
     return max(LEAST_SIZE, power * 3 // 4 if n <= power * 3 // 4 else power)

@@ -1,4 +1,4 @@
-"""What mixes the latents of a recovered tree: the optimum of the objective against trained SAEs, cosine by cosine.
+"""The mixing of a recovered tree's latents: the objective's optimum against trained SAEs, cosine by cosine.
 
 Claim: the three cosines that a Matryoshka SAE leaves (of a parent's latent with its child, of a child's with its
 siblings and with its parent) are those of the objective's optimum among SAEs whose latents are on with their features.

@@ -79,7 +79,7 @@ class LMConfig:
 
     @property
     def has_head(self) -> bool:
-        """Whether the embedding does not serve as head."""
+        """True where the embedding does not serve as head."""
         return self.family == "tiny_model" or (self.family == "llama" and not self.tied)
 
     @property

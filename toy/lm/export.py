@@ -85,7 +85,7 @@ def _acts(
 
 
 def is_exported(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
-    """Whether SAEs are trained on the activations at each place: on those of tokens other than a story's begin."""
+    """Returns whether SAEs are trained on the activations at each place: on those of tokens but a story's begin."""
     exported = rows.real()
     exported[:, 0] &= rows.start > 0  # the begin token is the same in every story
     return exported
