@@ -134,7 +134,7 @@ def test_a_sparse_mlp_of_tiny_model_gives_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", [None, 2.5])
 def test_the_reference_code_gives_the_same(norm: float | None, tmp_path: Path) -> None:
-    """`get_acts` of sae.py takes normalised inputs and gives activations times decoder norms, in the units of inputs."""
+    """`get_acts` of sae.py normalises inputs and gives activations times decoder norms, in the units of inputs."""
     w = random_tensors(PLAIN)
     more = {} if norm is None else {"normalizer.running_avg": np.array([norm], np.float32)}
     save_torch_file(tmp_path / "sae.pt", w | more | {"sq_act_running_avg": np.ones(N, np.float32)})
