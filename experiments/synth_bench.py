@@ -34,6 +34,7 @@ from toy.features.synthsaebench import SynthSAEBench
 from toy.features.tree import held_out_key
 from toy.io import load_synthetic
 from toy.methods import named
+from toy.sae import is_finite
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_hypers, check_memory
 from toy.training.run import train
 from toy.training.state import trained_sae
@@ -138,7 +139,7 @@ def _one(cfg: Config, name: str, work: Work) -> dict[str, Any]:
     state, history = train(jax.random.key(cfg.seed), source, hypers, cfg=train_cfg, chunk=CHUNK, progress=work)
     sae = jax.device_get(trained_sae(state))
     seconds = time.monotonic() - start
-    if not np.isfinite(sae.W_dec).all():
+    if not is_finite(sae):
         raise ValueError(f"methods: {name} diverged; lower learning_rate = {cfg.learning_rate:g}")
     found = evaluate_features(sae, np.asarray(source.W_feat), held_out(cfg), train_cfg.method.inference)
     measured = found._asdict() | found.classification._asdict()

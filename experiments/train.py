@@ -41,7 +41,7 @@ from toy.data.stream import ShardSource
 from toy.features.synthsaebench import SynthSAEBench
 from toy.io import load_synthetic, read_sae, save_tree, write_sae, writing
 from toy.methods import Named, method_facts, named
-from toy.sae import SAE, fold_input_scale, sae_of_directions
+from toy.sae import SAE, fold_input_scale, is_finite, sae_of_directions
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import check_hypers, check_memory
 from toy.training.loop import Facts, Run
@@ -178,7 +178,7 @@ def _one(cfg: Config, study: Study | None, i: int, seed: int, work: Work) -> tup
     work.compiling()
     state, history = train(key, source, hypers, cfg=train_cfg, chunk=chunk, progress=work, checkpoint=checkpoint)
     sae = jax.device_get(trained_sae(state))
-    if not np.isfinite(sae.W_dec).all():
+    if not is_finite(sae):
         raise ValueError(f"training diverged with seed {seed}; lower learning_rate = {cfg.learning_rate:g}")
     told = method_facts(method) | {"weighting": weighting, "n_steps": cfg.n_steps, "seed": seed}
     if isinstance(hypers.prefixes, prefixes.FixedPrefixes):

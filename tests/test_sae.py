@@ -23,6 +23,7 @@ from toy.sae import (
     fold_decoder_norm,
     fold_input_scale,
     init_sae,
+    is_finite,
     keep_largest,
     kth_largest,
     reorder,
@@ -46,6 +47,16 @@ def test_acts_are_rectified_and_the_decoder_bias_is_only_added() -> None:
     assert encode(sae, x).tolist() == [[2.0, 0.0], [0.0, 2.5]]
     assert decode(sae, encode(sae, x)).tolist() == [[14.0], [17.5]]
     assert decoder_norms(sae).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("name", SAE._fields)
+def test_an_sae_is_finite_where_every_number_of_all_parameters_is(name: str) -> None:
+    sae = with_threshold(random_sae()[0])
+    broken = sae._replace(**{name: getattr(sae, name).at[..., -1].set(jnp.nan)})
+    assert is_finite(sae)
+    assert not is_finite(broken)
+    assert is_finite(jax.tree.map(lambda *leaves: jnp.stack(leaves), sae, broken, sae)).tolist() == [True, False, True]
+    assert is_finite(sae._replace(threshold=None))
 
 
 def test_a_new_sae_has_tied_directions_decoder_norm_a_tenth_and_no_biases() -> None:

@@ -241,10 +241,17 @@ def test_saes_whose_numbers_are_not_finite_are_told_and_not_kept(sampled, monkey
         patch.setattr(language_saes, "trained_saes", diverged)
         assert command(patch, *options, *where) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "not finite: the training of 1 of 20 families diverged; lower --learning-rate" in error
+    assert "not finite: the training of 1 of 20 families diverged, of this one within about" in error
     assert len(list(tmp_path.glob("saes-*/saes.safetensors"))) == 2 * (2 + 4 * 2) - 1
     assert command(monkeypatch, *options, *where) == 0
     assert len(list(tmp_path.glob("saes-*/saes.safetensors"))) == 2 * (2 + 4 * 2)
+
+
+def test_a_training_diverged_by_the_end_of_the_first_chunk_without_a_finite_loss():
+    """By hand: of four chunks of 10 steps each, the third is the first in which some lane's loss is not finite."""
+    losses = np.array([[3.0, 2, 1, np.nan], [3, 2, np.inf, np.nan]])
+    assert language_saes.first_not_finite(losses, 40) == 30
+    assert language_saes.first_not_finite(np.ones((2, 4)), 40) == 40
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(

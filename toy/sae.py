@@ -96,6 +96,13 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
     return SAE(rows.T, jnp.zeros(n_latents), W_dec, jnp.zeros(d_in))
 
 
+def is_finite(sae: SAE) -> Bool[np.ndarray, "*lanes"]:
+    """Whether all parameters of each SAE are finite numbers; those of a training that diverged are not."""
+    lanes = np.shape(sae.b_dec)[:-1]
+    leaves = [np.isfinite(leaf).reshape(*lanes, -1).all(axis=-1) for leaf in sae if leaf is not None]
+    return np.asarray(np.all(leaves, axis=0))
+
+
 def sae_of_directions(W_dec: Float[np.ndarray, "*lanes n_latents d_in"]) -> SAE:
     """The SAE that encodes and decodes with the given directions, at norm 1, and has no biases."""
     W_dec = np.asarray(W_dec) / np.linalg.norm(W_dec, axis=-1, keepdims=True)

@@ -20,7 +20,7 @@ from toy.features.tree import Tree, build_tree, held_out_key, mean_l0, sample_fe
 from toy.loss import Sparsity
 from toy.methods import STANDARD, Method, Named, Standard, named
 from toy.prefixes import Weighting
-from toy.sae import SAE
+from toy.sae import SAE, is_finite
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_memory
 from toy.training.grid import train_grid, trained_saes
 
@@ -265,7 +265,7 @@ def study_options(cfg: StudyConfig) -> StudyConfig:
 
 def check_trained(saes: SAE, cfg: StudyConfig, seeds: list[int]) -> None:
     """Raises: ValueError where training diverged; `seeds` are those of the lanes."""
-    broken = [seed for seed, W_dec in zip(seeds, saes.W_dec, strict=True) if not np.isfinite(W_dec).all()]
+    broken = [seed for seed, finite in zip(seeds, is_finite(saes), strict=True) if not finite]
     if broken:
         raise ValueError(
             f"training diverged in {len(broken)} of {len(seeds)} SAEs (the first has seed {broken[0]}); lower "

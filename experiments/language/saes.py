@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -23,7 +22,7 @@ from toy.loss import choose_form
 from toy.methods.from_file import method_facts
 from toy.methods.named import named
 from toy.methods.topk import TargetedBatchTopK
-from toy.sae import SAE
+from toy.sae import SAE, is_finite
 from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import off_target
@@ -130,7 +129,7 @@ def train_families(
             checkpoint=FileCheckpoint(checkpoint),
         )
     saes = {label: trained_saes(state) for label, (state, _) in trained.items()}
-    diverged = [label for label, one in saes.items() if not _finite(one)]
+    diverged = [label for label, one in saes.items() if not is_finite(one).all()]
     found = {}
     for family in wanted:
         if family.label in diverged:
@@ -144,15 +143,18 @@ def train_families(
         found[family] = load_saes(made.folder), made
     checkpoint.unlink(missing_ok=True)
     if diverged:
+        n_steps = first_not_finite(trained[diverged[0]][1].loss, cfg.sizes.n_steps)
         raise ValueError(
             f"{diverged[0]}: its parameters are not finite: the training of {len(diverged)} of {len(new)} families "
-            "diverged; lower --learning-rate (the others are kept)"
+            f"diverged, of this one within about {n_steps:,} steps; lower --learning-rate (the others are kept)"
         )
     return found
 
 
-def _finite(saes: SAE) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in saes if leaf is not None)
+def first_not_finite(losses: Float[np.ndarray, "lanes chunks"], n_steps: int) -> int:
+    """About how many steps were done at the end of the first chunk with a loss that is not finite in some lane."""
+    chunks = np.flatnonzero(~np.isfinite(losses).all(axis=0))
+    return round(n_steps * (chunks[0] + 1) / losses.shape[1]) if len(chunks) else n_steps
 
 
 def rate_of(family: Family, rates: Mapping[str, float]) -> float:

@@ -24,7 +24,7 @@ from toy.eval.metrics import Mixing
 from toy.features.directions import make_directions
 from toy.features.tree import held_out_key, sample_features
 from toy.keys import unrolled
-from toy.sae import SAE, encode, sae_of_directions
+from toy.sae import SAE, encode, is_finite, sae_of_directions
 from toy.training.advance import many_steps
 from toy.training.config import Hypers
 from toy.training.jax_settings import jax_flags
@@ -208,7 +208,7 @@ def _measure(cell: Cell, lane: tuple[Lanes, Outcome]) -> dict[str, float | None]
     tree, n, m = built(cell.tree).tree, built(cell.tree).tree.n_features, n_latents(cell)
     threshold = None if sae.threshold is None else sae.threshold[:m]
     sae = SAE(sae.W_enc[:, :m], sae.b_enc[:m], sae.W_dec[:m], sae.b_dec, threshold)
-    if not all(np.isfinite(leaf).all() for leaf in sae if leaf is not None):
+    if not is_finite(sae):
         return "the SAE's parameters are not finite: its training diverged; lower learning_rate"
     found = evaluate(sae, source.W_feat[:n], tree, features[:, :n], acts=acts[:, :m])
     return {"n_features": n, "n_latents": m, "target_l0": target_l0(cell), **_flat(found)}
