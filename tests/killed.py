@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,11 +60,16 @@ CHAIN = (
 def die_at(n: int) -> None:
     random.seed(n)  # drivers of sweeps begin at a random place
 
+    @cache
+    def keeps(file: str) -> bool:
+        return any(keeper in file for keeper in KEEPERS)
+
     def count(frame: FrameType, event: str, _: Any) -> None:
         nonlocal n
-        n -= any(keeper in frame.f_code.co_filename for keeper in KEEPERS)
-        if n == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if keeps(frame.f_code.co_filename):
+            n -= 1
+            if n == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(count)
 

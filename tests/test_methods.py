@@ -129,7 +129,6 @@ def test_a_penalty_lowers_the_cosine(with_penalty: str, without: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fused_loops")
 def test_a_penalty_of_nothing_changes_nothing() -> None:
     for a, b in zip(jax.tree.leaves(trained("vanilla")), jax.tree.leaves(trained("orthogonal:coef=0")), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -319,7 +318,6 @@ def test_matching_pursuit_takes_one_latent_after_the_other() -> None:
     assert len(set(np.count_nonzero(expected, axis=1))) > 1  # rows end after different numbers of latents
 
 
-@pytest.mark.usefixtures("fused_loops")
 def test_batchtopk_with_the_target_as_its_k_is_batchtopk() -> None:
     def run(text: str, target_l0: float | None) -> SAE:
         cfg = TrainConfig(20, n_steps=60, method=named(text).method, reinit_every=20)

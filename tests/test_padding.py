@@ -134,7 +134,6 @@ def run(tree: Tree, weighting: Weighting, n_latents: int, n_real: int | None, **
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vanilla", "expected", "sampled"])
 @pytest.mark.parametrize(("n", "size", "sparsity"), [(9, 12, "l1"), (5, 40, "log"), (12, 13, "l1")])
-@pytest.mark.usefixtures("fused_loops")
 def test_a_padded_run_is_the_run(name: str, n: int, size: int, sparsity: str) -> None:
     method = Standard(sparsity)
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
@@ -155,7 +154,6 @@ def test_a_padded_run_is_the_run(name: str, n: int, size: int, sparsity: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "rotated"])  # whose search multiplies rounding
-@pytest.mark.usefixtures("fused_loops")
 def test_every_method_that_says_so_can_be_padded(name: str) -> None:
     method, weighting = named(name + (":k=2" if name.endswith("topk") and name != "batchtopk" else ""))[1:]
     assert method.allows_padding
@@ -170,7 +168,6 @@ def test_every_method_that_says_so_can_be_padded(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fused_loops")
 def test_as_many_latents_as_there_are_is_no_padding_at_all() -> None:
     tree = build_tree(random_tree(RandomTree(n_roots=3, branching=(2, 2), depth=2, edge_prob=(0.3, 0.5))))
     weighting = prefixes.expected(9)

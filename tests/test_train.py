@@ -122,7 +122,6 @@ def test_chunks_change_neither_the_result_nor_the_number_of_steps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fused_loops")
 def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_by_one() -> None:
     source = ArraySource(jax.random.normal(KEY_W, (50, 20)))
     start = init_state(KEY, hypers(), d_in=20, cfg=CFG)
@@ -334,7 +333,7 @@ def test_a_lane_is_the_run_alone_over_50_steps_in_float32() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "fused_loops")
+@pytest.mark.usefixtures("x64")
 def test_a_lane_is_the_run_alone_over_300_steps_with_restarts_in_float64() -> None:
     (state, history), alone = grid(3, LONG)
     for i, args in enumerate(alone):
@@ -349,7 +348,7 @@ def test_a_lane_is_the_run_alone_over_300_steps_with_restarts_in_float64() -> No
             assert np.abs(off.params.W_dec - single.params.W_dec).max() > 1e-2  # so there were restarts
 
 
-@pytest.mark.usefixtures("x64", "fused_loops")
+@pytest.mark.usefixtures("x64")
 def test_a_lane_does_not_depend_on_the_number_of_lanes_or_devices() -> None:
     assert jax.local_device_count() == 2
     (three, history), _ = grid(3, LONG)  # odd: a device has a lane to spare

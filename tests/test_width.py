@@ -128,7 +128,7 @@ def test_a_run_is_upkeep_and_step_in_turn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "fused_loops")
+@pytest.mark.usefixtures("x64")
 def test_a_lane_of_a_batchtopk_grid_is_the_run_alone() -> None:
     cfg = TrainConfig(20, n_steps=25, batch_size=BATCH, method=method_of(BatchTopK(3)))
     rates, keys = jnp.array([1e-2, 2e-2, 3e-2]), jax.random.split(KEY, 3)
@@ -194,7 +194,7 @@ def test_when_due_everything_with_a_latent_axis_moves_into_the_order_of_contribu
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "fused_loops")
+@pytest.mark.usefixtures("x64")
 def test_tiles_reordered_every_step_train_as_the_gram_form_does() -> None:
     h, cfg = hypers(all_prefixes(N), sparsity_coef=0.1, reinit_below=0.0), wide(n_steps=30, reorder_every=1)
     tiles, tiles_history = train(KEY, source(), h, cfg=cfg, chunk=1)
