@@ -13,7 +13,7 @@ In the post: nothing; its two SAEs are compared at one target.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ class Config(PairConfig):
     n_steps: int = 4_000
     control_rate: float = 0.0
     """Must be 0: the coefficients stay as they are."""
+    no_preset: ClassVar = ("control_rate",)
     coefs: tuple[float, ...] = (0.005, 0.023, 0.1, 0.5, 1.0, 1.4, 2.0, 2.6)
     """Sparsity coefficients, as multiples of `sparsity_coef`."""
 
@@ -63,7 +64,7 @@ class Config(PairConfig):
         if not self.coefs:
             raise ValueError("coefs: need at least one")
         if self.control_rate:
-            raise ValueError("control_rate: coefficients are compared that stay as they are; give --control-rate 0")
+            raise ValueError("control_rate: must be 0, since this experiment compares fixed coefficients")
 
 
 def check(cfg: Config) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import change, command, experiment
 
-from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption
+from experiments import BENCHMARKS, LANGUAGE_SET, STUDIES, TOY_SET, __main__, absorption, defaults
 from experiments.common import cli, study
 from toy.io import plain
 
@@ -280,6 +280,18 @@ def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
     assert default.n_steps == absorption.Config().n_steps
     assert (mixed.n_steps, mixed.learning_rate) == (7, post.learning_rate)
     assert [config.d_in for config in configs] == [31] * 3
+
+
+@pytest.mark.parametrize("name", [*TOY_SET[1:], "pareto", "defaults"])
+def test_every_experiment_takes_the_preset_but_for_what_it_sets_itself(name, monkeypatch, tmp_path):
+    configs = []
+    change(monkeypatch, name, check=lambda config: configs.append(config) or 1 / 0)
+    command(monkeypatch, name, "--preset", "post", "--out", str(tmp_path))
+    (config,) = configs
+    own = getattr(type(config), "no_preset", ())
+    assert own == {"pareto": ("control_rate",), "defaults": tuple(defaults.OWN)}.get(name, ())
+    for option, value in study.PRESETS["post"].items():
+        assert getattr(config, option) == (getattr(type(config)(), option) if option in own else value)
 
 
 def test_a_preset_and_the_shared_options_reach_every_experiment(monkeypatch, tmp_path):

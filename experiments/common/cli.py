@@ -72,8 +72,14 @@ def parse_command(experiment: Experiment) -> Command:
     }
     kind = Command[experiment.config]
     command = parse(kind, **about)
-    preset = PRESETS[getattr(command.config, "preset", "default")]
+    preset = preset_of(experiment, getattr(command.config, "preset", "default"))
     return parse(kind, default=Command(experiment.config(**preset)), **about) if preset else command
+
+
+def preset_of(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The options of a preset, but for those that the experiment fixes or varies itself (`no_preset`)."""
+    own = getattr(experiment.config, "no_preset", ())
+    return {option: value for option, value in PRESETS[name].items() if option not in own}
 
 
 def default_out(config: Any) -> Path:
