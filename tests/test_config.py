@@ -15,6 +15,7 @@ from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
 from toy.methods import TopKFamily
+from toy.methods.named import named
 from toy.prefixes import FixedWeights, HybridWeights, full
 from toy.sae import BatchTopK, TopK, sae_of_directions
 from toy.training.config import Hypers, TrainConfig, check_hypers, check_memory
@@ -164,3 +165,11 @@ def test_lanes_are_along_the_first_axis_alone() -> None:
 def test_no_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^grids: need at least one$"):
         train_grids({})
+
+
+@pytest.mark.parametrize(("n_latents", "form"), [(129, None), (20, "wide")])
+def test_batchtopk_at_the_target_l0_has_no_wide_form(n_latents: int, form: Any) -> None:
+    method = named("batchtopk").method
+    with pytest.raises(ValueError, match=rf"^method: with n_latents = {n_latents} in the wide form, give k"):
+        TrainConfig(n_latents, form=form, method=method)
+    assert TrainConfig(n_latents, form="gram", method=method).loss_form == "gram"

@@ -69,6 +69,7 @@ def program_of(cell: Cell) -> Program:
     )
     _, method, weighting = method_of(cell)
     method.check(n_latents(cell))
+    method.form(n_latents(cell), None)  # raises, as for TrainConfig, but for the number before padding
     n = _size(n_latents(cell)) if method.allows_padding else n_latents(cell)
     cfg = train_config(n, training.n_steps, training.batch_size, method)
     n_prefixes = _n_prefixes(weighting, n_latents(cell))

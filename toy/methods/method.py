@@ -146,7 +146,10 @@ class Method:
         return reconstruct(self.sae(params, done), x, self.activation, form)
 
     def form(self, n_latents: int, given: Form | None) -> Form:
-        """The form of the loss, which follows from the number of latents unless it is given."""
+        """The form of the loss, which follows from the number of latents unless it is given.
+
+        Raises: ValueError if the method cannot be trained in that form.
+        """
         return choose_form(n_latents) if given is None else given
 
     def moves_latents(self, form: Form) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from toy.checks import Whole, check_fields
-from toy.loss import Form, LossParts, auxk_mse, choose_form
+from toy.loss import Form, LossParts, auxk_mse
 from toy.methods.method import Batch, Memory, Method, Params
 from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, decoder_norms, has_encoder
 
@@ -116,9 +116,10 @@ class TargetedBatchTopK(TopKFamily):
     ) -> Float[Array, "batch d_in"]:
         return self.at(target_l0).reconstruct(params, x, done, form)
 
-    def check(self, n_latents: int) -> None:
-        if choose_form(n_latents) == "wide":
-            raise ValueError(f"method: with n_latents = {n_latents:,}, give k, as in batchtopk:k=32")
+    def form(self, n_latents: int, given: Form | None) -> Form:
+        if super().form(n_latents, given) == "wide":
+            raise ValueError(f"method: with n_latents = {n_latents:,} in the wide form, give k, as in batchtopk:k=32")
+        return "gram"
 
 
 def control_threshold(

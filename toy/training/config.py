@@ -63,11 +63,9 @@ class TrainConfig:
         if not isinstance(self.method, Method):
             raise ValueError(f"method: expected a toy.methods.Method, got {quoted(self.method)}")
         self.method.check(self.n_latents)
-        for name, options in (
-            ("form", (None, "gram", "wide")),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            check_option(name, getattr(self, name), options)
+        check_option("form", self.form, (None, "gram", "wide"))
+        check_option("dtype", self.dtype, ("float32", "bfloat16"))
+        self.method.form(self.n_latents, self.form)  # raises for one that the method lacks
 
     @property
     def loss_form(self) -> Form:
