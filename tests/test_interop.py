@@ -183,7 +183,12 @@ def test_a_setting_of_sparsify_that_changes_the_function_is_refused(change: dict
         ("AutoEncoderTopK", {"k": ...}, {}, "k: expected a whole number from 1 to d_sae = 8, got None"),
         ("AutoEncoder", {"bias": ...}, {}, "expected tensors encoder.weight, decoder.weight, .* got decoder.weight"),
         ("AutoEncoder", {"scale": np.ones(3)}, {}, "expected tensors .* got .*scale"),
-        ("AutoEncoder", {"encoder.weight": np.ones(3)}, {}, r"W_enc: expected \(d_in, n_latents\), got shape \(3,\)"),
+        (
+            "AutoEncoder",
+            {"encoder.weight": np.ones(3)},
+            {},
+            r"W_enc: expected \(d_in, n_latents\) of one SAE, got \(3,\)",
+        ),
         ("AutoEncoder", {"decoder.weight": np.ones((N, D_IN))}, {}, r"W_dec has shape \(5, 8\), expected \(8, 5\)"),
         ("AutoEncoder", {"bias": np.full(D_IN, np.nan)}, {}, "b_dec has numbers that are not finite"),
         ("AutoEncoder", {"bias": np.ones(D_IN, np.int64)}, {}, "b_dec has int64 values, expected floating-point"),
@@ -212,7 +217,7 @@ def test_a_file_is_told_apart_by_its_tensors(tmp_path: Path) -> None:
     refused(tmp_path / "b.pt", "expected tensors W_enc, b_enc, W_dec, b_dec, got .*threshold")
     untrained = random_tensors(PLAIN) | {"normalizer.running_avg": np.zeros(1, np.float32)}
     save_torch_file(tmp_path / "c.pt", untrained)
-    refused(tmp_path / "c.pt", r"normalizer.running_avg is \[0.0\], expected a mean norm")
+    refused(tmp_path / "c.pt", r"normalizer.running_avg is \[0.0\], expected one positive mean norm")
     (tmp_path / "d.pt").write_bytes(b"no zip")
     refused(tmp_path / "d.pt", "not a whole zip file of torch.save")
 
@@ -257,7 +262,7 @@ def test_what_is_written_to_a_library_is_read_as_the_same_function(
 
 
 def test_a_library_that_is_not_known_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="to: expected saelens or sparsify or dictionary_learning, got keras"):
+    with pytest.raises(ValueError, match="to: expected 'saelens' or 'sparsify' or 'dictionary_learning', got 'keras'"):
         write_sae(tmp_path, ours(RELU), to="keras")
     assert not [*tmp_path.iterdir()]
 

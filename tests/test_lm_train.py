@@ -17,7 +17,7 @@ from toy.lm.corpus import make_stories
 from toy.lm.export import export_activations
 from toy.lm.model import LM, LMConfig, Site, acts_at
 from toy.lm.sample import tell
-from toy.lm.splice import SplicedLoss, spliced_loss
+from toy.lm.splice import loss_recovered, spliced_loss
 from toy.lm.tokens import Rows, make_rows, train_tokenizer
 from toy.lm.train_lm import LMState, LMTrainConfig, mean_loss, row_batches, summed_loss, unigram_entropy
 from toy.lm.weights import model_digest
@@ -414,8 +414,8 @@ def test_what_cannot_be_spliced_is_refused(trained: tuple[LM, Any]) -> None:
 
 
 def test_the_share_of_the_loss_that_is_recovered() -> None:
-    assert SplicedLoss(2.0, 2.0, 6.0, 5.0).recovered() == 1
-    assert SplicedLoss(2.0, 6.0, 6.0, 5.0).recovered() == 0
-    assert SplicedLoss(2.0, 3.0, 6.0, 5.0).recovered() == pytest.approx(0.75)
-    assert SplicedLoss(2.0, 8.0, 6.0, 5.0).recovered() == pytest.approx(-0.5)
-    assert np.isnan([SplicedLoss(2.0, 3.0, zero, 5.0).recovered() for zero in (2.0, 1.9)]).all()
+    assert loss_recovered(2.0, 2.0, 6.0) == 1
+    assert loss_recovered(2.0, 6.0, 6.0) == 0
+    assert loss_recovered(2.0, 3.0, 6.0) == pytest.approx(0.75)
+    assert loss_recovered(2.0, 8.0, 6.0) == pytest.approx(-0.5)
+    assert np.isnan([loss_recovered(2.0, 3.0, zero) for zero in (2.0, 1.9)]).all()

@@ -42,7 +42,7 @@ from toy.prefixes import (
     hybrid,
     sampled,
 )
-from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, reorder
+from toy.sae import RELU, SAE, Activation, BatchTopK, TopK, take_latents
 
 # --- every form against autodiff of the naive one ----------------------------------------------------------
 
@@ -295,10 +295,10 @@ def test_ranks_are_the_loss_of_the_reordered_sae(form: Form, activation: Activat
     sae, case = as_sae(arrays), Case(6, 4, 5, "every", form=form, activation=activation)
     of = partial(loss_and_grads, x=jnp.asarray(arrays["x"]), prefixes=prefixes, coef=jnp.asarray(0.7), case=case)
     (loss, parts), grads = of(sae, ranks=ranks)
-    (sorted_loss, sorted_parts), sorted_grads = of(reorder(sae, order), ranks=here)
+    (sorted_loss, sorted_parts), sorted_grads = of(take_latents(sae, order), ranks=here)
     assert loss == pytest.approx(float(sorted_loss), rel=1e-12)
     np.testing.assert_allclose(parts.contribution[order], sorted_parts.contribution, rtol=1e-12)
-    for a, b in zip(reorder(grads, order)[:4], sorted_grads[:4], strict=True):
+    for a, b in zip(take_latents(grads, order)[:4], sorted_grads[:4], strict=True):
         assert_close(a, b, 1.0, 1e-12)
     (unsorted, _), _ = of(sae, ranks=here)
     assert abs(unsorted - loss) > 1e-3

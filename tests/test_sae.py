@@ -26,7 +26,7 @@ from toy.sae import (
     is_finite,
     keep_largest,
     kth_largest,
-    reorder,
+    take_latents,
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -73,7 +73,7 @@ def test_a_new_sae_has_tied_directions_decoder_norm_a_tenth_and_no_biases() -> N
 def test_reordering_moves_everything_a_latent_has_and_not_the_reconstruction() -> None:
     sae, x = random_sae()
     order = jnp.array([3, 1, 5, 0, 4, 2])
-    moved = reorder(sae, order)
+    moved = take_latents(sae, order)
     np.testing.assert_allclose(encode(moved, x), encode(sae, x)[:, order])
     np.testing.assert_allclose(decode(moved, encode(moved, x)), decode(sae, encode(sae, x)))
     assert (moved.W_dec[0] == sae.W_dec[3]).all()
@@ -125,7 +125,7 @@ def test_a_threshold_moves_with_its_latent_and_scales_with_its_acts() -> None:
     sae, x = with_threshold(random_sae()[0]), random_sae()[1]
     order, scale, norms = jnp.array([3, 1, 5, 0, 4, 2]), jnp.array(7.0), decoder_norms(sae)
     acts = encode(sae, x)
-    np.testing.assert_allclose(encode(reorder(sae, order), x), acts[:, order])
+    np.testing.assert_allclose(encode(take_latents(sae, order), x), acts[:, order])
     np.testing.assert_allclose(encode(fold_input_scale(sae, scale), x), encode(sae, scale * x) / scale)
     np.testing.assert_allclose(encode(fold_decoder_norm(sae), x), acts * norms)
 

@@ -310,7 +310,7 @@ def ours(activation: Activation = RELU, **change: Any) -> SAE:
         (ours(b_dec=np.full(D_IN, np.nan, np.float32)), RELU, "sae: b_dec has numbers that are not finite"),
         (ours(W_enc=np.full((D_IN, D_SAE), np.inf, np.float32)), TopK(2), "sae: W_enc has numbers that are not finite"),
         (ours(), TopK(9), "activation: k: expected a whole number from 1 to d_sae = 8, got 9"),
-        (SAE(*(jnp.asarray(a)[None] for a in ours() if a is not None)), RELU, "W_enc: expected .* save one lane"),
+        (SAE(*(jnp.asarray(a)[None] for a in ours() if a is not None)), RELU, "W_enc: expected .* of one SAE"),
     ],
 )
 def test_an_sae_that_could_not_be_loaded_is_not_saved(

@@ -15,7 +15,7 @@ from toy.features.named import reference_tree
 from toy.features.tree import Tree, build_tree
 from toy.methods import TopKFamily
 from toy.prefixes import FixedWeights, Weighting, all_prefixes, full, sampled
-from toy.sae import BatchTopK, TopK, decode, encode, reorder
+from toy.sae import BatchTopK, TopK, decode, encode, take_latents
 from toy.training import state as state_module
 from toy.training.advance import advance, many_steps
 from toy.training.config import Hypers, TrainConfig
@@ -214,9 +214,9 @@ def test_the_contribution_is_a_running_mean_and_ranks_sort_it() -> None:
 
 def permuted(state: TrainState, order: jax.Array) -> TrainState:
     """The same run with its latents in other places: parameters, both Adam moments, contribution, silence."""
-    moments = {name: reorder(optax.tree.get(state.opt_state, name), order) for name in ("mu", "nu")}
+    moments = {name: take_latents(optax.tree.get(state.opt_state, name), order) for name in ("mu", "nu")}
     return state._replace(
-        params=reorder(state.params, order),
+        params=take_latents(state.params, order),
         memory=jax.tree.map(lambda leaf: leaf[order] if leaf.shape else leaf, state.memory),
         opt_state=optax.tree.set(state.opt_state, **moments),
         contribution=state.contribution[order],
@@ -248,16 +248,16 @@ def weak_state(weak: tuple[int, ...]) -> tuple[TrainState, jax.Array]:
 
 def test_weak_latents_start_anew_on_a_residual_and_the_others_stay_as_they_are() -> None:
     state, x = weak_state((3, 7))
-    new = restart(KEY, state, x, 0.3)
+    new = restart(KEY, state, x, hypers(reinit_below=0.3))
     weak = np.isin(np.arange(20), (3, 7))
     strong_places, weak_places = jnp.array(np.flatnonzero(~weak)), jnp.array(np.flatnonzero(weak))
     old_mu, mu = (optax.tree.get(s.opt_state, "mu") for s in (state, new))
     for before, after in ((state.params, new.params), (old_mu, mu)):
-        assert equal(reorder(before, strong_places), reorder(after, strong_places))
+        assert equal(take_latents(before, strong_places), take_latents(after, strong_places))
         assert equal(before.b_dec, after.b_dec)
         assert not np.isclose(before.W_dec[weak], after.W_dec[weak]).any()
     assert old_mu.W_dec[weak].any()
-    assert not any(leaf.any() for leaf in reorder(mu, weak_places)[:3])
+    assert not any(leaf.any() for leaf in take_latents(mu, weak_places)[:3])
     assert equal(optax.tree.get(new.opt_state, "nu"), optax.tree.get(state.opt_state, "nu"))
     assert equal(new._replace(params=state.params, opt_state=state.opt_state), state)
 
@@ -272,7 +272,7 @@ def test_weak_latents_start_anew_on_a_residual_and_the_others_stay_as_they_are()
 def test_restarted_latents_take_the_samples_that_are_rebuilt_worst() -> None:
     state, x = weak_state((3, 7))
     x = x.at[jnp.linalg.norm(x, axis=1).argmax()].multiply(100.0)
-    new = restart(KEY, state, x, 0.3)
+    new = restart(KEY, state, x, hypers(reinit_below=0.3))
     residual = x - decode(state.params, encode(state.params, x))
     worst = residual[jnp.linalg.norm(residual, axis=1).argmax()]
     np.testing.assert_allclose(new.params.W_dec[jnp.array([3, 7])], jnp.stack([worst, worst]), rtol=1e-4, atol=1e-3)
@@ -280,7 +280,7 @@ def test_restarted_latents_take_the_samples_that_are_rebuilt_worst() -> None:
 
 def test_re_initialisation_can_be_turned_off() -> None:
     state, x = weak_state((3, 7))
-    assert equal(restart(KEY, state, x, 0.0), state)
+    assert equal(restart(KEY, state, x, hypers(reinit_below=0.0)), state)
 
 
 @pytest.mark.parametrize(

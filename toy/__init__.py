@@ -11,7 +11,7 @@ data/               sources and streams of activations
 eval/               metrics, with and without a ground truth
 lm/                 language models, of TinyStories and others such as SmolLM2
 interop/            SAEs of other libraries
-theory/             exact objectives of trees, and where they can be found
+theory/             when a hierarchy can be found: exact objectives of small trees
 files/              formats of files, and how they are written whole or not at all
 io.py               the functions that read and write the library's files
 checks.py           checks of a user's numbers, and text for messages

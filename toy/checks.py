@@ -112,11 +112,6 @@ def quoted(value: Any, most: int = MOST_QUOTED) -> str:
     text = value if isinstance(value, str) else repr(value)
     if not text.isprintable():
         text = text.encode("unicode_escape").decode()
-    return shortened(text, most)
-
-
-def shortened(text: str, most: int = MOST_QUOTED) -> str:
-    """The text itself, or its beginning and an ellipsis if it has more than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

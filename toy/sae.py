@@ -83,7 +83,9 @@ class SAE(NamedTuple):
     b_enc: Float[Array, "*lanes n_latents"]
     W_dec: Float[Array, "*lanes n_latents d_in"]
     b_dec: Float[Array, "*lanes d_in"]
-    threshold: Float[Array, "*lanes n_latents"] | None = None  # of pre-activations; a trained BatchTopK SAE has one
+    threshold: Float[Array, "*lanes n_latents"] | None = (
+        None  # of pre-activations: of JumpReLU, gated and trained BatchTopK SAEs
+    )
 
 
 def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
@@ -112,7 +114,7 @@ def sae_of_directions(W_dec: Float[np.ndarray, "*lanes n_latents d_in"]) -> SAE:
 
 
 def encode(sae: SAE, x: Float[Array, "batch d_in"], activation: Activation = RELU) -> Float[Array, "batch n_latents"]:
-    """acts = activation(x W_enc + b_enc).
+    """acts = activation(x W_enc + b_enc); matching pursuit uses the decoder alone (`pursue`).
 
     A trained BatchTopK SAE uses its `threshold`, sample by sample, unless `activation` asks for BatchTopK as in
     training.
@@ -204,10 +206,10 @@ def has_encoder(sae: SAE) -> Bool[Array, " n_latents"]:
     return jnp.any(sae.W_enc != 0, axis=0)
 
 
-def reorder(sae: SAE, order: Int[Array, " n_latents"]) -> SAE:
-    """The same SAE with latent `order[i]` at place i."""
-    threshold = None if sae.threshold is None else sae.threshold[order]
-    return SAE(sae.W_enc[:, order], sae.b_enc[order], sae.W_dec[order], sae.b_dec, threshold)
+def take_latents(sae: SAE, index: slice | Int[Array | np.ndarray, " n"]) -> SAE:
+    """The SAE of some latents, or of all in another order: latent `index[i]` is at place i."""
+    threshold = None if sae.threshold is None else sae.threshold[index]
+    return SAE(sae.W_enc[:, index], sae.b_enc[index], sae.W_dec[index], sae.b_dec, threshold)
 
 
 def map_parts(of_sae: Callable[..., Any], of_leaf: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:

@@ -22,13 +22,13 @@ from experiments.language.measure import Measure, OfSite
 from experiments.language.saes import KINDS, HeldOut, SiteSAEs
 from toy.eval.streaming import Fit, equivalent_width, measure_fit
 from toy.lm.model import Site
-from toy.lm.splice import SplicedLoss, spliced_loss
+from toy.lm.splice import loss_recovered, spliced_loss
 from toy.lm.tokens import Rows
 from toy.sae import SAE
 
 PLACES = {"above the large vanilla SAE": ("^", 1.06), "below all": ("v", 0.02), "undefined": ("x", 0.94)}
 N_SPLICED_ROWS = 128  # held-out rows for the loss of the language model, which is most of the time
-MIN_COST = 0.05  # nats that zero ablation must cost: the share of less that is recovered says nothing
+MIN_COST = 0.05  # nats that zero ablation must cost; below that, the recovered share is noise
 DENSITY_BINS = np.linspace(-5, 0, 21)  # log10 of the share of tokens on which a latent is on
 
 
@@ -45,7 +45,7 @@ def _of_site(chain: Chain, site: Site, saes: SiteSAEs) -> dict[str, Any]:
 
     def recovered(loss: float) -> float:
         enough = zero - original >= MIN_COST
-        return SplicedLoss(original, loss, zero, of_mean).recovered() if enough else float("nan")
+        return loss_recovered(original, loss, zero) if enough else float("nan")
 
     found: dict[str, Any] = {"loss": {"original": [original], "zero": [zero], "mean": [of_mean]}}
     for kind in saes.large:

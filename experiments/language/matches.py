@@ -22,10 +22,10 @@ from experiments.language.concepts import MOST_ROWS, check_words, facts, members
 from experiments.language.measure import Measure, OfSite
 from experiments.language.saes import SiteSAEs
 from toy.eval.metrics import mean_known
-from toy.eval.streaming import concatenate, latents_of, max_correlation
+from toy.eval.streaming import concatenate, max_correlation
 from toy.lm.absorption import MIN_ROWS, ON_THRESHOLD, best_latents
 from toy.lm.model import Site
-from toy.sae import SAE, encode
+from toy.sae import SAE, encode, take_latents
 
 CHUNK = 4_096
 
@@ -64,12 +64,12 @@ def _matches(
         return {}
     present = np.stack([of >= 0 for of in members.values()], axis=1)
     best = [best_latents(sae, x[::2], present[::2]) for sae in ladder]
-    references = concatenate([latents_of(sae, latent) for sae, (latent, _) in zip(ladder, best, strict=True)])
+    references = concatenate([take_latents(sae, latent) for sae, (latent, _) in zip(ladder, best, strict=True)])
     chunks = [x[first : first + 2 * CHUNK : 2] for first in range(0, len(x), 2 * CHUNK)]
     shown = [(references, np.concatenate([latent for latent, _ in best]), np.concatenate([r for _, r in best]))]
     for sae in large.values():
         match = max_correlation(references, sae, chunks)
-        shown.append((latents_of(sae, match.latent), match.latent, match.correlation))
+        shown.append((take_latents(sae, match.latent), match.latent, match.correlation))
     found: dict[str, list[dict[str, Shown]]] = {name: [{} for _ in ladder] for name in members}
     for kind, (sae, latents, correlations) in zip(("reference", *large), shown, strict=True):
         acts = np.concatenate(

@@ -102,8 +102,8 @@ class Activations:
 def open_matrix(path: Path, name: str | None = None) -> Activations:
     """Activations from a `.npy`, `.npz` or `.safetensors` file, or a folder of SAELens' cached activations.
 
-    `name` chooses one of several arrays or columns. Only an array of an `.npz` is read into memory. Stores of this
-    project are opened by `toy.data.store.open_store`.
+    `name` chooses one of several arrays or columns. Arrays of an `.npz` are read into memory; all others are
+    memory-mapped. Stores of this project are opened by `toy.data.store.open_store`.
 
     Raises: ValueError naming the file, what is wrong with it and what to do.
     """

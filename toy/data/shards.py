@@ -98,7 +98,7 @@ def allow_files(folder: Path, n: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise StoreError(
-            f"{folder}: {n:,} shards are as many open files, and the system allows this process {hard:,}: have the "
+            f"{folder}: {n:,} shards need as many open files, but this process may open only {hard:,}: have the "
             "limit raised (ulimit -Hn), or export larger shards"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -48,8 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures an SAE on `features`, a batch from the tree that was not trained on (`sample_features` with a new key).
 
-    `activation` is to be given for a TopK SAE; a BatchTopK SAE is measured with its threshold. `acts` may be given
-    where they are known already.
+    `activation` is to be given for TopK and matching pursuit; a BatchTopK SAE is measured with its threshold. `acts`
+    may be given where they are known already.
     """
     W_feat, features = np.asarray(W_feat, float), np.asarray(features, float)
     check_given(W_feat, tree.n_features)

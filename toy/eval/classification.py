@@ -32,7 +32,7 @@ def classification(
     W_dec: Float[np.ndarray, "n_latents d_in"],
     W_feat: Float[np.ndarray, "n_features d_in"],
 ) -> Classification:
-    """Measures how well each latent tells whether the feature is present whose |cosine| with its decoder is largest.
+    """Scores each latent as a classifier of the feature whose direction has the largest |cosine| with its decoder.
 
     A latent is on where its activation is not 0. Several latents may have the same feature, unlike in `match_features`.
     Source: `ClassificationMetricsCalculator` of SAELens 6.54 (`sae_lens.synthetic.evals`).

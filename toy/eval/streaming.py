@@ -60,7 +60,7 @@ def _errors(
 
 
 class MaxCorrelation(NamedTuple):
-    """The most correlated latent of another SAE for every reference latent; NaN and −1 where that does not vary."""
+    """The most correlated latent of another SAE for every reference latent; NaN and −1 for one that does not vary."""
 
     correlation: Float[np.ndarray, " n_reference"]
     latent: Int[np.ndarray, " n_reference"]
@@ -71,9 +71,9 @@ def max_correlation(
 ) -> MaxCorrelation:
     """Pearson correlation of activations over all rows, exactly, of each reference latent with every latent of `other`.
 
-    Reference latents are taken in blocks, with one pass over `chunks` (iterable again and again) each: memory is
-    block × n_latents × 8 bytes beside a chunk's activations; by default 256 MB. Few latents are on in a row, and only
-    their products are added up. Source: the post's "mean max correlation", the mean of `correlation`.
+    Reference latents are taken in blocks, with one pass over `chunks` each, which must be re-iterable. Memory: twice
+    block × n_latents × 8 bytes at its peak, by default 2 · 256 MB, beside a chunk's activations. Few latents are on in
+    a row, and only their products are added up. Source: the post's "mean max correlation", the mean of `correlation`.
     """
     n = len(reference.b_enc)
     block = max(1, BLOCK_BYTES // (8 * len(other.b_enc))) if block is None else block
@@ -81,12 +81,6 @@ def max_correlation(
         _of_block(reference, other, chunks, activation, slice(first, first + block)) for first in range(0, n, block)
     ]
     return MaxCorrelation(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def latents_of(sae: SAE, part: slice | Int[np.ndarray, " n"]) -> SAE:
-    """The SAE with some of its latents."""
-    threshold = None if sae.threshold is None else sae.threshold[part]
-    return SAE(sae.W_enc[:, part], sae.b_enc[part], sae.W_dec[part], sae.b_dec, threshold)
 
 
 def concatenate(saes: Sequence[SAE]) -> SAE:
@@ -132,13 +126,12 @@ def _of_block(reference: SAE, other: SAE, chunks: Chunks, activation: Activation
         products[added.row, added.col] += added.data
     if not n_rows:
         raise ValueError("chunks: there are no rows to measure on")
-    covariance = products
-    covariance -= a.total[:, None] / n_rows * b.total  # in place: the block's matrix is most of the memory
-    covariance /= _spread(a, n_rows)[:, None]
-    covariance /= _spread(b, n_rows)
-    known = np.where(np.isnan(covariance), -np.inf, covariance)
-    latent = known.argmax(axis=1)
-    best = known[np.arange(len(known)), latent]
+    products -= a.total[:, None] / n_rows * b.total  # in place: this matrix is most of the memory
+    products /= _spread(a, n_rows)[:, None]
+    products /= _spread(b, n_rows)
+    products[np.isnan(products)] = -np.inf
+    latent = products.argmax(axis=1)
+    best = products[np.arange(len(products)), latent]
     off = np.isinf(best)
     return MaxCorrelation(np.where(off, np.nan, best), np.where(off, -1, latent))
 

@@ -20,7 +20,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scale_children_by_parent": (bool,),
     "is_binary": (bool,),
     "is_read_out": (bool,),
-    "exclusive_rest": (str,),
 }
 _EXPECTED = {Real: "a number", str: "a string", int: "a whole number", list: "a list", bool: "true or false"}
 

@@ -37,8 +37,8 @@ class Layout:
     n_features: int
     exclusive: tuple[bool, ...]  # for each level of parents, whether at most one child of each can be on
     n_groups: int  # of mutually exclusive children of one parent, at most
-    n_parents: int  # of the nodes without a parent, those that have children
-    n_slots: tuple[int, int]  # of a row in one pass: of these, and of the others. If few rows fill them, it is fastest
+    n_parents: int  # number of nodes without a parent that have children
+    n_slots: tuple[int, int]  # per row in one pass: of these, and of others; fastest where few rows fill them
 
 
 class Synthetic(NamedTuple):

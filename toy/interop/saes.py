@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from toy.checks import quoted
+from toy.checks import check_option, quoted
 from toy.interop import saelens, sparsify, torch_saes
 from toy.sae import RELU, SAE, Activation, BatchTopK, MatchingPursuit
 
@@ -52,8 +52,7 @@ def write_sae(
 
     Raises: ValueError naming a tensor that is not finite or has a wrong shape, before anything is written; OSError.
     """
-    if to not in _WRITERS:
-        raise ValueError(f"to: expected {' or '.join(_WRITERS)}, got {quoted(to)}")
+    check_option("to", to, tuple(_WRITERS))
     if isinstance(activation, BatchTopK) and sae.threshold is None:
         raise ValueError("sae: a BatchTopK SAE is saved with its threshold; trained_sae gives it")
     if isinstance(activation, MatchingPursuit) and to != "saelens":

@@ -110,7 +110,9 @@ def read_state(path: Path) -> tuple[SAE, Activation]:
         return sae, RELU
     norm = np.ravel(found["normalizer.running_avg"].astype(np.float32))
     if len(norm) != 1 or not 0 < norm[0] < np.inf:
-        raise ValueError(f"{path}: normalizer.running_avg is {quoted(norm.tolist())}, expected a mean norm: train it")
+        raise ValueError(
+            f"{path}: normalizer.running_avg is {quoted(norm.tolist())}, expected one positive mean norm: train the SAE"
+        )
     scale = jnp.float32(np.sqrt(len(sae.b_dec)) / norm[0])
     return fold_decoder_norm(fold_input_scale(sae, scale)), RELU
 

@@ -46,7 +46,7 @@ def as_float32(owner: Path, name: str, tensor: np.ndarray, dtype: np.dtype | Non
 def sizes(owner: Path | str, tensors: Tensors) -> tuple[int, int]:
     """d_in and the number of latents. Raises: ValueError if W_enc is no matrix."""
     if tensors["W_enc"].ndim != 2:
-        raise ValueError(f"{owner}: W_enc: expected (d_in, n_latents), got shape {tensors['W_enc'].shape}")
+        raise ValueError(f"{owner}: W_enc: expected (d_in, n_latents) of one SAE, got {tensors['W_enc'].shape}")
     return tensors["W_enc"].shape
 
 
@@ -111,9 +111,7 @@ def to_write(sae: SAE, activation: Activation) -> tuple[SAE, dict[str, np.ndarra
         by_size = isinstance(activation, MatchingPursuit) or activation.by_size
         sae = (fold_decoder_norm(sae) if by_size else sae)._replace(threshold=None)
     tensors = {name: np.asarray(leaf, np.float32) for name, leaf in sae._asdict().items() if leaf is not None}
-    if tensors["W_enc"].ndim != 2:
-        raise ValueError(f"sae: W_enc: expected (d_in, n_latents), got shape {tensors['W_enc'].shape}: save one lane")
-    check_weights("sae", tensors, *tensors["W_enc"].shape)
+    check_weights("sae", tensors, *sizes("sae", tensors))
     return sae, tensors
 
 

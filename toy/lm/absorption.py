@@ -3,8 +3,8 @@
 The *parent*, the latent of a concept such as female words, has a hole where it is off although a *child*, a member such
 as Lily, is present. The member's own latent has absorbed the concept if it contributes the concept's direction there.
 A small contribution is not enough, since the member's own direction also has one: an absorbing latent supplies at least
-a share `ABSORBER_SHARE` of what the parent usually adds. The thresholds are those of SAEBench's metric (Karvonen et
-al., 2025), which takes shares of the activation's projection instead.
+a share `ABSORBER_SHARE` of what the parent usually adds. Both thresholds of absorbing latents are those of
+SAEBench's metric (Karvonen et al., 2025), which takes shares of the activation's projection instead.
 A concept is a set of words, and a row belongs to a member if its token ends the word.
 """
 
@@ -20,10 +20,10 @@ from scipy.optimize import minimize
 
 from toy.compiled import compiled
 from toy.eval.metrics import at_least_float32, mean_known
-from toy.eval.streaming import ROUNDING, encoded, latents_of
+from toy.eval.streaming import ROUNDING, encoded
 from toy.lm.pieces import words
 from toy.lm.tokens import Rows
-from toy.sae import RELU, SAE, Activation, encode
+from toy.sae import RELU, SAE, Activation, encode, take_latents
 
 ON_THRESHOLD = 0.2  # a latent is on above this share of its mean positive activation on the concept's rows
 ABSORBER_COSINE = 0.1  # least cosine of an absorbing latent's decoder with the probe
@@ -183,7 +183,7 @@ def measure_absorption(
     """Measure absorption, given the member of each row (or NO_WORD).
 
     `latent` (by `best_latents`) and `probe` (by `fit_probe`) should be found on other rows. `activation` is needed for
-    TopK SAEs only. Raises: ValueError if no row is of a member.
+    TopK and matching pursuit only. Raises: ValueError if no row is of a member.
     """
     if not (members >= 0).any():
         raise ValueError("members: no row is of a member")
@@ -255,7 +255,7 @@ def _encoded_one(
 ) -> Float[np.ndarray, " rows"]:
     """Activations of one latent. The others, of which there are thousands, are computed only where it competes."""
     if activation == RELU:
-        sae, latent = latents_of(sae, np.array([latent])), 0
+        sae, latent = take_latents(sae, np.array([latent])), 0
     return np.concatenate([acts[:, latent] for acts in _encoded_chunks(sae, x, activation)])[: len(x)]
 
 

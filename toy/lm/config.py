@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from toy.checks import POSITIVE, Whole, check_fields, quoted
+from toy.checks import POSITIVE, Whole, check_fields, check_option, quoted
 
 MAX_SIZE = 2**24  # of any dimension
 MAX_LAYERS = 512
@@ -39,8 +39,7 @@ class LMConfig:
     tied: bool = True  # whether a llama has the embedding as head
 
     def __post_init__(self) -> None:
-        if self.family not in get_args(Family):
-            raise ValueError(f"family: must be {' or '.join(get_args(Family))}, got {quoted(self.family)}")
+        check_option("family", self.family, get_args(Family))
         for name in ("vocab_size", "context", "n_layers", "d_model", "n_heads", "d_mlp", "window"):
             check_fields(self, **{name: Whole(1, MAX_LAYERS if name == "n_layers" else MAX_SIZE)})
         check_fields(self, norm_eps=POSITIVE, n_kv_heads=Whole(1, MAX_SIZE), d_head=Whole(1, MAX_SIZE))

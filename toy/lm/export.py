@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from toy.checks import check_option
 from toy.compiled import compiled
 from toy.data.shards import DTYPES
 from toy.data.store import Store, write_store
@@ -34,7 +35,7 @@ def export_activations(
     shard_mb: int = 64,
     progress: Progress | None = None,
 ) -> Store:
-    """Store the activations of all tokens but the begins of stories, with their ids, stories and positions.
+    """Store the activations of all tokens except begins of stories, with their ids, stories and positions.
 
     Rows go to shards in a random order, and so do tokens within a shard. `facts` are the caller's (such as the digest
     of the tokenizer); digests of model and rows, dtype, seed and sites are added. Memory: three shards and BATCH rows
@@ -42,8 +43,7 @@ def export_activations(
     """
     if not sites:
         raise ValueError("sites: none is given")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    check_option("dtype", dtype, tuple(DTYPES))
     if not is_exported(rows).any():
         raise ValueError("rows: they hold no token but the begins of stories")
     n_bytes = DTYPES[dtype].itemsize * lm.cfg.d_model * len(sites)
@@ -85,7 +85,7 @@ def _acts(
 
 
 def is_exported(rows: Rows) -> Bool[np.ndarray, "n_rows context"]:
-    """Returns whether SAEs are trained on the activations at each place: on those of tokens but a story's begin."""
+    """True for tokens on whose activations SAEs are trained: all except each story's begin token."""
     exported = rows.real()
     exported[:, 0] &= rows.start > 0  # the begin token is the same in every story
     return exported

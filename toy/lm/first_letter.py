@@ -87,16 +87,16 @@ class LetterProbes(NamedTuple):
     directions: Float[np.ndarray, "d_in n_letters"]  # of norm 1
     logits: Float[np.ndarray, "n_test n_letters"]
     f1: OfLetters
-    accuracy: float  # share of test words whose own letter has the largest logit, among those of these letters
+    accuracy: float  # share of test words of these letters whose own letter has the largest logit
 
     def correct(self, letter: Int[np.ndarray, " n_test"]) -> Bool[np.ndarray, " n_test"]:
         """Whether each word's own letter has a positive logit."""
         return (letter >= 0) & (np.take_along_axis(self.logits, letter[:, None], axis=1)[:, 0] > 0)
 
 
-def fit_letter_probes(x: Float[np.ndarray, "n_words d_in"], task: Task, l2: float = 1e-3) -> LetterProbes:
+def fit_letter_probes(x: Float[np.ndarray, "n_words d_in"], task: Task) -> LetterProbes:
     present, test = task.present(), task.is_test
-    weights, biases = fit_logistic(x[~test], present[~test], l2)
+    weights, biases = fit_logistic(x[~test], present[~test])
     logits = x[test] @ weights + biases
     asked = task.letter[test] >= 0
     accuracy = (logits[asked].argmax(axis=1) == task.letter[test][asked]).mean()

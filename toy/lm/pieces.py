@@ -16,15 +16,12 @@ def words(ids: Int[np.ndarray, " n_tokens"], pieces: list[str]) -> Iterator[tupl
     """Yields the words of a row in lower case, each after the place of its last token."""
     word, last = "", -1
     for place, i in enumerate(ids):
-        for character in pieces[i]:
+        for character in pieces[i] or " ":  # an empty piece ends a word, too
             if character.isalpha():
                 word, last = word + character, place
             elif word:
                 yield last, word.lower()
                 word = ""
-        if not pieces[i] and word:
-            yield last, word.lower()
-            word = ""
     if word:
         yield last, word.lower()
 

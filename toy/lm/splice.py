@@ -1,7 +1,7 @@
 """The loss of a language model in which an SAE's reconstruction replaces the activations at a site."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +14,15 @@ from toy.lm.tokens import Rows
 from toy.lm.train_lm import row_batches, summed_loss
 from toy.sae import RELU, SAE, Activation, decode, encode
 
+BATCH = 32  # rows
 
-class SplicedLoss(NamedTuple):
-    """Mean cross-entropy of the next token in nats, by what replaces the activations at one site."""
 
-    original: float
-    reconstruction: float
-    zero: float
-    mean: float  # of the activations at that site
+def loss_recovered(original: float, reconstruction: float, zero: float) -> float:
+    """(zero − reconstruction) / (zero − original): 1 is lossless, 0 as bad as zeros. NaN if zeros cost nothing.
 
-    def recovered(self) -> float:
-        """(zero − reconstruction) / (zero − original): 1 is lossless, 0 as bad as zeros. NaN if zeros cost nothing."""
-        cost = self.zero - self.original
-        return (self.zero - self.reconstruction) / cost if cost > 0 else float("nan")
+    The losses are mean cross-entropies of the next token, by what replaces the activations at one site.
+    """
+    return (zero - reconstruction) / (zero - original) if zero > original else float("nan")
 
 
 def spliced_loss(
@@ -35,7 +31,6 @@ def spliced_loss(
     site: Site,
     put: SAE | Float[np.ndarray, " d_model"] | None = None,
     activation: Activation = RELU,
-    batch_size: int = 32,
 ) -> float:
     """The loss with `put` at a site: an SAE, whose reconstruction is used; a vector; or None for no replacement.
 
@@ -49,8 +44,8 @@ def spliced_loss(
     graph, params = nnx.split(lm, nnx.Param)
     placed = jnp.asarray(put) if isinstance(put, np.ndarray) else put
     of_batch = partial(_loss, params, placed, graph=graph, site=site, activation=activation)
-    begins = np.pad(rows.start == 0, (0, -len(rows.start) % batch_size)).reshape(-1, batch_size)
-    batches = zip(row_batches(rows, batch_size), begins, strict=True)
+    begins = np.pad(rows.start == 0, (0, -len(rows.start) % BATCH)).reshape(-1, BATCH)
+    batches = zip(row_batches(rows, BATCH), begins, strict=True)
     sums = np.array([of_batch(ids, real, begin) for (ids, real), begin in batches], float)
     total, n_tokens = sums.sum(axis=0)
     return float(total / n_tokens)

@@ -1,4 +1,4 @@
-"""A language model from tensors by name, and the other way round."""
+"""Language models from named tensors, and back."""
 
 from collections.abc import Mapping
 from typing import Any, get_args

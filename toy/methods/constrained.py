@@ -31,7 +31,7 @@ class Tied(Standard):
 
 @dataclass(frozen=True)
 class Aligned(Standard):
-    """Every latent's encoder · decoder is 1, so that a latent gives back its own direction as it is."""
+    """Each encoder is scaled so that encoder · decoder is 1, unless that product is within 1e-3 of 0."""
 
     pads: ClassVar[bool] = True
 
@@ -54,8 +54,6 @@ class Orthogonal(Standard):
 
     coef: float = 0.03
     group: int = 1_024  # latents that are compared with each other
-
-    weighting: ClassVar[str] = "vanilla"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,7 @@ def named(text: str, l0: float = 1.0) -> Named:
     except TypeError as error:
         raise ValueError(f"method {quoted(text)}: {error}") from None
     weighting = weighting or method.weighting
-    prefixes.named(weighting, 2)  # its own checks
+    prefixes.named(weighting, 2)  # raises for an unknown name
     return Named(text, method, weighting)
 
 

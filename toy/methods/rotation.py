@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
 from toy.decompositions import polar_factor, principal_axes, triangularised
 
-LEAST_ENERGY = 1e-3  # of a sample in a block, over the squared mean norm: below it the sample says nothing of the block
+LEAST_ENERGY = 1e-3  # of a sample in a block, over the squared mean norm: less says nothing about the block
 OWN_SUBSPACE = 1e-6  # weight of the decoder's own directions, which counts where the data has none
 MOST_UNROLLED = 8  # rows of a matrix whose products are written out
 
@@ -37,7 +37,7 @@ class Search:
     n_starts: int = 8  # starts in a turn
     n_steps: int = 200  # of each descent in a turn
     n_block_rows: int = 256  # samples in a turn, of those on which the block is on
-    step: float = 0.3  # of a descent, in radians and roughly; it falls to 0
+    step: float = 0.3  # size of a descent's steps, roughly in radians; it falls to 0
     first_offset: float = 0.5  # ε over the mean norm of samples at the start of a descent …
     offset: float = 0.05  # … and at its end
     negative: float = 3.0  # weight of squared negative activations, over the squared mean norm
@@ -125,7 +125,7 @@ def _rotate_all(
 def _rotate_block(
     key: Key[Array, ""], code: Code, first: Int[Array, ""], there: Bool[Array, " n_latents"], how: Search
 ) -> Code:
-    """The latent `first`, with others that are drawn the likelier the more they are on together with it."""
+    """Rotates the latent `first` with others, drawn the more often the more they are on together with it."""
     key_block, key_rows, key_starts = jax.random.split(key, 3)
     n_latents, n_rows = code.y.shape
     size = jnp.abs(code.y)

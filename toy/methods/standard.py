@@ -25,7 +25,7 @@ class Standard(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        log_offset(self.sparsity)  # its own checks
+        log_offset(self.sparsity)  # raises for an unknown name
 
     def loss(self, params: Params, batch: Batch) -> tuple[Float[Array, ""], LossParts]:
         sae = self.sae(params, batch.done)

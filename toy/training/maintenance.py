@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from toy.data.source import Batches, Source, draw_batch
 from toy.methods.method import Params
-from toy.sae import SAE, map_parts, reorder
-from toy.training.config import MAX_STEPS, Hypers, Number, TrainConfig
+from toy.sae import SAE, map_parts, take_latents
+from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.state import TrainState, input_scale, latent_ranks, step_keys
 
 MOST_RESTARTS = 32
@@ -45,13 +45,17 @@ def maintain(state: TrainState, source: Source | Batches, hypers: Hypers, *, cfg
 
 
 def _search(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
-    def sample(key: Key[Array, ""], n_rows: int) -> Float[Array, "rows d_in"]:
-        x = draw_batch(source, key, n_rows, state.step)
-        return x * input_scale(state, x.shape[1])
-
+    sample = partial(_scaled_batch, source, state)
     params = cfg.method.search(jax.random.fold_in(step_keys(state.key, state.step)[2], 2), state.params, sample)
     moments = {name: jax.tree.map(jnp.zeros_like, optax.tree.get(state.opt_state, name)) for name in ("mu", "nu")}
     return state._replace(params=params, opt_state=optax.tree.set(state.opt_state, **moments))
+
+
+def _scaled_batch(
+    source: Source | Batches, state: TrainState, key: Key[Array, ""], n_rows: int
+) -> Float[Array, "rows d_in"]:
+    x = draw_batch(source, key, n_rows, state.step)
+    return x * input_scale(state, x.shape[1])
 
 
 def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
@@ -64,28 +68,23 @@ def moved(state: TrainState, order: Int[Array, " n_latents"]) -> TrainState:
     def of_leaf(leaf: Array) -> Array:
         return leaf[order] if leaf.shape[:1] == n_latents else leaf
 
-    return map_parts(lambda sae: reorder(sae, order), of_leaf, state)
+    return map_parts(lambda sae: take_latents(sae, order), of_leaf, state)
 
 
 def _restart(state: TrainState, *, source: Source | Batches, hypers: Hypers, cfg: TrainConfig) -> TrainState:
     key_data, key_rows = jax.random.split(step_keys(state.key, state.step)[2])
-    x = draw_batch(source, key_data, cfg.batch_size, state.step)
-    x = x * input_scale(state, x.shape[1])
-    given = {"n_latents": hypers.n_latents, "target_l0": hypers.target_l0}
-    return reinit_weak(key_rows, state, x, hypers.reinit_below, cfg=cfg, **given)
+    return reinit_weak(key_rows, state, _scaled_batch(source, state, key_data, cfg.batch_size), hypers, cfg=cfg)
 
 
 def reinit_weak(
     key: Key[Array, ""],
     state: TrainState,
     x: Float[Array, "batch d_in"],
-    below: Number,
+    hypers: Hypers,
     *,
     cfg: TrainConfig,
-    n_latents: Int[Array, ""] | int | None = None,
-    target_l0: Number | None = None,
 ) -> TrainState:
-    """Points each latent whose contribution is below `below` · median at the residual of a badly reconstructed sample.
+    """Points latents that contribute less than `reinit_below` · median at residuals of badly reconstructed samples.
 
     Where most latents are dead and the median is near 0, `MIN_MEDIAN` of a latent's share of the mean ‖x‖² replaces it.
     At most the weakest MOST_RESTARTS latents start anew, since each reconstructs a whole residual and many at once
@@ -93,15 +92,15 @@ def reinit_weak(
     stay, so that Adam's next steps are small. Latents after the first `n_latents` are padding and stay as they are.
     """
     place = jnp.arange(cfg.n_latents)
-    n = cfg.n_latents if n_latents is None else n_latents
+    n = cfg.n_latents if hypers.n_latents is None else hypers.n_latents
     contribution = jnp.where(place < n, state.contribution, jnp.inf)
     ordered = jnp.sort(contribution)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
     least = MIN_MEDIAN * jnp.mean(jnp.sum(x**2, axis=1)) / n
-    weak = contribution < below * jnp.maximum(median, least)
+    weak = contribution < hypers.reinit_below * jnp.maximum(median, least)
     if cfg.n_latents > MOST_RESTARTS:
         weak &= latent_ranks(state.contribution) >= n - MOST_RESTARTS
-    residual = x - cfg.method.reconstruct(state.params, x, state.step / cfg.n_steps, cfg.loss_form, target_l0)
+    residual = x - cfg.method.reconstruct(state.params, x, state.step / cfg.n_steps, cfg.loss_form, hypers.target_l0)
     log_odds = 2 * jnp.log(jnp.sum(residual**2, axis=1) + 1e-12)
     d = residual[jax.random.categorical(key, log_odds, shape=weak.shape)]
 

@@ -1,7 +1,7 @@
 """The trainer: a run is a pure function of a key, a data source and hyperparameters.
 
-`advance` moves one run by a chunk of steps, compiled. `train` and `train_grid` loop over chunks on the host, which is
-where progress, history and checkpoints live (`toy.training.loop`).
+`toy.training.advance` moves one run by a chunk of steps, compiled. `train` and `train_grid` loop over chunks on the
+host, which is where progress, history and checkpoints live (`toy.training.loop`).
 """
 
 from functools import partial

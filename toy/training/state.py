@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from toy.methods.method import Memory, Method, Params
-from toy.sae import MOST_PAIRS, SAE, fold_input_scale, map_parts, reorder
+from toy.sae import MOST_PAIRS, SAE, fold_input_scale, map_parts, take_latents
 from toy.training.config import Hypers, TrainConfig
 
 INPUT_NORM_DECAY = 0.99
@@ -123,7 +123,7 @@ def trained_sae(state: TrainState) -> SAE:
     """The SAE of a run, on unscaled inputs, with its latents sorted by contribution."""
     sae = state.method.export(state.params, state.memory)
     order = jnp.argsort(-state.contribution, stable=True)
-    return reorder(fold_input_scale(sae, input_scale(state, sae.b_dec.shape[0])), order)
+    return take_latents(fold_input_scale(sae, input_scale(state, sae.b_dec.shape[0])), order)
 
 
 def step_keys(key: Key[Array, ""], step: Int[Array, ""]) -> tuple[Key[Array, ""], ...]:

@@ -1,4 +1,4 @@
-"""One training step: the pure core that `toy.training.run` compiles."""
+"""One training step: the pure core that `toy.training.advance` and `toy.training.grid` compile."""
 
 from collections.abc import Callable
 from functools import partial
