@@ -1,4 +1,4 @@
-"""One module per figure or claim; each writes NAME.json and NAME.png. `python -m experiments` runs the toy set."""
+"""One module per command; most write NAME.json and NAME.png. `python -m experiments` runs the toy set."""
 
 import sys
 

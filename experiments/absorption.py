@@ -98,7 +98,7 @@ def check(cfg: Config) -> None:
 
 
 def topk_methods(cfg: Config, tree: Tree) -> dict[str, TopKFamily]:
-    """TopK and BatchTopK with k = 2 and with the tree's own mean L0, which TopK rounds, by name; those there can be."""
+    """TopK and BatchTopK by name, with k = 2 and with the tree's mean L0 (rounded for TopK), as far as k fits."""
     true_l0, n_latents = mean_l0(tree), cfg.n_latents or tree.n_features
     rounded = max(1, round(true_l0))
     kinds: dict[str, tuple[type[TopK] | type[BatchTopK], float]] = {

@@ -21,6 +21,7 @@ from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import (
     caption_text,
     evaluate_seeds,
+    known_where,
     mean_text,
     missed_targets,
     no_holes,
@@ -87,8 +88,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def _recovered_only(result: dict[str, Any], kind: str) -> list[float]:
-    """Mixing in the recovered seeds: where a feature is lost, its pairs say nothing."""
-    return [v for v, ok in zip(result["mixing"][kind], result["recovered_seeds"], strict=True) if ok and v is not None]
+    return known_where(result["mixing"][kind], result["recovered_seeds"])
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -120,7 +120,7 @@ def plot(record: dict[str, Any]) -> Figure:
 
 
 def _distinct(record: dict[str, Any]) -> dict[str, Any]:
-    """The results without samples of so many prefixes that each is every prefix, as in `all`."""
+    """The results without sampled weightings that draw every prefix and so equal `all`."""
     n_latents = record["config"]["n_latents"] or build_tree(tree_from_dict(record["config"]["tree"])).n_features
     return {
         name: result

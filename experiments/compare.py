@@ -5,8 +5,8 @@ SAEs ever do (4/16). A tied finish finds it without mixing or error, and a child
 sparsest rotation before it (`rotated`) finds three levels, random trees and a child five times as large as its parent
 in every seed. No method finds superposed features.
 Command: python -m experiments.compare (about 30 minutes on 2 cores); --methods takes the names of `toy.methods` and
-FILE.py:NAME for a method of yours. What was trained before is taken from the user's cache, so a method more costs only
-its own runs.
+FILE.py:NAME for a method of yours. What was trained before is taken from the user's cache, so that adding a method
+costs only its own runs.
 Expected, seeds 0 to 15, recovered on the reference tree: 16/16 by Matryoshka, tied, aligned and orthogonal SAEs on
 prefixes, by the tied finish and by `rotated`, 13/16 by BatchTopK, 0/16 by vanilla; of all 144 runs most by `rotated`,
 102.
@@ -26,8 +26,9 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, n_runs
 from toy.checks import POSITIVE, Whole, check_fields
+from toy.eval.metrics import mean_known
 from toy.features.named import forest, ordering_tree, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0
@@ -72,7 +73,8 @@ def lone(n: int = 8) -> list[Node]:
     return [Node(0.05) for _ in range(n)]
 
 
-# A parent whose children no weighting of prefixes can balance, and pairs with a child as large as its parent or larger.
+# A parent whose children no weighting of prefixes can balance, and pairs with a child as large as its parent or larger;
+# the parent is twice as large as a lone feature, as in the comment's example.
 UNBALANCEABLE = forest(Node(0.25, (Node(0.02), Node(0.15), Node(0.5)), name="parent"), *lone())
 OWN_TREES = {
     "ratio 1": forest(*ordering_tree(edge_prob=0.2, ratio=1).children, *lone()),
@@ -99,7 +101,7 @@ class Config(PanelConfig):
     scenes: tuple[str, ...] = tuple(SCENES)
     """What they are trained on; ratio: a child's magnitude over its parent's; superposed: features per dimension."""
     n_random: int = 12
-    """Number of random trees, of which each has its share of the seeds."""
+    """Number of random trees, among which the seeds are divided."""
     l0_ratios: tuple[float, ...] = (0.7, 1.0, 1.5)
     """Targets of L0, or k, over the tree's mean L0, for the frontier on the reference tree."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "compare.sqlite"))
@@ -140,8 +142,8 @@ def summary(record: dict[str, Any]) -> list[str]:
         lines.append(f"{method}: recovered {', '.join(told)}")
         if REFERENCE in panels:
             r = panels[REFERENCE]
-            lines[-1] += f"; FVU {mean(r['fvu']):.4f}, L0 {mean(r['l0']):.3f} on {REFERENCE}"
-            lines[-1] += f", {1e6 * mean(r['seconds']) / record['config']['n_steps']:.0f} µs per step"
+            lines[-1] += f"; FVU {mean_known(r['fvu']):.4f}, L0 {mean_known(r['l0']):.3f} on {REFERENCE}"
+            lines[-1] += f", {1e6 * mean_known(r['seconds']) / record['config']['n_steps']:.0f} µs per step"
     return lines
 
 
@@ -149,8 +151,9 @@ def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
         f"a: recovered runs of {config['n_seeds']}; b to d: means over runs; random: {config['n_random']} trees; "
-        "ratio: a child's magnitude over its parent's; superposed: features per dimension; e: the reference tree with "
-        f"targets of {', '.join(f'{ratio:g}' for ratio in config['l0_ratios'])} times its L0, filled where most runs "
+        "ratio: a child's magnitude over its parent's, which is twice a lone feature's; superposed: features per "
+        "dimension; e: the reference tree with targets of "
+        f"{', '.join(f'{ratio:g}' for ratio in config['l0_ratios'])} times its L0, filled where most runs "
         "recover it, FVUs below 10⁻⁶ drawn there, dotted: the tree's L0; "
         f"{config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
@@ -173,7 +176,7 @@ def plot(record: dict[str, Any]) -> Figure:
             {"hole_rate": "Hole rate", "fvu": "FVU", "max_off_diagonal": "Largest mixing"}.items(),
             strict=True,
         ):
-            values = [[mean(results[m][s][metric]) for s in scenes] for m in methods]
+            values = [[mean_known(results[m][s][metric]) for s in scenes] for m in methods]
             text = [[f"{value:.2f}".lstrip("0") if value == value else "–" for value in row] for row in values]
             plots.table(ax, f"{letter}  {title}", values, text, methods, scenes, high=1.0 if metric != "fvu" else 0.3)
         _frontier(bottom.subplots(), results)
@@ -191,7 +194,7 @@ def _frontier(ax: Axes, results: dict[str, Any]) -> None:
             continue
         drawn = True
         colour = f"C{i % 10}"
-        x, y = [mean(r["l0"]) for r in points], [max(mean(r["fvu"]), LEAST_FVU) for r in points]
+        x, y = [mean_known(r["l0"]) for r in points], [max(mean_known(r["fvu"]), LEAST_FVU) for r in points]
         ax.plot(x, y, color=colour, linewidth=0.6)
         for r, one_x, one_y in zip(points, x, y, strict=True):
             most = r["recovered"] > r["n"] / 2

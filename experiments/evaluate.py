@@ -160,7 +160,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
 
 
 def decoded_best(acts: Float[np.ndarray, "rows n_latents"], x: Float[np.ndarray, "rows d_in"]) -> SAE:
-    """Activations' own decoder is not known: the one that reconstructs the inputs best, by least squares."""
+    """An SAE with the decoder that best reconstructs inputs from activations, by least squares; its encoder is 0."""
     rows = np.column_stack([acts, np.ones(len(acts))]).astype(float)
     *W_dec, b_dec = np.linalg.lstsq(rows, x.astype(float), rcond=None)[0]
     n_latents, d_in = acts.shape[1], x.shape[1]

@@ -12,13 +12,13 @@ In the post: "trains in only 1.5x the time of a standard SAE".
 """
 
 import contextlib
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.bench.report import caption, plot, summary
 from experiments.bench.timing import MOST_ROUNDS, Job, Table, checkout, find_revision, has_peers
 from experiments.common.cli import main
+from experiments.common.exits import n_cpu_devices
 from experiments.common.experiment import Experiment
 from toy.checks import Whole, check_fields
 from toy.training.loop import Progress
@@ -26,7 +26,6 @@ from toy.training.loop import Progress
 WIDTHS = ((4_096, 256, 1_024), (25_000, 768, 512))  # n_latents, d_in, batch
 GPU_WIDTHS = ((25_000, 768, 4_096), (25_000, 768, 16_384))
 CHUNK = 1_000  # steps of a training that are timed together
-N_DEVICES = min(8, os.cpu_count() or 1)  # that commands make of the CPU
 N_FEATURES = (20, 200, 2_000, 20_000)
 
 
@@ -67,7 +66,7 @@ def n_steps(cfg: Config) -> int:
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
-        here = Job("reference", {"n_seeds": cfg.n_seeds, "chunk": CHUNK}, devices=N_DEVICES)
+        here = Job("reference", {"n_seeds": cfg.n_seeds, "chunk": CHUNK}, devices=n_cpu_devices())
         code = [here]
         if cfg.against is not None:
             old = stack.enter_context(checkout(cfg.against))

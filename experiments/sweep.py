@@ -50,7 +50,7 @@ class Options:
     """Run only the cell with this digest (or the start of one) and print its row; nothing is stored. Reports tell
     digests."""
     retry: bool = False
-    """Run cells that failed once more."""
+    """Run failed cells again."""
     extend: bool = False
     """Let a store of another sweep have this one's rows, too: for more seeds or values."""
     engine: Literal["local", "ray", "slurm"] = "local"

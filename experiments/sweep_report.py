@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
 import numpy as np
 import tyro
 
@@ -70,7 +69,6 @@ def main() -> None:
         path = options.store if options.redraw else options.out / f"{name}.json"
         if not options.redraw:
             save_json(path, record)  # first, so that nothing that goes wrong in a figure loses it
-        matplotlib.use("Agg")
         images = {name: as_png(sweep_plots.phase_diagram(record, name, x, y)) for name in metrics}
         images["effects"] = as_png(sweep_plots.main_effects(record, metrics))
         if (criteria := sweep_plots.criteria(record)) is not None:
@@ -112,7 +110,7 @@ def make_record(store: SweepStore) -> dict[str, Any]:
     return {
         "name": f"sweep_{sweep.name}",
         "config": with_defaults(sweep),
-        "seeds": seeds_of(sweep),
+        "seeds": sweep.seeds,
         "versions": versions(),
         "seconds": sum(row.seconds for row in found if row is not None),
         "results": {
@@ -143,10 +141,6 @@ def misses(cell: Cell, row: Stored) -> bool:
     l0, target = metrics.get("l0"), metrics.get("target_l0")
     is_controlled = cell.training.control_rate > 0 and method_of(cell).method.controls_l0
     return is_controlled and l0 is not None and target is not None and off_target(l0, target)
-
-
-def seeds_of(sweep: Sweep) -> list[int]:
-    return list(sweep.axes.get("seed", (sweep.fixed.get("seed", 0),)))
 
 
 def check(asked: Sequence[str | None], known: Sequence[str], what: str) -> None:

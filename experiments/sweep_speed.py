@@ -51,7 +51,7 @@ class Config:
 
     @property
     def seeds(self) -> list[int]:
-        return list(read_sweep(self.sweep).axes.get("seed", (0,)))
+        return read_sweep(self.sweep).seeds
 
 
 def check(cfg: Config) -> None:

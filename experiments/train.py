@@ -79,7 +79,7 @@ class Config(MethodConfig):
     start: str = "random"
     """What training starts from: random, features (the tree's, one per latent), or the folder or file of an SAE."""
     snapshots: int = 0
-    """Number of SAEs, about, that each seed keeps along the way, at even distances, for experiments.viewer."""
+    """Approximate number of evenly spaced SAEs that each seed keeps for experiments.viewer."""
     track: Tracker | None = None
     """Show the history of each seed in this program, too, once the seed is trained."""
     folder: Path = Path("runs/train")

@@ -98,7 +98,7 @@ def test_texts_that_were_written_before_are_taken_in_place_of_new_ones(cfg: Lett
         ({"corpus": None, "n_sampled": 0}, "there is no text"),
         ({"corpus": "nowhere.txt"}, r"corpus: nowhere\.txt does not exist"),
         ({"sampled": Path("nowhere.txt")}, r"sampled: nowhere\.txt does not exist"),
-        ({"methods": ("topk:k=2",)}, "latents are on one by one"),
+        ({"methods": ("topk:k=2",)}, "only SAEs that are used with ReLU can be compared"),
         ({"sites": ()}, "sites: expected one or more"),
         ({"target_l0": (2.0, 2.0)}, "target_l0: expected one or more, each once"),
     ],

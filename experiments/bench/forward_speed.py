@@ -36,7 +36,7 @@ class Config:
     n_prefixes: int = 10
     """Prefixes per batch, the full one included."""
     target_l0: float = 16.0
-    """Latents that are on at a token, as training goes on."""
+    """Target L0 of the training."""
     batch_sizes: tuple[int, ...] = (512, 1_024, 2_048)
     """Tokens per step."""
     n_tokens: int = 131_072

@@ -49,7 +49,7 @@ def timed_chunks(run: Callable[..., Any], chunk: int, per_step: int = 1) -> Call
 
 
 def reference(job: dict[str, Any]) -> dict[str, Case]:
-    """The reference set-up, on this code and on that of before the modules were put in folders."""
+    """The reference set-up, on this code and on revisions from before the modules were put in folders."""
     homes = ["toy.train", "toy.source", "toy.tree", "toy.trees", "toy.dictionary"]
     if hasattr(import_module("toy"), "TreeSource"):
         homes = ["toy"]

@@ -118,9 +118,14 @@ def set_up_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):  # JAX is already running: keep its devices
-            jax.config.update("jax_num_cpu_devices", min(n_cores, MAX_CPU_DEVICES))
+            jax.config.update("jax_num_cpu_devices", n_cpu_devices())
+
+
+def n_cpu_devices() -> int:
+    """The number of devices that commands make of the CPU."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(n_cores, MAX_CPU_DEVICES)
 
 
 def _device_is_missing() -> bool:

@@ -62,14 +62,14 @@ class Experiment(Generic[Config]):
     """The name of the module, of the record and of the figure."""
     config: type[Config]
     run: Callable[[Config, Work], Record]
-    """Returns the results as plain JSON."""
+    """Returns the results as lists, numbers and NumPy arrays, which the record holds as JSON."""
     summary: Callable[[Record], list[str]]
     """Returns lines to print about a record."""
     plot: Callable[[Record], Figure]
     check: Callable[[Config], object]
     """Raises ValueError before any work for options that cannot be."""
     n_steps: Callable[[Config], int]
-    """Returns how many steps `run` will tell of."""
+    """Returns the number of steps that `run` reports."""
     caption: Callable[[Record], str] | None = None
     """Returns the figure's caption, which the record keeps."""
     folder: str = ""

@@ -1,4 +1,4 @@
-"""Fonts for the names of users: DejaVu Sans, and installed ones that have the characters which that one lacks."""
+"""Fonts for user-supplied names: DejaVu Sans, and installed ones that have the characters which that one lacks."""
 
 import sys
 from functools import cache

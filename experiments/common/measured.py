@@ -99,6 +99,11 @@ def known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def known_where(values: Iterable[float | None], recovered: Iterable[bool | float]) -> list[float]:
+    """The known values of the recovered runs: where a feature is lost, its pairs say nothing."""
+    return known(value for value, yes in zip(values, recovered, strict=True) if yes)
+
+
 def mean_text(values: Iterable[float | None], form: str) -> str:
     """The mean of what is known, or a dash where nothing is."""
     there = known(values)

@@ -28,7 +28,7 @@ WIDTH = 7.0  # inches: the text width of a paper
 LABELS = {"vanilla": "vanilla SAE", "matryoshka": "Matryoshka SAE"}
 COLOURS = {"truth": "#444444", "vanilla": "#d1495b", "matryoshka": "#00798c", "other": "#edae49"}
 STYLE: Any = {
-    "text.usetex": False,  # names of users are drawn as they are, not as formulas
+    "text.usetex": False,  # user-supplied names are drawn as they are, not as formulas
     "text.parse_math": False,
     "font.family": BASE,
     "font.size": 8,

@@ -27,7 +27,7 @@ from toy.lm.absorption import MIN_ROWS
 
 SAME_PRECISION = 0.05  # difference up to which two latents are called as precise
 REPRESENTED = 0.5  # correlation of a latent with a concept from which on it is called the concept's
-LEAST_LINES = 3  # concepts that a panel has room for, be there fewer
+LEAST_LINES = 3  # concepts that a panel has room for, even if there are fewer
 MEASURES = {
     "hole_rate": "Hole rate",
     "absorbed_rate": "Absorbed rate",

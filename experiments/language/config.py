@@ -77,7 +77,7 @@ class LanguageConfig:
     n_stories: int | None = None
     """Stories taken; default: 12,000 of the built-in corpus, all of another."""
     sampled_stories: int | None = None
-    """Train SAEs on as many stories that the model tells itself, and measure them on all of the corpus."""
+    """Number of stories that the model generates to train the SAEs on; the whole corpus is then held out."""
     context: int | None = None
     """Tokens per row; default: 112 for the built-in corpus, else 192."""
     vocab_size: int | None = None
@@ -160,7 +160,7 @@ class LanguageConfig:
             raise ValueError("own_models: there is one model, that of --model")
         for name in ("tokenizer", "n_heads", "sampled_stories", "trained"):
             if getattr(self, name) is not None and self.model is None:
-                raise ValueError(f"{name}: is of a trained model; give it with --model")
+                raise ValueError(f"{name}: applies to a given model only; add --model")
 
     def _check_lists(self) -> None:
         for name in ("locations", "layers", "reference_widths", "target_l0", "learning_rate", "methods"):

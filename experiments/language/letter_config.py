@@ -33,9 +33,9 @@ class LetterConfig(SeedConfig):
     context: int = 256
     """Tokens per row."""
     n_words: int = 10_000
-    """Words whose first letters are read: a fifth of them tests the probes and the SAEs."""
+    """Number of words whose first letters are read; a fifth of them test the probes and the SAEs."""
     n_examples: int = 10
-    """Words with their letters before each of them."""
+    """Number of example words, each with its letter, in front of every word."""
     min_f1: float = 0.6
     """Letters that the probe reads with a lower F1 are skipped."""
     n_latents: int = 4_096
@@ -71,7 +71,7 @@ class LetterConfig(SeedConfig):
                 raise ValueError(f"{name}: expected one or more, each once, got {quoted(values)}")
         for method in (named(text, l0).method for text in self.methods for l0 in self.target_l0):
             if method.inference != RELU:
-                raise ValueError(f"methods: {quoted(method)}: SAEs are compared whose latents are on one by one")
+                raise ValueError(f"methods: {quoted(method)}: only SAEs that are used with ReLU can be compared")
         if self.corpus is None and self.sampled is None and not self.n_sampled:
             raise ValueError("corpus, sampled and n_sampled: there is no text; give one of them")
         self._check_files()

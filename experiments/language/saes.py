@@ -143,7 +143,7 @@ def train_families(
         found[family] = load_saes(made.folder), made
     checkpoint.unlink(missing_ok=True)
     if diverged:
-        n_steps = first_not_finite(trained[diverged[0]][1].loss, cfg.sizes.n_steps)
+        n_steps = first_not_finite(np.asarray(trained[diverged[0]][1].loss), cfg.sizes.n_steps)
         raise ValueError(
             f"{diverged[0]}: its parameters are not finite: the training of {len(diverged)} of {len(new)} families "
             f"diverged, of this one within about {n_steps:,} steps; lower --learning-rate (the others are kept)"

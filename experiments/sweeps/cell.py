@@ -169,11 +169,11 @@ def as_data(cell: Cell) -> dict:
     else:
         tree = {"tree": "regular" if isinstance(spec, RegularTree) else "random", **vars(spec)}
     training = dict(vars(cell.training))
-    if cell.training.most_lanes is None:  # so that digests are those of before there was a choice
+    if cell.training.most_lanes is None:  # keeps digests from before this field existed
         del training["most_lanes"]
     if cell.training.start == "random":  # likewise
         del training["start"]
-    if cell.training.method is None:  # and of before there were methods
+    if cell.training.method is None:  # likewise
         del training["method"]
     else:
         training["method"] = method_facts(_method_of_any(cell)) | {"name": cell.training.method}

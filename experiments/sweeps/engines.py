@@ -94,7 +94,8 @@ def failure(error: Exception, *, of_worker: bool) -> Failure:
 class RayEngine:
     """On a Ray cluster: one task per group, as many at a time as the cluster has room for. Extra `cluster`.
 
-    A cluster that it starts itself listens on 127.0.0.1 alone, and to who has a token that only this process knows.
+    A cluster that it starts itself listens on 127.0.0.1 alone, and accepts only clients with a token that
+    only this process knows.
 
     A task whose worker dies is run again by Ray, on another one.
     """

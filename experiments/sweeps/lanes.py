@@ -183,7 +183,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 @compiled(static_argnames=("program", "flags"))
 def _run(lanes: Lanes, *, program: Program, flags: Flags) -> Outcome:
-    """All of the training in one program: what is compiled for a sweep is this, once a program and settings."""
+    """Trains a group of cells, draws their held-out rows and encodes them; compiled once per program and settings."""
 
     def one(lane: Lanes) -> Outcome:
         cfg, (tree, W_feat) = program.cfg, lane.source

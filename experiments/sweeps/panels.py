@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from experiments.common.measured import known_where
 from experiments.common.seeds import SeedConfig
 from experiments.sweeps.cell import cell_key
 from experiments.sweeps.drive import make_plan, run_plan
@@ -23,14 +22,14 @@ from toy.methods.named import named
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.loop import Progress
 
-LANES = 16  # the seeds of a panel, so that no lane is empty
+LANES = 16  # the usual number of seeds, so that few lanes are padding
 METRICS = ("recovered", "hole_rate", "min_cosine", "mcc", "uniqueness", "max_off_diagonal", "fvu", "l0", "dead_latents")
 MIXING = ("parent_to_child", "child_to_sibling", "child_to_parent")
 
 
 @dataclass(frozen=True)
 class RunConfig(SeedConfig):
-    """Options that such experiments share."""
+    """Options of experiments whose runs are cells of a sweep."""
 
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
@@ -42,7 +41,7 @@ class RunConfig(SeedConfig):
 
 @dataclass(frozen=True)
 class PanelConfig(RunConfig):
-    """Those of experiments that do not choose the learning rate."""
+    """The same with one learning rate."""
 
     learning_rate: float = Hypers._field_defaults["learning_rate"]
     """Adam's learning rate, where a method has none of its own."""
@@ -148,11 +147,5 @@ def summarised(rows: list[Stored]) -> dict[str, Any]:
 
 
 def recovered_only(r: dict[str, Any], metric: str) -> list[float]:
-    """A metric of the recovered runs, where it is known: where a feature is lost, its pairs say nothing."""
-    return [x for x, yes in zip(r[metric], r["is_recovered"], strict=True) if yes and x is not None]
-
-
-def mean(values: Sequence[float | None]) -> float:
-    """The mean of what is known, NaN where nothing is."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else float("nan")
+    """A metric of the recovered runs of a panel."""
+    return known_where(r[metric], r["is_recovered"])

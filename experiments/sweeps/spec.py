@@ -18,7 +18,7 @@ from toy.features.tree_json import parse_tree, tree_to_dict
 ENTRIES = ("name", "combine", "axes", "fixed", "metrics")
 MOST_BYTES = 200  # of a name: systems have 255 for a file's
 MAX_CELLS = 10_000_000
-OLD_NAMES = {"objective": "weighting"}  # of axes, in files of before
+OLD_NAMES = {"objective": "weighting"}  # axis names in older files
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Sweep:
     combine: str
     metrics: tuple[str, ...]
     trees: dict[str, GivenTree]  # by name, those that no generator makes
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.axes.get("seed", (self.fixed.get("seed", 0),)))
 
     def __len__(self) -> int:
         lengths = [len(values) for values in self.axes.values()]

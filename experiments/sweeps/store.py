@@ -146,7 +146,7 @@ class SweepStore:
             _discard(connection, keys)
 
     def rows(self) -> Iterator[Stored]:
-        """The rows that are not damaged by key, so the same however they came to be there."""
+        """Undamaged rows in the order of their keys, whatever order they were added in."""
         with self._connected() as connection:
             yield from (row.stored() for row in _rows(connection) if row.is_whole)
 

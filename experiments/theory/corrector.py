@@ -272,8 +272,8 @@ def direction_errors(record: dict[str, Any]) -> list[float]:
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     parts = [
-        "a: decoder cosines of correctors in failed runs, after every 20th of the steps (dots), and at the optimum "
-        "of the objective (lines)",
+        "a: decoder cosines of correctors in failed runs, after each twentieth of the training (dots), and at the "
+        "optimum of the objective (lines)",
         "b: runs that have a corrector; dotted: the end of the warm-up",
         "c: what a corrector takes off the objective, as a share of what the lost child's latent does; circles: the "
         "least objective that descents from there reach; dotted: the share of descents that keep the corrector",

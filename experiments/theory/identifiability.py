@@ -40,14 +40,16 @@ from toy.training.loop import Progress
 
 PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
 LEVELS = "matryoshka:weighting=levels:25%=1,50%=1,full=1"
-METHODS = {  # with what the figure calls them; the penalty of rotations, |y| / (|y| + ε), is L1 where ε is large …
+# What the figure calls each method. The penalty of rotations, |y| / (|y| + ε), is L1 where ε is large and L0 where it
+# is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02.
+METHODS = {
     "vanilla": "vanilla",
     "matryoshka": "10 sampled",
     "matryoshka:weighting=all": "every prefix",
     LEVELS: "three levels",
     "rotated:offset=10,first_offset=10,margin=0.0001": "rotated, L1",
-    "rotated:offset=0.8,first_offset=0.8,margin=0.0005": "rotated, log",  # … and has the limits of log(1 + y / .1)
-    "rotated": "rotated, L0",  # to within .02 where ε is half of the parent's magnitude
+    "rotated:offset=0.8,first_offset=0.8,margin=0.0005": "rotated, log",
+    "rotated": "rotated, L0",
 }
 PENALTIES: dict[str, Penalty] = {"L1": "l1", "log": lambda act: float(np.log1p(act / LOG_OFFSET)), "L0": "l0"}
 

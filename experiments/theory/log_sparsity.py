@@ -27,10 +27,10 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
 from toy import prefixes
 from toy.checks import POSITIVE, check_ascending, check_fields
-from toy.eval.metrics import MIN_COSINE
+from toy.eval.metrics import MIN_COSINE, mean_known
 from toy.features.named import forest, reference_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree
@@ -77,7 +77,7 @@ class Config(PanelConfig):
     """Options of `log_sparsity`."""
 
     prices: tuple[float, ...] = (0.2, 0.6, 2.0, 6.0, 20.0)
-    """Returns what a latent with the whole of a feature costs at the start: its penalty times the coefficient."""
+    """Starting prices of a latent that holds a whole feature: its penalty times the coefficient."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
     store: Path = field(default_factory=lambda: user_cache("sweeps", "log_sparsity.sqlite"))
@@ -201,9 +201,9 @@ def summary(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"  price {price:g} (coefficient {price / whole(ROWS[name].sparsity):.3g}): recovered "
                 f"{of['recovered']}/{of['n']} [{interval.low:.2f}, {interval.high:.2f}], least cosine "
-                f"{mean(of['min_cosine']):.3f}, holes {mean(of['hole_rate']):.3f}, L0 {mean(of['l0']):.3f}, FVU "
-                f"{mean(of['fvu']):.4f}, dead {mean(of['dead_latents']):.2f}; the truth is "
-                f"{'a' if stays else 'no'} minimum"
+                f"{mean_known(of['min_cosine']):.3f}, holes {mean_known(of['hole_rate']):.3f}, L0 "
+                f"{mean_known(of['l0']):.3f}, FVU {mean_known(of['fvu']):.4f}, dead "
+                f"{mean_known(of['dead_latents']):.2f}; the truth is {'a' if stays else 'no'} minimum"
             )
     return lines
 
@@ -241,7 +241,7 @@ def plot(record: dict[str, Any]) -> Figure:
 
 
 def _value(of: dict[str, Any], metric: str) -> float:
-    return float(of["recovered"]) if metric == "recovered" else mean(of[metric])
+    return float(of["recovered"]) if metric == "recovered" else mean_known(of[metric])
 
 
 EXPERIMENT = Experiment("log_sparsity", Config, run, summary, plot, check_panels, n_runs, caption, folder="theory.")

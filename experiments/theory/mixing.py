@@ -27,9 +27,10 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, mean, n_runs, recovered_only
+from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, n_runs, recovered_only
 from toy import prefixes
 from toy.checks import POSITIVE, Real, check_fields
+from toy.eval.metrics import mean_known
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
@@ -122,8 +123,8 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         kept = {mixing: recovered_only(r, mixing) for mixing in MIXING}
         return {
             "recovered": r["recovered"],
-            "hole_rate": known(mean(r["hole_rate"])),
-            "measured": {mixing: known(mean(values)) for mixing, values in kept.items()},
+            "hole_rate": known(mean_known(r["hole_rate"])),
+            "measured": {mixing: known(mean_known(values)) for mixing, values in kept.items()},
             "predicted": predicted(SHAPES[shape], weighting, coef),
             "binary": binary(SHAPES[shape], weighting),
         }

@@ -25,11 +25,11 @@ from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
 from experiments.sweeps.cell import Start
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, mean, n_runs, recovered_only
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs, recovered_only
 from experiments.theory.pair_order import optimum, places
 from experiments.theory.spare_latents import spare_latents
 from toy.checks import POSITIVE, Real, Whole, check_ascending, check_fields
-from toy.eval.metrics import MIN_COSINE
+from toy.eval.metrics import MIN_COSINE, mean_known
 from toy.features.named import forest, ordering_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, marginals
@@ -170,7 +170,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
         return found[RULES[name].method][f"{name}: {_name(ratio, prob)}"]["recovered"]
 
     def hole_rate(name: str, ratio: float, prob: float) -> float:
-        return mean(found[RULES[name].method][f"{name}: {_name(ratio, prob)}"]["hole_rate"])
+        return mean_known(found[RULES[name].method][f"{name}: {_name(ratio, prob)}"]["hole_rate"])
 
     predicted = {theory: diagram(lambda *at, theory=theory: expected(*at)[theory]) for theory in THEORIES}
     scenes = {
@@ -186,12 +186,12 @@ def _of_scene(r: dict[str, Any], scene: str, order: str) -> dict[str, Any]:
     kept = recovered_only(r, "parent_to_child")
     rule = RULES[order]
     best = optimum(PAIRS[scene], rule.power, rule.weighting, rule.sparsity_coef) if scene in PAIRS else None
-    means = {name: mean(r[name]) for name in ("hole_rate", "min_cosine", "fvu")}
+    means = {name: mean_known(r[name]) for name in ("hole_rate", "min_cosine", "fvu")}
     return {
         "n": r["n"],
         "recovered": r["recovered"],
         **means,
-        "parent_to_child": mean(kept) if kept else None,
+        "parent_to_child": mean_known(kept) if kept else None,
         "predicted_parent_to_child": best.parent_to_child if best else None,
     }
 

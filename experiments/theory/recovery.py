@@ -22,7 +22,8 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, mean, n_runs, recovered_only
+from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, n_runs, recovered_only
+from toy.eval.metrics import mean_known
 from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
 from toy.features.node import Node
 from toy.training.loop import Progress
@@ -95,8 +96,8 @@ def summary(record: dict[str, Any]) -> list[str]:
             interval = plots.wilson(r["recovered"], r["n"])
             lines.append(
                 f"{method}, {scene}: recovered {r['recovered']}/{r['n']} "
-                f"(95%: {interval.low:.2f} to {interval.high:.2f}){worst}; holes {mean(r['hole_rate']):.3f}, "
-                f"FVU {mean(r['fvu']):.4f}, {mean(r['seconds']):.2f} s per run"
+                f"(95%: {interval.low:.2f} to {interval.high:.2f}){worst}; holes {mean_known(r['hole_rate']):.3f}, "
+                f"FVU {mean_known(r['fvu']):.4f}, {mean_known(r['seconds']):.2f} s per run"
             )
     return lines
 
@@ -105,8 +106,8 @@ def caption(record: dict[str, Any]) -> str:
     config = record["config"]
     return (
         f"a: recovered runs of {config['n_seeds']}; b: the largest mixing of the recovered runs (–: none); c: mean "
-        "hole rate; P: P(child | parent); ratio: a child's magnitude over its parent's; random: another tree for every "
-        f"seed; {config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
+        "hole rate; P: P(child | parent); ratio: a child's magnitude over its parent's, which is twice a lone "
+        f"feature's; random: another tree for every seed; {config['n_steps']:,} steps; {seeds_text(record['seeds'])}."
     )
 
 
@@ -121,7 +122,7 @@ def plot(record: dict[str, Any]) -> Figure:
         plots.table(a, "a  Recovered", shares, counts, scenes, methods, high=1.0)
         worst = [[max(recovered_only(r, "max_off_diagonal"), default=np.nan) for r in row] for row in of_scenes]
         plots.table(b, "b  Largest mixing", worst, _text(worst, 3), scenes, methods, high=1.0)
-        holes = [[mean(r["hole_rate"]) for r in row] for row in of_scenes]
+        holes = [[mean_known(r["hole_rate"]) for r in row] for row in of_scenes]
         plots.table(c, "c  Hole rate", holes, _text(holes, 3), scenes, methods, high=1.0)
     return figure
 

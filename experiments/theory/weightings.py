@@ -27,9 +27,10 @@ from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import MIXING, Panels, Run, RunConfig, check_scenes, mean, recovered_only
+from experiments.sweeps.panels import MIXING, Panels, Run, RunConfig, check_scenes, recovered_only
 from experiments.theory.recovery import LONE, OWN_TREES
 from toy.checks import POSITIVE, SEED, Whole, check_fields
+from toy.eval.metrics import mean_known
 from toy.features.named import forest, ordering_tree
 from toy.training.loop import Progress
 
@@ -47,7 +48,7 @@ METHODS = {
     "topk:k=l0,weighting=all": "TopK, dictionary",
     "hierarchical_topk:k=l0": "TopK, activations",
 }  # with what the figure calls them; 20 levels of the reference tree's 20 latents are every prefix
-EXCLUSIVE, PAIR = "3 exclusive, P .3", "pair, ratio 2, P .2"
+EXCLUSIVE, PAIR = "3 exclusive, P .3", "pair, ratio 2, P .2"  # whose parent is twice as large as a lone feature
 TREES = {EXCLUSIVE: OWN_TREES[EXCLUSIVE], PAIR: forest(*ordering_tree(edge_prob=0.2, ratio=2).children, *LONE)}
 REFERENCE = "reference"
 SCENES = {REFERENCE: "#00798c", EXCLUSIVE: "#d1495b", PAIR: "#edae49"}  # with their colours
@@ -140,7 +141,7 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     tried = _panels(cfg, cfg.tuning).results(cfg.store, progress)
     tuning = {
         method: {
-            panel: {"recovered": r["recovered"], "n": r["n"], "min_cosine": mean(r["min_cosine"])}
+            panel: {"recovered": r["recovered"], "n": r["n"], "min_cosine": mean_known(r["min_cosine"])}
             for panel, r in panels.items()
         }
         for method, panels in tried.items()
@@ -180,12 +181,12 @@ def _interval(values: list[float]) -> str:
 
 def caption(record: dict[str, Any]) -> str:
     config = record["config"]
-    n = len(config["learning_rates"]) * len(config["l0_ratios"])
+    n = {len(config["learning_rates"]) * len(config[ratios]) for ratios in ("l0_ratios", "topk_ratios")}
     return (
-        f"Each column has the best of {n} settings (learning rate × target of L0 or k), chosen on the reference "
-        f"tree by {config['n_tuning_seeds']} other seeds; a to d: {' | '.join(config['scenes'])}; e to h: mean "
-        f"cosines, and the largest, of related features on {config['scenes'][0]}, recovered runs alone; dictionary and "
-        "activations: the order that prefixes follow; "
+        f"Each column has the best of {' or '.join(map(str, sorted(n)))} settings (learning rate × target of L0 or k), "
+        f"chosen on the reference tree by {config['n_tuning_seeds']} other seeds; a to d: "
+        f"{' | '.join(config['scenes'])}; e to h: mean cosines, and the largest, of related features on "
+        f"{config['scenes'][0]}, recovered runs alone; dictionary and activations: the order that prefixes follow; "
         f"dots: seeds; bars: mean or share with 95% interval; {config['n_steps']:,} steps; "
         f"{seeds_text(record['seeds'])}."
     )

@@ -58,7 +58,7 @@ class Book(NamedTuple):
 
 
 def packed(array: np.ndarray | Sequence[Any], kind: str) -> dict[str, str]:
-    """An array for `unpack` of viewer.js, in the order of its rows."""
+    """An array for `unpack` of data.js, in the order of its rows."""
     flat = np.ascontiguousarray(array, np.dtype(TYPES[kind]).newbyteorder("<"))
     return {"type": kind, "data": base64.b64encode(flat.tobytes()).decode()}
 
@@ -79,7 +79,7 @@ def relate(
 
 
 def collect(source: Source, book: Book, shapes: Shapes = Shapes()) -> dict[str, Any]:  # noqa: B008
-    """The data of a page; `viewer.js` describes them again where it reads them."""
+    """The data of a page, which `data.js` reads."""
     text, columns = source.text, book.columns()
     shown = [ctx.choose_contexts(column, *shapes) for column in columns]
     names = ("name", "kind", "n", "fvu", "l0", "dead")

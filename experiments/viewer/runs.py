@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """The choice of the SAEs of a chain that are shown; None: all."""
+    """Which SAEs of a chain are shown; None stands for all."""
 
     site: str
     seed: int | None = None
