@@ -563,7 +563,7 @@ def test_no_more_slurm_jobs_wait_than_may_and_a_driver_that_stops_cancels_them(
     assert not any(job.cancelled for job in finished.jobs)
 
 
-def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:
+def test_an_engine_asks_for_few_tasks_ahead() -> None:
     asked: list[int] = []
 
     def tasks() -> Iterator[int]:
@@ -573,8 +573,24 @@ def test_an_engine_asks_for_tasks_only_as_workers_get_free() -> None:
 
     answers = LocalEngine().run(lambda task: 2 * task, tasks())
     first = next(answers)
-    assert len(asked) == jax.local_device_count() == 2
+    assert len(asked) == engines.N_AHEAD + 1  # two devices have one each, chosen from so many
     assert sorted([first, *answers]) == [(i, 2 * i) for i in range(100)]
+
+
+def test_groups_of_a_program_go_to_the_device_that_compiled_it_while_there_are_others() -> None:
+    """Six groups of two programs: each device has its own; then, of five of one program, the other takes some, too."""
+    by_device: dict[Any, list[int]] = {}
+
+    def note(group: drive.Group) -> None:
+        by_device.setdefault(jax.config.jax_default_device, []).append(group.kind)  # type: ignore[arg-type]
+        time.sleep(0.02)
+
+    for kinds, most in (([0, 0, 0, 1, 1, 1], 1), ([0] * 5, 1), ([0, 0, 0, 0, 0, 1], 2)):
+        by_device.clear()
+        list(LocalEngine().run(note, [drive.Group((), (), kind) for kind in kinds]))
+        assert sorted(kind for of_device in by_device.values() for kind in of_device) == kinds
+        assert len(by_device) == 2
+        assert max(len(set(of_device)) for of_device in by_device.values()) <= most
 
 
 @pytest.mark.slow
@@ -588,6 +604,7 @@ def test_every_device_works_and_changes_not_one_bit() -> None:
 
 
 def test_the_halves_of_a_group_are_all_of_it() -> None:
-    group = drive.Group(tuple("abcde"), (*CELLS, CELLS[0]))
+    group = drive.Group(tuple("abcde"), (*CELLS, CELLS[0]), 3)
     first, second = drive._halves(group)
-    assert (first.keys + second.keys, first.cells + second.cells) == tuple(group)
+    assert (first.keys + second.keys, first.cells + second.cells) == (group.keys, group.cells)
+    assert first.kind == second.kind == group.kind

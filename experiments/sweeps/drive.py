@@ -42,9 +42,10 @@ class Group(NamedTuple):
 
     keys: tuple[str, ...]
     cells: tuple[Cell, ...]
+    kind: int | None = None  # the number of its program, by which an engine knows groups of the same one
 
     def part(self, places: slice) -> "Group":
-        return Group(self.keys[places], self.cells[places])
+        return Group(self.keys[places], self.cells[places], self.kind)
 
 
 class Done(NamedTuple):
@@ -126,23 +127,26 @@ def _fault(lost: Sequence[str]) -> WorkerFault:
 
 def _groups(sweep: Sweep, plan: Plan) -> Iterator[Group]:
     starts = [
-        (program, first) for program, places in plan.groups.items() for first in range(0, len(places), program.n_lanes)
+        (kind, program, first)
+        for kind, (program, places) in enumerate(plan.groups.items())
+        for first in range(0, len(places), program.n_lanes)
     ]
     turn = random.randrange(len(starts)) if starts else 0  # two drivers begin far from each other
-    for program, first in starts[turn:] + starts[:turn]:
+    for kind, program, first in starts[turn:] + starts[:turn]:
         cells = [sweep.cell(i) for i in plan.groups[program][first : first + program.n_lanes]]
-        yield Group(tuple(cell_key(cell, plan.code) for cell in cells), tuple(cells))
+        yield Group(tuple(cell_key(cell, plan.code) for cell in cells), tuple(cells), kind)
 
 
 def _missing(groups: Iterable[Group], store: SweepStore, retry: bool, tell: Callable[[Done], Any]) -> Iterator[Group]:
     """The groups without the cells that are finished by now."""
     for group in groups:
         there = store.finished_of(group.keys, failed=not retry)
-        left = [(key, cell) for key, cell in zip(*group, strict=True) if key not in there]
+        left = [(key, cell) for key, cell in zip(group.keys, group.cells, strict=True) if key not in there]
         if there:
             tell(Done(len(there), 0, _cost(group) * len(there) / len(group.keys)))
         if left:
-            yield Group(*map(tuple, zip(*left, strict=True)))
+            keys, cells = zip(*left, strict=True)
+            yield Group(keys, cells, group.kind)
 
 
 def _halves(group: Group) -> list[Group]:

@@ -18,6 +18,7 @@ from toy.checks import optional, quoted
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 MOST_ATTEMPTS = 3  # of a task whose worker died
+N_AHEAD = 8  # tasks that this process chooses from
 MOST_TOLD = 500  # characters of an error that are kept
 
 
@@ -42,9 +43,32 @@ class Engine(Protocol):
         ...
 
 
+class _Ahead:
+    """The next tasks, of which each device is given one whose program it has compiled, or else none other has."""
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self._source, self._tasks = iter(tasks), list[Any]()
+        self._done_by: dict[Any, Any] = {}  # kind of task → the first device that ran one
+
+    def next_for(self, device: Any) -> Any | None:
+        self._tasks += islice(self._source, N_AHEAD - len(self._tasks))
+        if not self._tasks:
+            return None
+        kinds = [getattr(task, "kind", None) for task in self._tasks]
+        owners = [device if kind is None else self._done_by.get(kind) for kind in kinds]
+        own = next((i for i, owner in enumerate(owners) if owner == device), None)
+        new = next((i for i, owner in enumerate(owners) if owner is None), 0)
+        place = new if own is None else own
+        self._done_by.setdefault(kinds[place], device)
+        return self._tasks.pop(place)
+
+
 @dataclass(frozen=True)
 class LocalEngine:
-    """In this process: a group at a time on each local device, in a thread of its own."""
+    """In this process: a group at a time on each local device, in a thread of its own.
+
+    Devices compile programs for themselves, so that groups of one `kind` go to one device while there are others.
+    """
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         free = jax.local_devices()
@@ -54,10 +78,10 @@ class LocalEngine:
                 return answer_of(function, task)
 
         running: dict[Future[Any], tuple[Any, Any]] = {}
-        source = iter(tasks)
+        ahead = _Ahead(tasks)
         with ThreadPoolExecutor(len(free)) as threads:
             while True:
-                for task in islice(source, len(free)):
+                while free and (task := ahead.next_for(free[-1])) is not None:
                     device = free.pop()
                     running[threads.submit(call, task, device)] = task, device
                 if not running:

@@ -65,7 +65,8 @@ class Row(NamedTuple):
     def name(self) -> str:
         if self.n_children == 1:
             return f"1, ratio {self.ratio:g}"
-        return f"{self.n_children} {'exclusive' if self.exclusive else 'independent'}"
+        kind = f"{self.n_children} {'exclusive' if self.exclusive else 'independent'}"
+        return kind if self.ratio == 1 else f"{kind}, ratio {self.ratio:g}"
 
     @property
     def n_exclusive(self) -> int:
@@ -85,10 +86,12 @@ class Config(PanelConfig):
 
     edge_probs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     """P(child | parent), in ascending order."""
-    ratios: tuple[float, ...] = (1.0, 2.0, 5.0)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0)
     """The child's magnitude over the parent's, of one child."""
     n_children: tuple[int, ...] = (2, 3, 4)
     """Numbers of children, mutually exclusive and independent, as large as their parent."""
+    ratios_of_two: tuple[float, ...] = (2.0,)
+    """Magnitudes of two children over the parent's, beside equal ones, mutually exclusive and independent."""
     n_steps: int = 4_000
     """Training steps."""
     seed: int = 5_000
@@ -98,13 +101,18 @@ class Config(PanelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, ratios=POSITIVE, edge_probs=Real(above=0, below=1), n_children=Whole(2))
+        check_fields(
+            self, ratios=POSITIVE, ratios_of_two=POSITIVE, edge_probs=Real(above=0, below=1), n_children=Whole(2)
+        )
         check_ascending(self, "edge_probs", "ratios")
 
     @cached_property
     def rows(self) -> list[Row]:
-        several = [Row(1.0, n, exclusive) for exclusive in (True, False) for n in self.n_children]
-        return [*(Row(ratio, 1, True) for ratio in self.ratios), *several]
+        rows = [Row(ratio, 1, True) for ratio in self.ratios]
+        for exclusive in (True, False):
+            rows += [Row(1.0, n, exclusive) for n in self.n_children]
+            rows += [Row(ratio, 2, exclusive) for ratio in self.ratios_of_two]
+        return rows
 
     def probs(self, row: Row) -> list[float]:
         """The P(child | parent) that are possible."""
