@@ -34,11 +34,11 @@ from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0
 from toy.training.loop import Progress
 
-# Methods, with the learning rate of .003, .01 and .02 at which they recovered most runs of `sweeps/tuning.yaml`,
-# and of equal ones that with the greater mean of least cosines.
+# Methods, with the learning rate of .003, .01 and .02 at which they recovered most runs of `sweeps/tuning.yaml`, and of
+# equal ones that with the greater mean of least cosines (figures/sweep_tuning.json).
 TUNED = {
-    "vanilla": 1e-2,
-    "vanilla:sparsity=log": 1e-2,
+    "vanilla": 3e-3,
+    "vanilla:sparsity=log": 3e-3,
     "matryoshka": 3e-3,
     "matryoshka:order=frequency": 3e-3,
     "matryoshka:weighting=expected_10": 1e-2,
@@ -46,22 +46,22 @@ TUNED = {
     "matryoshka:weighting=balanced_0.5": 1e-2,
     "matryoshka:weighting=levels:25%=1,50%=1,full=1": 2e-2,
     "topk:k=l0": 3e-3,
-    "topk:k=l0,weighting=sampled_10": 3e-3,
+    "topk:k=l0,weighting=sampled_10": 2e-2,
     "batchtopk": 3e-3,
     "batchtopk:weighting=sampled_10": 3e-3,
     "jumprelu": 2e-2,
     "jumprelu:weighting=sampled_10": 2e-2,
-    "gated": 1e-2,
+    "gated": 2e-2,
     "gated:weighting=sampled_10": 1e-2,
     "tied": 3e-3,
     "tied:weighting=vanilla": 1e-2,
-    "tied_finish": 2e-2,
+    "tied_finish": 1e-2,
     "rotated": 3e-3,
     "aligned": 3e-3,
-    "orthogonal": 3e-3,
+    "orthogonal": 1e-2,
     "orthogonal:weighting=sampled_10": 1e-2,
     "detached": 2e-2,
-    "detached:order=frequency": 2e-2,
+    "detached:order=frequency": 1e-2,
     "pursuit:k=4,tolerance=0.02": 3e-3,
     "pursuit:k=4,tolerance=0.02,weighting=sampled_10": 1e-2,
 }
