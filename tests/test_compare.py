@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments import compare
 from experiments.common import cli
 from experiments.common.experiment import Work
+from experiments.sweeps.columns import table_of
+from experiments.sweeps.record import load_sweep_record
 
 MINE = f"{Path(__file__).parent}/methods/tied.py:tied"
 
@@ -33,6 +36,20 @@ def test_a_method_of_a_users_stands_beside_the_shipped_ones_and_costs_only_its_o
     assert cli.as_png(compare.plot(record))
     assert len(compare.summary(record)) == 2
     assert "seeds 0 to 1" in compare.caption(record)
+
+
+def test_learning_rates_are_those_that_the_tuning_found_best() -> None:
+    """The most recovered runs; of equal ones the greater mean of least cosines."""
+    table = table_of(load_sweep_record(Path(compare.__file__).parents[1] / "figures/sweep_tuning.json"))
+    rates, methods = table.axes["learning_rate"], table.axes["method"]
+
+    def merit(method: int, rate: int) -> tuple[float, float]:
+        cells = table.having(method=method, learning_rate=rate)
+        assert cells.sum() == 16
+        return table.metrics["recovered"][cells].sum(), np.nanmean(table.metrics["min_cosine"][cells])
+
+    best = {name: max(range(len(rates)), key=lambda rate, i=i: merit(i, rate)) for i, name in enumerate(methods)}
+    assert {name: rates[rate] for name, rate in best.items()} == compare.TUNED
 
 
 @pytest.mark.slow

@@ -167,6 +167,11 @@ def test_value_and_gradients_are_those_of_the_naive_cumulative_sum(name: str, da
     assert parts.mse == pytest.approx(float(mse), rel=1e-12)
 
 
+AT_ONCE, IN_TILES = (
+    jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2))) for of in (few_mse_at_once, partial(tiled_mse, tile=16))
+)
+
+
 @pytest.mark.usefixtures("x64")
 @settings(max_examples=20, phases=[Phase.generate])
 @given(data=st.data())
@@ -175,11 +180,8 @@ def test_a_few_prefixes_at_once_are_what_they_are_in_tiles(data: st.DataObject) 
     prefixes = jax.tree.map(jnp.asarray, data.draw(prefixes_of(case)))
     arrays = random_arrays(data.draw(st.integers(0, 10_000)), case.n_rows, case.d_in, case.n_latents)
     acts = jnp.maximum(jnp.asarray(arrays["x"] @ arrays["W_enc"]), 0)
-    given_ = acts, jnp.asarray(arrays["W_dec"]), jnp.asarray(arrays["x"])
-    tiles, at_once = (
-        jax.value_and_grad(lambda *args, of=of: of(*args, prefixes), argnums=(0, 1, 2))(*given_)
-        for of in (partial(tiled_mse, tile=16), few_mse_at_once)
-    )
+    args = acts, jnp.asarray(arrays["W_dec"]), jnp.asarray(arrays["x"]), prefixes
+    at_once, tiles = AT_ONCE(*args), IN_TILES(*args)
     for ours, theirs in zip(jax.tree.leaves(at_once), jax.tree.leaves(tiles), strict=True):
         assert_close(ours, theirs, 1.0, 1e-12)
 
