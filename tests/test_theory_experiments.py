@@ -68,6 +68,7 @@ def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, mo
         edge_probs=(0.2, 0.6),
         ratios=(1.0,),
         n_children=(2,),
+        ratios_of_two=(2.0,),
         seed=3,
         n_seeds=2,
         n_steps=30,
