@@ -190,7 +190,7 @@ def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
 def test_more_shards_than_files_that_may_be_open_are_opened_or_told_before_any_work(tmp_path: Path) -> None:
     output = start("killed.py", "shards", tmp_path).communicate(timeout=120)[0]
     assert "opened 300 shards" in output, output
-    assert "s: 300 shards are as many open files, and the system allows this process 280: have the limit" in output
+    assert "s: 300 shards need as many open files, but this process may open only 280: have the limit" in output
     assert "nothing was made" in output, output
 
 
