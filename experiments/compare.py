@@ -4,7 +4,7 @@ Claim: ten of eighteen methods that train prefixes find the reference tree in ev
 SAEs ever do (5/16). A tied finish finds it without mixing or error, and a child twice as large as its parent, too. The
 sparsest rotation before it (`rotated`) finds three levels, random trees and a child five times as large as its parent
 in every seed. No method finds superposed features.
-Command: python -m experiments.compare (about 35 minutes on 2 cores); --methods takes the names of `toy.methods` and
+Command: python -m experiments.compare (72 CPU minutes); --methods takes the names of `toy.methods` and
 FILE.py:NAME for a method of yours. What was trained before is taken from the user's cache, so that adding a method
 costs only its own runs.
 Expected, seeds 0 to 15, recovered on the reference tree: 16/16 by Matryoshka, tied, aligned and orthogonal SAEs on

@@ -578,7 +578,7 @@ def test_an_engine_asks_for_few_tasks_ahead() -> None:
 
 
 def test_groups_of_a_program_go_to_the_device_that_compiled_it_while_there_are_others() -> None:
-    """Six groups of two programs: each device has its own; then, of five of one program, the other takes some, too."""
+    """A device takes another's program only where no other is left, as with five groups of one program."""
     by_device: dict[Any, list[int]] = {}
 
     def note(group: drive.Group) -> None:

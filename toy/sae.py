@@ -99,7 +99,7 @@ def init_sae(key: Key[Array, ""], d_in: int, n_latents: int) -> SAE:
 
 
 def is_finite(sae: SAE) -> Bool[np.ndarray, "*lanes"]:
-    """Whether all parameters of each SAE are finite numbers; those of a training that diverged are not."""
+    """Returns whether all parameters of each SAE are finite; those of a training that diverged are not."""
     lanes = np.shape(sae.b_dec)[:-1]
     leaves = [np.isfinite(leaf).reshape(*lanes, -1).all(axis=-1) for leaf in sae if leaf is not None]
     return np.asarray(np.all(leaves, axis=0))

@@ -33,7 +33,7 @@ class Task(NamedTuple):
     prompts: Rows
 
     def present(self) -> Bool[np.ndarray, "n_words n_letters"]:
-        """Whether each word begins with each letter."""
+        """Returns whether each word begins with each letter."""
         return self.letter[:, None] == np.arange(len(self.letters))
 
 
@@ -90,7 +90,7 @@ class LetterProbes(NamedTuple):
     accuracy: float  # share of test words of these letters whose own letter has the largest logit
 
     def correct(self, letter: Int[np.ndarray, " n_test"]) -> Bool[np.ndarray, " n_test"]:
-        """Whether each word's own letter has a positive logit."""
+        """Returns whether each word's own letter has a positive logit."""
         return (letter >= 0) & (np.take_along_axis(self.logits, letter[:, None], axis=1)[:, 0] > 0)
 
 

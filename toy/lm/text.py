@@ -69,7 +69,7 @@ def _letters_as_utf8(found: re.Match[str]) -> str:
 
 
 def is_damaged(story: str) -> bool:
-    """Whether a story has misread characters that `mend` left, control characters, or replacement characters."""
+    """Returns whether a story has control or replacement characters, or misread ones that `mend` left."""
     return bool(_DAMAGED.search(story))
 
 

@@ -164,7 +164,7 @@ class Rows(NamedTuple):
     start: Int[np.ndarray, " n_rows"]  # position in the story, begin included, of the row's first id
 
     def real(self) -> Bool[np.ndarray, "n_rows context"]:
-        """Whether each place holds a token and not padding."""
+        """Returns whether each place holds a token and not padding."""
         return np.arange(self.ids.shape[1]) < self.length[:, None]
 
     def take(self, numbers: Int[np.ndarray, " n"]) -> "Rows":
