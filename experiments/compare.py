@@ -96,6 +96,8 @@ SCENES: dict[str, dict[str, Any]] = {
 class Config(PanelConfig):
     """Options of `compare`."""
 
+    n_steps: int = 5_000  # those of a sweep's cells
+    """Training steps."""
     methods: tuple[str, ...] = tuple(TUNED)
     """Methods by name (`toy.methods.named`), such as tied, topk:k=l0 or my_file.py:mine."""
     scenes: tuple[str, ...] = tuple(SCENES)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt32
 
 from toy.features.magnitudes import folded_mean
 from toy.features.node import Node, walk
@@ -136,9 +136,8 @@ def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[A
     # Nodes are rows while sampling: a gather of rows is many times cheaper than one of columns on a CPU.
     bits = jax.random.bits(key_draws, (tree.draw_root.shape[0], batch_size), jnp.uint32)[jnp.asarray(tree.draw)]
     on = (bits >= jnp.asarray(tree.first)[:, None]) & (bits <= jnp.asarray(tree.last)[:, None])
-    inside = on
-    for gate in jnp.asarray(tree.gates):
-        on = on & inside[gate]
+    if len(tree.gates):
+        on = _gated(on, jnp.asarray(tree.gates))
     magnitude = jnp.asarray(tree.magnitude_mean, jnp.result_type(float))[:, None]
     if tree.magnitude_std is not None:
         noise = jax.random.normal(key_magnitudes, on.shape)
@@ -149,6 +148,16 @@ def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[A
         magnitude = _scale_by_parents(tree, jnp.broadcast_to(magnitude, on.shape))
     values = on * magnitude
     return (values if tree.readout is None else values[jnp.asarray(tree.readout)]).T
+
+
+def _gated(inside: Bool[Array, "n_nodes batch"], gates: Int[Array, "n_gates n_nodes"]) -> Bool[Array, "n_nodes batch"]:
+    """The nodes inside their interval whose gates are so, too.
+
+    Only levels that gate anything are passed over: padding has none. A loop written out would draw all random bits
+    again for each level, since XLA computes what a gather reads inside the loop that reads it.
+    """
+    n_levels = jnp.sum(jnp.any(gates != jnp.arange(gates.shape[1]), axis=1))  # later ones gate nothing
+    return jax.lax.fori_loop(0, n_levels, lambda i, on: on & inside[gates[i]], inside)
 
 
 def _scale_by_parents(tree: Tree, magnitude: Float[Array, "n_nodes batch"]) -> Float[Array, "n_nodes batch"]:
