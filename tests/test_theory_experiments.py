@@ -52,7 +52,7 @@ def test_recovery_counts_the_seeds_of_every_tree(tmp_path: Path) -> None:
     assert all(r["n"] == 2 and r["n_failed"] == 0 for found in record["results"].values() for r in found.values())
     told = recovery.summary(record)
     assert len(told) == 6
-    assert told[0].startswith("matryoshka, reference: recovered 0/2 (95%: 0.00 to 0.66)")
+    assert told[0].startswith("matryoshka, reference: recovered 0/2 [0.00, 0.66]")
 
 
 def test_the_largest_mixing_is_that_of_recovered_runs() -> None:

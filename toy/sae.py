@@ -171,24 +171,25 @@ def pursue(sae: SAE, x: Float[Array, "batch d_in"], how: MatchingPursuit) -> Flo
     (batch, n_latents) · n_latents.
     """
     norms = jnp.maximum(decoder_norms(sae), 1e-12)
-    directions, there = sae.W_dec / norms[:, None], has_encoder(sae)
+    directions, there = sae.W_dec / norms[:, None], has_encoder(sae)[:, None]
     cosines = directions @ directions.T
     left = x - sae.b_dec
     least = how.tolerance * jnp.sum(left**2, axis=1)
 
+    # Latents are rows here: a CPU takes the largest of a column, for many columns at once, faster than that of a row.
     def take(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
         products, energy, sizes = carry
-        largest = jax.lax.stop_gradient(products == jnp.max(products, axis=1, keepdims=True))
-        best = largest / jnp.sum(largest, axis=1, keepdims=True)  # not `argmax`, which is slow in lanes on a CPU
-        size = jnp.where(energy > least, jax.nn.relu(jnp.sum(best * products, axis=1)), 0)
-        taken = best * size[:, None]
-        return (products - taken @ cosines * there, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
+        largest = jax.lax.stop_gradient(products == jnp.max(products, axis=0))
+        best = largest / jnp.sum(largest, axis=0)  # not `argmax`, which is slow in lanes on a CPU
+        size = jnp.where(energy > least, jax.nn.relu(jnp.sum(best * products, axis=0)), 0)
+        taken = best * size
+        return (products - cosines @ taken * there, energy - jax.lax.stop_gradient(size) ** 2, sizes + taken), None
 
-    products, energy = left @ directions.T * there, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
+    products, energy = directions @ left.T * there, jax.lax.stop_gradient(jnp.sum(left**2, axis=1))
     (_, _, sizes), _ = jax.lax.scan(
         take, (products, energy, jnp.zeros_like(products)), length=how.k, unroll=min(how.k, 8)
     )
-    return sizes / norms
+    return sizes.T / norms
 
 
 def decode(sae: SAE, acts: Float[Array, "batch n_latents"]) -> Float[Array, "batch d_in"]:

@@ -168,6 +168,12 @@ def wilson(count: int, total: int) -> Interval:
     return Interval(count / total, interval.low, interval.high)
 
 
+def count_text(count: int, total: int, digits: int = 2) -> str:
+    """A count of runs and the interval of its share, such as 5/16 [0.14, 0.56]."""
+    interval = wilson(count, total)
+    return f"{count}/{total} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
 def bootstrap(values: Iterable[float]) -> Interval:
     """The mean of one value per seed, with the percentiles of 2,000 resampled means. Raises: ValueError without any."""
     kept = np.array(list(values), float)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -37,7 +37,8 @@ OF_EVALUATION = (
 )
 FACTS = ("n_features", "n_latents", "target_l0")  # which a row always has
 METRICS = (*OF_EVALUATION, *Mixing._fields)  # which it has unless it failed
-MOST_PROGRAMS = 24  # that are kept, since cells come program by program
+MOST_PROGRAMS = 48  # that are kept, at some 50 MB each, since cells come program by program
+MOST_DICTIONARIES = 64  # of superposed directions, which methods share seed by seed
 LIBRARIES = ("jax", "jaxlib", "optax", "numpy", "scipy")
 
 
@@ -147,19 +148,22 @@ def _directions(cells: Sequence[Cell], program: Program) -> Float[np.ndarray, "l
     n_features, d_in = min(program.shape.n_features, program.d_in), program.d_in
     norm_stds = {cell.training.norm_std for cell in cells if cell.training.max_cosine is None}
     orthogonal = {std: np.asarray(make_directions(keys, n_features, d_in, norm_std=std)) for std in norm_stds}
-    superposed: dict[tuple, np.ndarray] = {}
     W_feat = np.zeros((len(cells), program.shape.n_features, d_in), np.float32)
     for i, cell in enumerate(cells):
         n, training = built(cell.tree).tree.n_features, cell.training
         if training.max_cosine is None:
             W_feat[i, :n] = orthogonal[training.norm_std][i, :n]
             continue
-        of = (training.seed, n, training.max_cosine, training.norm_std)
-        if of not in superposed:
-            given = {"max_cosine": training.max_cosine, "norm_std": training.norm_std}
-            superposed[of] = np.asarray(make_directions(keys[i : i + 1], n, d_in, **given))[0]
-        W_feat[i, :n] = superposed[of]
+        W_feat[i, :n] = _superposed(training.seed, n, d_in, training.max_cosine, training.norm_std, _flags())
     return W_feat
+
+
+@lru_cache(MOST_DICTIONARIES)
+def _superposed(
+    seed: int, n_features: int, d_in: int, max_cosine: float, norm_std: float, flags: Flags
+) -> Float[np.ndarray, "n_features d_in"]:
+    keys = _direction_keys(jnp.asarray([seed], jnp.uint32), flags=flags)
+    return np.asarray(make_directions(keys, n_features, d_in, max_cosine=max_cosine, norm_std=norm_std))[0]
 
 
 @compiled(static_argnames="flags")

@@ -304,5 +304,5 @@ def _short(name: str, value: Any) -> str:
         return "–".join(_short(name, one) for one in value)
     if isinstance(value, float):
         return f"{value:g}"
-    is_ours = name != "tree" or value in TREES
+    is_ours = name not in ("tree", "method") or value in TREES
     return str(value).replace("_", " ") if is_ours else plots.shown_name(value)

@@ -227,12 +227,11 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def _told(name: str, runs: dict[str, Any]) -> str:
     failed = [i for i, yes in enumerate(runs["recovered"]) if not yes]
-    interval = plots.wilson(len(failed), len(runs["recovered"]))
     found = [(one, runs["lost"][i]) for i in failed for one in runs["correctors"][i]]
     own = sum(feature.startswith(one["parent"]) for one, features in found for feature in features)
     kinds = Counter(_kind(feature) for i in failed for feature in runs["lost"][i])
     return (
-        f"{name}: {len(failed)}/{len(runs['recovered'])} fail (95%: {interval.low:.3f} to {interval.high:.3f}), "
+        f"{name}: {plots.count_text(len(failed), len(runs['recovered']), 3)} fail, "
         f"{sum(bool(runs['correctors'][i]) for i in failed)} of them with a corrector; "
         f"ranks {dict(Counter(one['rank'] for one, _ in found))}; lost {dict(kinds)}, its own child {own} times; "
         f"{sum(runs['hole_rate'][i] > MAX_HOLE_RATE for i in failed)} with holes"

@@ -197,10 +197,9 @@ def summary(record: dict[str, Any]) -> list[str]:
         limit, needed = r["limit"], r["limit"] / r["growth"]
         lines.append(f"{name}: a corrector goes at a price of {limit:.2f}, which a start of {needed:.2f} can reach")
         for price, of, stays in zip(record["config"]["prices"], r["found"], r["truth_stays"], strict=True):
-            interval = plots.wilson(of["recovered"], of["n"])
             lines.append(
                 f"  price {price:g} (coefficient {price / whole(ROWS[name].sparsity):.3g}): recovered "
-                f"{of['recovered']}/{of['n']} [{interval.low:.2f}, {interval.high:.2f}], least cosine "
+                f"{plots.count_text(of['recovered'], of['n'])}, least cosine "
                 f"{mean_known(of['min_cosine']):.3f}, holes {mean_known(of['hole_rate']):.3f}, L0 "
                 f"{mean_known(of['l0']):.3f}, FVU {mean_known(of['fvu']):.4f}, dead "
                 f"{mean_known(of['dead_latents']):.2f}; the truth is {'a' if stays else 'no'} minimum"

@@ -254,8 +254,7 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 
 def _told(r: dict[str, Any]) -> str:
-    interval = plots.wilson(r["recovered"], r["n"])
-    told = f"{r['recovered']}/{r['n']} [{interval.low:.2f}, {interval.high:.2f}]"
+    told = plots.count_text(r["recovered"], r["n"])
     if r["parent_to_child"] is None or r["predicted_parent_to_child"] is None:
         return told
     return f"{told} parent → child {r['parent_to_child']:.3f} (optimum {r['predicted_parent_to_child']:.3f})"

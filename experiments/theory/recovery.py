@@ -93,10 +93,9 @@ def summary(record: dict[str, Any]) -> list[str]:
         for scene, r in scenes.items():
             mixing = recovered_only(r, "max_off_diagonal")
             worst = f", mixing at most {max(mixing):.3f} where recovered" if mixing else ""
-            interval = plots.wilson(r["recovered"], r["n"])
             lines.append(
-                f"{method}, {scene}: recovered {r['recovered']}/{r['n']} "
-                f"(95%: {interval.low:.2f} to {interval.high:.2f}){worst}; holes {mean_known(r['hole_rate']):.3f}, "
+                f"{method}, {scene}: recovered {plots.count_text(r['recovered'], r['n'])}{worst}; "
+                f"holes {mean_known(r['hole_rate']):.3f}, "
                 f"FVU {mean_known(r['fvu']):.4f}, {mean_known(r['seconds']):.2f} s per run"
             )
     return lines

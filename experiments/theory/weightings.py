@@ -162,12 +162,10 @@ def summary(record: dict[str, Any]) -> list[str]:
     for method, scenes in results["found"].items():
         lines.append(f"{METHODS[method]} (learning rate, L0 over the true one: {results['chosen'][method]})")
         for scene, r in scenes.items():
-            interval = plots.wilson(r["recovered"], r["n"])
             mixing = ", ".join(f"{kind} {_interval(recovered_only(r, kind))}" for kind in (*MIXING, "max_off_diagonal"))
             metrics = ", ".join(f"{metric} {_interval(r[metric])}" for metric in (*METRICS, "l0"))
             lines.append(
-                f"  {scene}: recovered {r['recovered']}/{r['n']} [{interval.low:.2f}, {interval.high:.2f}], {metrics}; "
-                f"recovered ones: {mixing}"
+                f"  {scene}: recovered {plots.count_text(r['recovered'], r['n'])}, {metrics}; recovered ones: {mixing}"
             )
     return lines
 
