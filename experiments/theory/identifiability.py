@@ -86,11 +86,11 @@ class Config(PanelConfig):
 
     edge_probs: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     """P(child | parent), in ascending order."""
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
     """The child's magnitude over the parent's, of one child."""
     n_children: tuple[int, ...] = (2, 3, 4)
     """Numbers of children, mutually exclusive and independent, as large as their parent."""
-    ratios_of_two: tuple[float, ...] = (0.5, 2.0, 5.0)
+    ratios_of_two: tuple[float, ...] = (0.5, 2.0)
     """Magnitudes of two children over the parent's, beside equal ones, mutually exclusive and independent."""
     n_steps: int = 4_000
     """Training steps."""
