@@ -13,10 +13,13 @@ features are on than there are slots, further passes take the rest.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
@@ -92,14 +95,25 @@ def accumulate(
     words = jax.random.bits(key_bits, (batch_size, math.ceil(n / 2)), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(batch_size, -1)[:, :n]
     # A uniform number of which only the first 16 bits are drawn: all that may fire stay, and `_confirm` draws the rest.
-    most = jnp.sqrt(2.0) * jax.lax.erf_inv((bits.astype(jnp.float32) + 1) * 2 ** (1 - _N_BITS) - 1)
+    most = jnp.asarray(_quantiles()).at[bits].get(mode="promise_in_bounds")
     may = z @ model.loading[model.top].T + model.noise[model.top] * most > model.threshold[model.top]
-    nodes, scale = jnp.broadcast_to(model.top, may.shape), may.astype(model.mean.dtype)
     for i, part in enumerate((slice(0, n_parents), slice(n_parents, n))):
         level = i * len(model.layout.exclusive)  # the others have no level below them
         draw = _Draw(model, z, level, model.layout.n_slots[i], first=True)
-        total = _passes(jax.random.fold_in(key, i), draw, nodes[:, part], scale[:, part], add, total)
+        pick = partial(_unscaled, model, part)
+        total = _passes(jax.random.fold_in(key, i), draw, may[:, part], pick, add, total)
     return total
+
+
+def _unscaled(model: Synthetic, part: slice, places: Slots) -> tuple[Slots, Float[Array, ""]]:
+    """Nodes without a parent, by their places in a part of `model.top`, and their scale."""
+    return model.top[part][places], jnp.ones((), model.mean.dtype)
+
+
+@cache
+def _quantiles() -> Float[np.ndarray, " numbers"]:
+    """The most that a normal variable can be, by the first bits of its uniform number; a CPU looks it up faster."""
+    return scipy.special.ndtri((np.arange(2**_N_BITS) + 1) / 2**_N_BITS).astype(np.float32)
 
 
 class _Draw(NamedTuple):
@@ -113,23 +127,28 @@ class _Draw(NamedTuple):
 
 
 def _passes(
-    key: Key[Array, ""], draw: _Draw, nodes: Slots, scale: Values, add: Callable[[T, Slots, Values], T], total: T
+    key: Key[Array, ""],
+    draw: _Draw,
+    on: Bool[Array, "batch n"],
+    pick: Callable[[Slots], tuple[Slots, Float[Array, "..."]]],
+    add: Callable[[T, Slots, Values], T],
+    total: T,
 ) -> T:
-    """Takes nodes whose scale is not 0, `n_slots` a row at a time, with everything below them."""
-    if not nodes.shape[1]:
+    """Takes what is on, `n_slots` a row at a time, with everything below; `pick` gives nodes and scales by place."""
+    if not on.shape[1]:
         return total
 
     def take(carry: tuple) -> tuple:
         words, i, total = carry
-        words, at, taken = _first_on(words, min(draw.n_slots, nodes.shape[1]))
+        words, places, taken = _first_on(words, min(draw.n_slots, on.shape[1]))
         key_confirm, key_grow = jax.random.split(jax.random.fold_in(key, i))
-        chosen = jnp.take_along_axis(nodes, at, 1)
-        kept = taken * jnp.take_along_axis(scale, at, 1)
+        chosen, scale = pick(places)
+        kept = taken * scale
         if draw.first:
             kept *= _confirm(key_confirm, draw, chosen)
         return words, i + 1, _grow(key_grow, draw._replace(first=False), chosen, kept, add, total)
 
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0] > 0), take, (_packed(scale > 0), 0, total))[2]
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0] > 0), take, (_packed(on), 0, total))[2]
 
 
 def _packed(on: Bool[Array, "batch n"]) -> UInt32[Array, "batch words"]:
@@ -188,7 +207,11 @@ def _grow(
         child, scale = (jnp.take_along_axis(values, one, 2)[:, :, 0] for values in (child, scale))
         return _grow(key, draw, child, scale, add, total)
     child, scale = (values.reshape(len(values), -1) for values in (child, scale))
-    return _passes(key, draw, child, scale, add, total)
+
+    def pick(places: Slots) -> tuple[Slots, Values]:
+        return jnp.take_along_axis(child, places, 1), jnp.take_along_axis(scale, places, 1)
+
+    return _passes(key, draw, scale > 0, pick, add, total)
 
 
 def _drive(draw: _Draw, nodes: Int[Array, "batch ..."]) -> Float[Array, "batch ..."]:
