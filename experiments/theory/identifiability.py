@@ -6,9 +6,9 @@ and more; by L1 below less, the less the larger the child. The comment's example
 and far beyond that of L1. Matryoshka fails where the first latent, which a prefix holds alone, leans too far to the
 children (`toy.theory.first_latent_angle`), or where its shortest prefix holds children. Vanilla SAEs, whose encoders
 are free, absorb at every probability (`toy.theory.absorption_gain`).
-Command: python -m experiments.theory.identifiability (about 15 minutes on 2 cores).
-Expected, seeds 5000 to 5015: in 52 of 54 rows recovery falls below half of the seeds within a step of the limit (in 61
-of 63 with vanilla's, whose limits and counts are all 0). With one child every prefix is the same as 10 sampled ones,
+Command: python -m experiments.theory.identifiability (34 CPU minutes, about 18 minutes on 2 cores).
+Expected, seeds 5000 to 5015: in 64 of 66 rows recovery falls below half of the seeds within a step of the limit (in 75
+of 77 with vanilla's, whose limits and counts are all 0). With one child every prefix is the same as 10 sampled ones,
 since the trees have 10 features.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
