@@ -41,8 +41,8 @@ from toy.training.loop import Progress
 PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
 LEVELS = "matryoshka:weighting=levels:25%=1,50%=1,full=1"
 # What the figure calls each method. The penalty of rotations, |y| / (|y| + ε), is L1 where ε is large and L0 where it
-# is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02. A third of the
-# rounds is enough for ten latents.
+# is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02. A third of
+# the search's rounds is enough for some ten latents.
 METHODS = {
     "vanilla": "vanilla",
     "matryoshka": "10 sampled",
