@@ -37,6 +37,7 @@ OTHER_COLOURS = ("#66a182", "#2e4057", "#8d96a3")  # of other weightings, in tur
 CRITERIA = {"recovered": "#c8c8c8", "cosine below .9": "#b2abd2", "holes": "#f1a340", "both": "#8c510a"}
 CODES = {1: "c", 2: "h", 3: "ch"}  # of the criteria in a cell of a phase diagram
 MOST_INTERVALS = 12  # side by side, which are wider than means
+MOST_OF_METHOD = 60  # characters, since long names differ at their ends
 FAILED, UNKNOWN = "////", "...."  # hatches
 
 
@@ -304,5 +305,7 @@ def _short(name: str, value: Any) -> str:
         return "–".join(_short(name, one) for one in value)
     if isinstance(value, float):
         return f"{value:g}"
-    is_ours = name not in ("tree", "method") or value in TREES
+    if name == "method":
+        return plots.shown_name(str(value), MOST_OF_METHOD)
+    is_ours = name != "tree" or value in TREES
     return str(value).replace("_", " ") if is_ours else plots.shown_name(value)
