@@ -11,7 +11,7 @@ from toy import prefixes
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import Tree, build_tree, marginals
-from toy.prefixes import FixedWeights, inclusion
+from toy.prefixes import Prefixes, SampledPrefixes, inclusion
 from toy.sae import sae_of_directions
 from toy.theory import enumerate_states, minimum
 
@@ -20,6 +20,13 @@ def places(tree: Tree, power: float | None) -> Int[np.ndarray, " n_features"]:
     """The place of each feature under a rule, from 0; of equals the first in the tree comes first."""
     importance = np.zeros(tree.n_features) if power is None else marginals(tree) * tree.magnitude_mean**power
     return np.argsort(np.argsort(-importance, kind="stable"))
+
+
+def mean_weights(weighting: str, n_latents: int) -> Prefixes:
+    """The prefixes of a weighting's name, where the mean weights of all lengths stand for sampled lengths."""
+    weights = prefixes.named(weighting.replace("sampled", "expected"), n_latents)
+    assert not isinstance(weights, SampledPrefixes)
+    return weights
 
 
 class Optimum(NamedTuple):
@@ -39,8 +46,7 @@ def optimum(root: Node, power: float | None, weighting: str, sparsity_coef: floa
     scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
     states = enumerate_states(build_tree(forest(root.children[0])))
     at = places(tree, power)[:2]
-    weights = prefixes.named(weighting.replace("sampled", "expected"), tree.n_features)
-    assert isinstance(weights, FixedWeights)
+    weights = mean_weights(weighting, tree.n_features)
     order = np.argsort(at)  # so that the latent of the first place is the first
     features = states.features[:, order] * scale
     sae, _ = minimum(
