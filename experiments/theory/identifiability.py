@@ -44,16 +44,16 @@ from toy.training.loop import Progress
 PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
 LEVELS = "matryoshka:weighting=levels:25%=1,50%=1,full=1"
 # What the figure calls each method. The penalty of rotations, |y| / (|y| + ε), is L1 where ε is large and L0 where it
-# is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02. A quarter
+# is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02. A sixth
 # of the search's rounds is enough for some ten latents.
 METHODS = {
     "vanilla": "vanilla",
     "matryoshka": "10 sampled",
     "matryoshka:weighting=all": "every prefix",
     LEVELS: "three levels",
-    "rotated:offset=10,first_offset=10,margin=0.0001,n_rounds=3": "rotated, L1",
-    "rotated:offset=0.8,first_offset=0.8,margin=0.0005,n_rounds=3": "rotated, log",
-    "rotated:n_rounds=3": "rotated, L0",
+    "rotated:offset=10,first_offset=10,margin=0.0001,n_rounds=2": "rotated, L1",
+    "rotated:offset=0.8,first_offset=0.8,margin=0.0005,n_rounds=2": "rotated, log",
+    "rotated:n_rounds=2": "rotated, L0",
 }
 PENALTIES: dict[str, Penalty] = {"L1": "l1", "log": lambda act: float(np.log1p(act / LOG_OFFSET)), "L0": "l0"}
 
