@@ -24,6 +24,7 @@ from experiments.theory import (
     weightings,
 )
 from experiments.theory.correctors import correctors, lost
+from experiments.theory.family_limits import Family, limit
 from toy.features.named import forest
 from toy.features.node import Node
 from toy.features.tree import build_tree
@@ -86,23 +87,30 @@ def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, mo
     }
     assert list(record["results"]["methods"]["matryoshka"]) == [*found, "2 exclusive, lone 0.01"]
     assert list(record["results"]["penalties"]["L0"].values()) == [0.5, 0.4, 0.4, 0.5, 0.5]
-    assert len(identifiability.summary(record)) == 1 + 5 + 2 * (1 + 6) + 3
+    outdone = record["results"]["outdone_by"]
+    assert list(outdone) == [
+        "1, ratio 1",
+        "2 exclusive",
+        "2 exclusive, lone 0.01",
+    ]  # the others fail by the first latent
+    assert all(code["loss"] < code["loss_of_truth"] for code in outdone.values())
+    assert len(identifiability.summary(record)) == 1 + 5 + 2 * (1 + 6) + 3 + 1 + 3
 
 
-ONE, TWO = identifiability.Row(1.0, 1, True), identifiability.Row(1.0, 2, True)
+ONE, TWO = Family(1.0, 1, exclusive=True), Family(1.0, 2, exclusive=True)
 
 
 def test_the_limit_of_matryoshka_is_where_the_first_latent_leans_away_from_its_parent() -> None:
     """By hand: tan 2θ = 4q / (1 − 4q) and cos θ = .9 give q = .1396 for a child twice as large as its parent."""
-    found = identifiability.limit("matryoshka", ONE._replace(ratio=2.0))
+    found = limit("matryoshka", ONE._replace(ratio=2.0))
     assert found == pytest.approx(0.1396, abs=2e-4)
     assert first_latent_angle(found, 2.0) == pytest.approx(0.451, abs=1e-3)
 
 
 def test_limits_of_the_other_methods() -> None:
     """A penalty between L1 and L0 has its limit between theirs."""
-    assert identifiability.limit("vanilla", TWO) == 0
-    rotated = [identifiability.limit(method, TWO) for method in list(identifiability.METHODS)[4:]]
+    assert limit("vanilla", TWO) == 0
+    rotated = [limit(method, TWO) for method in list(identifiability.METHODS)[4:]]
     assert edge_limit(1.0, "l1", 2) < rotated[0] < rotated[1] < rotated[2] < edge_limit(1.0, "l0", 2) == 0.4
     assert rotated == pytest.approx([0.340, 0.373, 0.4], abs=5e-3)  # of L1, log(1 + a / .1) and L0
 

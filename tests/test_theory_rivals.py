@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from experiments.sweeps.cell import D_IN
-from experiments.theory.identifiability import LEVELS, Row, matryoshka_limit
+from experiments.theory.family_limits import Family, matryoshka_limit
+from experiments.theory.identifiability import LEVELS
 from experiments.theory.rivals import Rival, lone_optimum, rivals
 from toy import prefixes
 from toy.features.tree import build_tree
@@ -14,11 +15,13 @@ from toy.prefixes import inclusion
 from toy.sae import SAE, encode, sae_of_directions
 from toy.theory import enumerate_states, minimum, population_loss
 
-TWO = Row(1.0, 2, exclusive=True)
+TWO = Family(1.0, 2, exclusive=True)
 
 
-def best(row: Row, prob: float) -> Rival:
-    return min(rivals(row.tree(prob), prefixes.all_prefixes(row.n_children + 9), 1.0), key=lambda rival: rival.loss)
+def best(family: Family, prob: float) -> Rival:
+    return min(
+        rivals(family.tree(prob), prefixes.all_prefixes(family.n_children + 9), 1.0), key=lambda rival: rival.loss
+    )
 
 
 def test_a_lone_latent_has_the_least_objective_of_all_codes_of_its_feature() -> None:
@@ -78,4 +81,6 @@ def test_with_levels_children_are_outdone_from_where_the_first_level_holds_one()
     """A child has a lone feature's energy at P = .05 / (.3 ratio²)."""
     levels = named(LEVELS).weighting
     for ratio in (1.0, 2.0, 5.0):
-        assert matryoshka_limit(levels, Row(ratio, 1, exclusive=True)) == pytest.approx(1 / (6 * ratio**2), abs=0.006)
+        assert matryoshka_limit(levels, Family(ratio, 1, exclusive=True)) == pytest.approx(
+            1 / (6 * ratio**2), abs=0.006
+        )

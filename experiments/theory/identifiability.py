@@ -6,17 +6,17 @@ and more; by L1 below less, the less the larger the child. The comment's example
 and far beyond that of L1. Matryoshka fails where another code has the lower objective (`outdone_from`), or where the
 first latent, which a prefix holds alone, leans too far to the children (`toy.theory.first_latent_angle`). Vanilla SAEs,
 whose encoders are free, absorb at every probability (`toy.theory.absorption_gain`).
-Command: python -m experiments.theory.identifiability (34 CPU minutes, about 18 minutes on 2 cores).
-Expected, seeds 5000 to 5015: in 64 of 66 rows recovery falls below half of the seeds within a step of the limit (in 75
-of 77 with vanilla's, whose limits and counts are all 0). With one child every prefix is the same as 10 sampled ones,
-since the trees have 10 features.
+Command: python -m experiments.theory.identifiability (about 14 minutes on 2 cores).
+Expected, seeds 5000 to 5015: in all 60 rows recovery falls below half of the seeds within a step of the limit, and in
+the 9 of vanilla, whose limits and counts are all 0. With one child every prefix is the same as 10 sampled ones, since
+the trees have 10 features.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
 
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,21 +27,22 @@ from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
 from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
-from experiments.theory.pair_order import mean_weights
-from experiments.theory.rivals import outdone_from
+from experiments.theory.family_limits import (
+    LONE_PROB,
+    N_LONE,
+    Family,
+    first_latent_limit,
+    is_matryoshka,
+    is_outdone,
+    limit,
+    outdone_by,
+)
 from toy.checks import POSITIVE, Real, Whole, check_ascending, check_fields
-from toy.eval.metrics import MIN_COSINE
-from toy.features.named import forest
 from toy.features.node import Node
-from toy.features.tree import build_tree
 from toy.loss.penalty import LOG_OFFSET
-from toy.methods import named
-from toy.methods.rotated import Rotated
-from toy.theory import Penalty, edge_limit, enumerate_states, first_latent_angle
-from toy.training.config import Hypers
+from toy.theory import Penalty, edge_limit
 from toy.training.loop import Progress
 
-PARENT_PROB, LONE_PROB, N_LONE = 0.3, 0.05, 8
 LEVELS = "matryoshka:weighting=levels:25%=1,50%=1,full=1"
 # What the figure calls each method. The penalty of rotations, |y| / (|y| + ε), is L1 where ε is large and L0 where it
 # is small; where ε is half of the parent's magnitude, it has the limits of log(1 + y / .1) to within .02. A sixth
@@ -56,34 +57,6 @@ METHODS = {
     "rotated:n_rounds=2": "rotated, L0",
 }
 PENALTIES: dict[str, Penalty] = {"L1": "l1", "log": lambda act: float(np.log1p(act / LOG_OFFSET)), "L0": "l0"}
-
-
-class Row(NamedTuple):
-    """A row of the figure: trees that differ in P(child | parent)."""
-
-    ratio: float  # a child's magnitude over its parent's
-    n_children: int
-    exclusive: bool
-    lone_prob: float = LONE_PROB
-
-    @property
-    def name(self) -> str:
-        if self.n_children == 1:
-            return f"1, ratio {self.ratio:g}"
-        name = f"{self.n_children} {'exclusive' if self.exclusive else 'independent'}"
-        name += "" if self.ratio == 1 else f", ratio {self.ratio:g}"
-        return name if self.lone_prob == LONE_PROB else f"{name}, lone {self.lone_prob:g}"
-
-    @property
-    def n_exclusive(self) -> int:
-        """The number of children that exclude each other, or 1; its inverse is the greatest P(child | parent)."""
-        return self.n_children if self.exclusive else 1
-
-    def tree(self, prob: float) -> Node:
-        """The parent, of magnitude 1, and its children among lone features."""
-        children = [Node(prob, name=f"child{i}", magnitude_mean=self.ratio) for i in range(self.n_children)]
-        parent = Node(PARENT_PROB, tuple(children), exclusive=self.exclusive, name="parent")
-        return forest(parent, *(Node(self.lone_prob) for _ in range(N_LONE)))
 
 
 @dataclass(frozen=True)
@@ -120,20 +93,20 @@ class Config(PanelConfig):
         check_ascending(self, "edge_probs", "ratios")
 
     @cached_property
-    def shared_rows(self) -> list[Row]:
+    def shared_rows(self) -> list[Family]:
         """The rows of every method."""
-        rows = [Row(ratio, 1, True) for ratio in self.ratios]
+        rows = [Family(ratio, 1, True) for ratio in self.ratios]
         for exclusive in (True, False):
-            rows += [Row(1.0, n, exclusive) for n in self.n_children]
-            rows += [Row(ratio, 2, exclusive) for ratio in self.ratios_of_two]
+            rows += [Family(1.0, n, exclusive) for n in self.n_children]
+            rows += [Family(ratio, 2, exclusive) for ratio in self.ratios_of_two]
         return rows
 
-    def rows(self, method: str) -> list[Row]:
+    def rows(self, method: str) -> list[Family]:
         """The rows of a method; lone features matter for the order of Matryoshka's latents."""
-        rare = [Row(1.0, n, True, self.rare_prob) for n in self.n_with_rare]
+        rare = [Family(1.0, n, True, self.rare_prob) for n in self.n_with_rare]
         return self.shared_rows + (rare if is_matryoshka(method) else [])
 
-    def probs(self, row: Row) -> list[float]:
+    def probs(self, row: Family) -> list[float]:
         """The P(child | parent) that are possible."""
         return [prob for prob in self.edge_probs if prob * row.n_exclusive <= 1]
 
@@ -158,14 +131,14 @@ class Config(PanelConfig):
         return Panels("identifiability", self.runs, self.trees, self.n_steps)
 
 
-def _name(row: Row, prob: float) -> str:
+def _name(row: Family, prob: float) -> str:
     return f"{row.name}, P {prob:g}"
 
 
 def run(cfg: Config, progress: Progress) -> dict[str, Any]:
     found = cfg.panels.results(cfg.store, progress)
 
-    def result(method: str, row: Row) -> dict[str, Any]:
+    def result(method: str, row: Family) -> dict[str, Any]:
         recovered = [found[method][_name(row, prob)]["recovered"] for prob in cfg.probs(row)]
         return {"edge_probs": cfg.probs(row), "recovered": recovered, "limit": limit(method, row)}
 
@@ -175,44 +148,9 @@ def run(cfg: Config, progress: Progress) -> dict[str, Any]:
             name: {row.name: edge_limit(row.ratio, penalty, row.n_exclusive) for row in cfg.shared_rows}
             for name, penalty in PENALTIES.items()
         },
+        "first_latent": {row.name: first_latent_limit(row) for row in cfg.rows("matryoshka")},
+        "outdone_by": {row.name: outdone_by(row) for row in cfg.rows("matryoshka") if is_outdone(row)},
     }
-
-
-def limit(method: str, row: Row) -> float:
-    """The P(child | parent) from which on the theory has a method fail."""
-    given = named(method)
-    if isinstance(given.method, Rotated):
-        return _sparsest_limit(row, given.method.how.offset)
-    return matryoshka_limit(given.weighting, row) if is_matryoshka(method) else 0.0
-
-
-def is_matryoshka(method: str) -> bool:
-    return method.startswith("matryoshka")
-
-
-@cache
-def matryoshka_limit(weighting: str, row: Row) -> float:
-    """The least P(child | parent) at which a lone latent leans too far, or another code has the lower objective."""
-    weights = mean_weights(weighting, n_latents=1 + row.n_children + N_LONE)
-    return outdone_from(row.tree, weights, Hypers._field_defaults["sparsity_coef"], most=_lean_limit(row))
-
-
-def _sparsest_limit(row: Row, offset: float) -> float:
-    """Returns where the truth stops being the sparsest code by the penalty of a search, whose ε is in units of E‖x‖."""
-    prob = 0.5 / row.n_exclusive
-    for _ in range(8):  # E‖x‖ hardly depends on the probability
-        tree = build_tree(row.tree(prob))
-        eps = offset * enumerate_states(tree).mean_norm(np.eye(tree.n_features))
-        prob = edge_limit(row.ratio, lambda act, eps=eps: act / (act + eps), row.n_exclusive)
-    return prob
-
-
-def _lean_limit(row: Row) -> float:
-    """The least P(child | parent) with which a lone latent's cosine with the parent is below that of a recovery."""
-    probs = np.linspace(0, 1 / row.n_exclusive, 10_001)
-    angles = [first_latent_angle(prob, row.ratio, row.n_children, exclusive=row.exclusive) for prob in probs]
-    below = np.flatnonzero(np.cos(angles) < MIN_COSINE)
-    return float(probs[below[0]]) if len(below) else 1 / row.n_exclusive
 
 
 def within_a_step(result: dict[str, Any], n_seeds: int) -> bool:
@@ -232,8 +170,16 @@ def summary(record: dict[str, Any]) -> list[str]:
             told = ", ".join(f"P {prob:g} {n}/{n_seeds}" for prob, n in counts)
             lines.append(f"  {name} (limit {result['limit']:.3f}{'' if yes else ', more than a step off'}): {told}")
     for name, limits in record["results"]["penalties"].items():
-        lines.append(f"limits of {name}: " + ", ".join(f"{row} {value:.3f}" for row, value in limits.items()))
+        lines.append(f"limits of {name}: " + _listed(limits))
+    lines.append(f"a lone latent's limits: {_listed(record['results']['first_latent'])}")
+    for row, code in record["results"]["outdone_by"].items():
+        latents = "; ".join(" ".join(f"{cosine:.2f}" for cosine in latent) for latent in code["cosines"])
+        lines.append(f"{row} is outdone from {code['edge_prob']:.3f} on by latents with the cosines {latents}")
     return lines
+
+
+def _listed(limits: dict[str, float]) -> str:
+    return ", ".join(f"{row} {value:.3f}" for row, value in limits.items())
 
 
 def caption(record: dict[str, Any]) -> str:
