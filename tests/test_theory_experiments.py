@@ -115,6 +115,21 @@ def test_limits_of_the_other_methods() -> None:
     assert rotated == pytest.approx([0.340, 0.373, 0.4], abs=5e-3)  # of L1, log(1 + a / .1) and L0
 
 
+def test_rows_that_are_asked_for_twice_are_there_once() -> None:
+    cfg = identifiability.Config(ratios=(1.0,), n_children=(2, 2), ratios_of_two=(1.0,), n_with_rare=(2, 2))
+    assert [row.name for row in cfg.rows("matryoshka")] == [
+        "1, ratio 1",
+        "2 exclusive",
+        "2 independent",
+        "2 exclusive, lone 0.01",
+    ]
+
+
+def test_lone_features_that_are_not_rarer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rare_prob.*0\.05"):
+        identifiability.Config(rare_prob=0.05)
+
+
 @pytest.mark.parametrize(("row", "agrees"), [((16, 16, 9, 2), True), ((16, 7, 9, 0), True), ((7, 0, 0, 0), False)])
 def test_a_limit_agrees_within_a_step_of_the_grid(row: tuple[int, ...], agrees: bool) -> None:
     """The limit .35 has .4 as the first probability beyond it; half of the seeds are 8."""
