@@ -6,7 +6,7 @@ and more; by L1 below less, the less the larger the child. The comment's example
 and far beyond that of L1. Matryoshka fails where another code has the lower objective (`outdone_from`), or where the
 first latent, which a prefix holds alone, leans too far to the children (`toy.theory.first_latent_angle`). Vanilla SAEs,
 whose encoders are free, absorb at every probability (`toy.theory.absorption_gain`).
-Command: python -m experiments.theory.identifiability (about 13 minutes on 2 cores).
+Command: python -m experiments.theory.identifiability (about 11 minutes on 2 cores).
 Expected, seeds 5000 to 5015: in all 60 rows recovery falls below half of the seeds within a step of the limit, and in
 the 9 of vanilla, whose limits and counts are all 0. With one child every prefix is the same as 10 sampled ones, since
 the trees have 10 features.
