@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from experiments.sweeps import cell
 from experiments.theory.correctors import correctors, families
+from experiments.theory.family_limits import Family
 from toy import prefixes
 from toy.features.directions import cosine_matrix
 from toy.features.named import forest, reference_tree
-from toy.features.node import Node
 from toy.features.tree import Tree, build_tree
 from toy.prefixes import FixedWeights, inclusion
 from toy.sae import SAE, decode, encode, sae_of_directions
@@ -57,11 +58,11 @@ def two_subtrees() -> Problem:
     return Problem(tree, enumerate_states(tree), scale, prefixes.of_inclusion(s))
 
 
-def pair(edge_prob: float, n_lone: int = 8) -> Problem:
-    """A parent (.3) and one child among lone features (.05), as in `identifiability`."""
-    tree = build_tree(forest(Node(0.3, (Node(edge_prob),)), *(Node(0.05) for _ in range(n_lone))))
+def pair(edge_prob: float) -> Problem:
+    """A parent and one child among lone features, as in `identifiability`."""
+    tree = build_tree(Family(ratio=1.0, n_children=1, exclusive=True).tree(edge_prob))
     states, n = enumerate_states(tree), tree.n_features
-    return Problem(tree, states, np.sqrt(32) / states.mean_norm(np.eye(n)), prefixes.expected(n))
+    return Problem(tree, states, np.sqrt(cell.D_IN) / states.mean_norm(np.eye(n)), prefixes.expected(n))
 
 
 def code(problem: Problem, features: Sequence[int], corrected: int | None = None, place: int | None = None) -> Code:

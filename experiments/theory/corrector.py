@@ -8,7 +8,7 @@ Claim: a failed run has a corrector, of the last rank, in the place of one child
 the sparsity coefficient is small, since they are part of the better optimum of the exact objective there. Between that
 and the coefficients of a whole run lies a range in which descent leads from the corrector to the lost child; above it
 the corrector's code is worse than the truth and yet a local minimum, which no run leaves, but a restart does.
-Command: python -m experiments.theory.corrector (about 10 minutes on 2 cores).
+Command: python -m experiments.theory.corrector (about 12 minutes on 2 cores).
 Expected, seeds 6000 to 6255: 51 of 256 runs fail without restarts, 49 of them with a corrector; none with restarts.
 In the post: nothing; it shows one run.
 """
