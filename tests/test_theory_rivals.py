@@ -9,6 +9,7 @@ from experiments.theory.family_limits import Family, matryoshka_limit
 from experiments.theory.identifiability import LEVELS
 from experiments.theory.rivals import Rival, lone_optimum, rivals
 from toy import prefixes
+from toy.features.named import forest
 from toy.features.tree import build_tree
 from toy.methods import named
 from toy.prefixes import inclusion
@@ -57,6 +58,19 @@ def test_the_objective_is_that_of_the_whole_tree(is_recovery: bool) -> None:
     x, prob = jnp.asarray(states.features * scale, jnp.float32), jnp.asarray(states.prob, jnp.float32)
     found = population_loss(sae, encode(sae, x), x, prob, weights, sparsity_coef=coef)
     assert rival.loss == pytest.approx(float(found), rel=1e-5)
+
+
+def test_latents_stand_in_the_order_of_their_energy() -> None:
+    """To within 1%, among themselves and on both sides of those of the lone features, whose energy is .05 at most."""
+    root = TWO.tree(0.25)
+    states = enumerate_states(build_tree(forest(root.children[0])))
+    found = rivals(root, prefixes.all_prefixes(11), 1.0)
+    assert {rival.n_before for rival in found} >= {2, 3}
+    for rival in found:
+        sizes = np.asarray(encode(rival.sae, jnp.asarray(states.features))) * np.linalg.norm(rival.sae.W_dec, axis=1)
+        energies = states.prob @ sizes**2
+        assert np.all(energies[1:] <= energies[:-1] * 1.011)
+        assert np.all(energies[rival.n_before :] <= 0.051)
 
 
 def test_two_exclusive_children_are_outdone_where_independent_ones_and_exclusive_rare_ones_are_not() -> None:
