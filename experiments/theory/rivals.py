@@ -77,7 +77,10 @@ def rivals(root: Node, prefixes: Prefixes, sparsity_coef: float) -> list[Rival]:
 def outdone_from(
     tree_of: Callable[[float], Node], prefixes: Prefixes, sparsity_coef: float, most: float, tolerance: float = 0.005
 ) -> float:
-    """The P(child | parent), up to the most, from which on the least of the minima is no recovery; else the most."""
+    """The P(child | parent), up to the most, from which on the least of the minima is no recovery; else the most.
+
+    It is found by bisection, which takes a truth that is best at the most to be best at every lower probability.
+    """
 
     def is_outdone(prob: float) -> bool:
         return not min(rivals(tree_of(prob), prefixes, sparsity_coef), key=lambda rival: rival.loss).is_recovery
