@@ -28,6 +28,8 @@ from toy.lm.text import END_OF_STORY
 from toy.lm.weights import save_model
 from toy.training import controllers as sparsity
 from toy.training.grid import trained_saes
+from toy.training.loop import Run
+from toy.training.state import Metrics
 
 FIGURES = [measure.name for measure in tinystories.MEASURES.values()]
 TINY = (
@@ -252,6 +254,24 @@ def test_a_training_diverged_by_the_end_of_the_first_chunk_without_a_finite_loss
     losses = np.array([[3.0, 2, 1, np.nan], [3, 2, np.inf, np.nan]])
     assert language_saes.first_not_finite(losses, 40) == 30
     assert language_saes.first_not_finite(np.ones((2, 4)), 40) == 40
+
+
+def test_a_training_in_which_all_diverge_ends_at_once_and_keeps_the_finite_run(tmp_path):
+    """A family that diverges alone does not end the others' training."""
+
+    def after(n_done: int, *losses: float) -> Run:
+        metrics = (Metrics(*[np.array([[1.0] * (n_done - 1) + [loss]])] * 4) for loss in losses)
+        return Run({"W": np.full(3, n_done)}, dict(zip("ab", metrics, strict=True)), n_done)
+
+    checkpoint = language_saes.WhileFinite(tmp_path / "run.safetensors", every_s=0)
+    assert checkpoint.load(after(1, 1.0, 1.0), {}) is None
+    checkpoint.save(after(2, np.nan, 1.0), {}, last=False)
+    with pytest.raises(ValueError, match="after step 3 no loss of 2 families is finite: run the command again"):
+        checkpoint.save(after(3, np.nan, np.inf), {}, last=True)
+    kept = checkpoint.load(after(2, 1.0, 1.0), {})
+    checkpoint.release()
+    assert kept.n_done == 2
+    np.testing.assert_array_equal(kept.state["W"], [2, 2, 2])
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(

@@ -27,7 +27,7 @@ from toy.training.checkpoint import FileCheckpoint
 from toy.training.config import Hypers, TrainConfig
 from toy.training.controllers import off_target
 from toy.training.grid import Grid, hyper_axes, train_grids, trained_saes
-from toy.training.loop import Progress
+from toy.training.loop import Facts, Progress, Run
 
 KINDS = ("vanilla", "matryoshka")  # that are compared in summaries; a figure shows the others, too
 CODE = ("toy.training.grid", "toy.data.stream", "toy.lm.forward_stream")  # what trains SAEs
@@ -113,7 +113,8 @@ def train_families(
     All see the same batches. Families that are not in the cache are trained in step, so that a forward pass serves
     all, and resumed where their training was stopped. `rates` are the learning rates of kinds.
 
-    Raises: ValueError naming a family whose training ends with numbers that are not finite; the others are kept.
+    Raises: ValueError naming a family whose training ends with numbers that are not finite; the others are kept. If all
+    diverge, training ends at once.
     """
     of_acts = {"activations": acts.stage.folder.name}
     parts = {one: (cfg.cache, one.stage_name, of_acts | facts_of_family(cfg, one, rates)) for one in wanted}
@@ -126,7 +127,7 @@ def train_families(
             {one.label: grid_of(cfg, acts, one, rate_of(one, rates)) for one in new},
             chunk=100,
             progress=lambda n_steps: progress(len(new) * n_steps),
-            checkpoint=FileCheckpoint(checkpoint),
+            checkpoint=WhileFinite(checkpoint),
         )
     saes = {label: trained_saes(state) for label, (state, _) in trained.items()}
     diverged = [label for label, one in saes.items() if not is_finite(one).all()]
@@ -232,6 +233,22 @@ def missing(cfg: LanguageConfig, family: Family, l0_of_training: list[float | No
         for seed, l0 in zip(cfg.seeds, l0_of_training, strict=True)
         if l0 is None or off_target(l0, family.target_l0)
     ]
+
+
+class WhileFinite(FileCheckpoint):
+    """Ends a training in which all families have diverged, and keeps the run of before.
+
+    They have nothing in common but their batches and the machine, so going on from there may well succeed.
+    """
+
+    def save(self, run: Run, facts: Facts, *, last: bool) -> None:
+        """Raises: ValueError if no loss of the last chunk is finite."""
+        if not any(np.isfinite(metrics.loss[..., -1]).any() for metrics in run.history.values()):
+            raise ValueError(
+                f"after step {run.n_done:,} no loss of {len(run.history)} families is finite: run the command again to "
+                "go on from the last checkpoint, in which one is; if that happens again, lower --learning-rate"
+            )
+        super().save(run, facts, last=last)
 
 
 class HeldOut:
