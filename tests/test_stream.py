@@ -205,6 +205,38 @@ def test_what_a_stream_raises_or_gives_wrong_is_told_after_the_chunks_before_it(
     assert told == [20]
 
 
+class Broken(ShardSource):
+    """Its second chunk arrives with other numbers from its middle on, as often as `times` says."""
+
+    times: int
+    number = np.nan
+    asked: list[int]
+
+    def batches(self, first: int, n_steps: int, batch_size: int) -> Batches:
+        found = super().batches(first, n_steps, batch_size)
+        self.asked.append(first)
+        if first != 20 or self.asked.count(first) > self.times:
+            return found
+        return found._replace(x=found.x.at[n_steps // 2 :, 3].set(self.number))
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf, 2e15])
+def test_batches_that_arrive_broken_are_read_again(monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    monkeypatch.setattr(Broken, "asked", [], raising=False)
+    monkeypatch.setattr(Broken, "times", 2, raising=False)
+    monkeypatch.setattr(Broken, "number", number)
+    source = Broken(stream().activations)
+    state, _ = train(KEY, source, HYPERS, cfg=CFG, chunk=20)
+    assert Broken.asked == [0, 20, 20, 20, 40]
+    assert equal(state, train(KEY, ShardSource(stream().activations), HYPERS, cfg=CFG, chunk=20)[0])
+    monkeypatch.setattr(Broken, "asked", [])
+    monkeypatch.setattr(Broken, "times", 3)
+    with pytest.raises(
+        ValueError, match=r"^source: in the batches of steps 20 to 39 numbers are not finite or not bel"
+    ):
+        train(KEY, source, HYPERS, cfg=CFG, chunk=20)
+
+
 def test_one_chunk_is_read_ahead_in_a_thread_and_none_after_the_last() -> None:
     read: list[int] = []
     threads, ahead = set(), threading.Event()

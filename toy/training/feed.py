@@ -4,6 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from toy.compiled import compiled
+from toy.data.rows import MAX_SIZE
 from toy.data.source import Batches, Source, Stream, checked_source
 from toy.files.digest import config_facts, tree_facts
 from toy.methods import method_facts
@@ -13,6 +18,7 @@ from toy.training.loop import Facts, reading_ahead
 from toy.training.state import check_key
 
 MAX_CHUNK_MB = 64  # of a stream's batches, counted as float32; a batch that is larger is read alone
+MAX_READINGS = 3  # of a chunk whose numbers are not what a stream may give
 
 Feed = Callable[[int], Source | Batches]  # gives what the steps from this one on draw from
 
@@ -91,6 +97,30 @@ def _drawn(fed: Fed) -> tuple[int, int]:
 
 
 def _read(fed: Fed, first: int, chunk: int) -> Batches:
+    """The batches of a chunk, read again where they have not arrived whole on the device.
+
+    Streams check their rows on the host. On a GPU that was computing, a chunk of some thousand nevertheless held other
+    numbers from its middle on, many of them not finite, and was whole when it was read again (jaxlib 0.11.2, H200).
+
+    Raises: ValueError naming the steps.
+    """
+    for _ in range(MAX_READINGS):
+        batches = _given(fed, first, chunk)
+        if _trainable(batches.x):
+            return batches
+    raise ValueError(
+        f"source: in the batches of steps {first:,} to {first + chunk - 1:,} numbers are not finite or not below "
+        f"{MAX_SIZE:g}, in each of {MAX_READINGS} readings"
+    )
+
+
+@compiled()
+def _trainable(x: Float[Array, "n_steps batch d_in"]) -> Bool[Array, ""]:
+    return jnp.max(jnp.abs(x)) < MAX_SIZE  # False for NaN
+
+
+def _given(fed: Fed, first: int, chunk: int) -> Batches:
+    """Raises: ValueError if these are not the batches that the stream was asked for."""
     stream: Any = fed.source
     batches, shape = stream.batches(first, chunk, fed.cfg.batch_size), (chunk, fed.cfg.batch_size, stream.d_in)
     if batches.x.shape != shape or int(batches.first) != first:
