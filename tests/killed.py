@@ -199,10 +199,10 @@ def run_and_die_once(cells: Sequence[Cell]) -> list[Row]:
 
 
 def sweep_on_ray(folder: Path) -> None:
-    """A cluster of two workers on this machine; with DIED set, one of them is killed."""
+    """A cluster of two workers on this machine, one of which is killed."""
     few_lanes()
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    environment |= {name: os.environ[name] for name in ("DIED", "BROKEN") if name in os.environ}
+    environment |= {name: os.environ[name] for name in ("DIED", "BROKEN")}
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -212,7 +212,7 @@ def sweep_on_ray(folder: Path) -> None:
     )
     small = small_sweep()
     store = open_store(folder / "sweep.sqlite", small)
-    run_plan(small, make_plan(small), store, RayEngine(), run=run_and_die_once if "DIED" in os.environ else run_few)
+    run_plan(small, make_plan(small), store, RayEngine(), run=run_and_die_once)
     ray.shutdown()
 
 

@@ -442,11 +442,6 @@ def finished(process: subprocess.Popen) -> tuple[str, int]:
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same_table(tmp_path: Path, undisturbed: list[Any]) -> None:
-    assert table(on_ray(tmp_path)) == undisturbed
-
-
-@pytest.mark.slow
 def test_a_ray_worker_that_dies_is_replaced_and_a_cell_at_fault_fails_alone(
     tiny_groups: None, tmp_path: Path, undisturbed: list[Any]
 ) -> None:

@@ -63,9 +63,12 @@ def shapes_of(cfg: LMConfig, names: Mapping[str, str]) -> dict[str, tuple[int, .
 
     `names` maps parts of our names to those of another program, where it is not empty.
     """
+    return _shapes(_abstract(cfg)[1], names)
+
+
+def _shapes(flat: Any, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     return {
-        _renamed(path, names): leaf.shape[::-1] if names and path[-1] == "kernel" else leaf.shape
-        for path, leaf in _abstract(cfg)[1]
+        _renamed(path, names): leaf.shape[::-1] if names and path[-1] == "kernel" else leaf.shape for path, leaf in flat
     }
 
 
@@ -87,14 +90,14 @@ def check_finite(tensors: Mapping[str, np.ndarray]) -> None:
 
 def model_from(cfg: LMConfig, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> LM:
     """The model with these tensors, named as in `shapes_of`. Raises: ValueError naming every tensor that is wrong."""
-    shapes = shapes_of(cfg, names)
+    graph, flat = _abstract(cfg)
+    shapes = _shapes(flat, names)
     check_names(shapes, state)
     wrong = [f"{k} has shape {v.shape}, not {shapes[k]}" for k, v in state.items() if v.shape != shapes[k]]
     wrong += [f"{k} has {v.dtype} values" for k, v in state.items() if not jnp.issubdtype(v.dtype, jnp.floating)]
     if wrong:
         raise ValueError(f"tensors: {quoted('; '.join(wrong), _MOST_NAMES)}")
     check_finite(state)
-    graph, flat = _abstract(cfg)
     loaded = []
     for path, leaf in flat:
         values = state[_renamed(path, names)]
