@@ -42,6 +42,7 @@ from experiments.language.matches import MATCHES
 from experiments.language.measure import Measure, Record
 from experiments.language.mmc import MMC
 from experiments.language.saes import OffTarget, families, site_saes, train_families
+from experiments.language.stages import makers
 from experiments.language.tuning import n_tuning_steps, tuned
 
 MEASURES = {"mmc": MMC, "fvu": FVU, "absorption": ABSORPTION, "matches": MATCHES}
@@ -170,8 +171,7 @@ def make(
         seconds += saes.seconds
     facts = facts_of(chain)
     facts["seconds"]["saes"] = seconds
-    _, made = next(iter(trained.values()))
-    facts["saes_made_by"] = {name: made.notes["facts"][name] for name in ("code", "libraries", "activations")}
+    facts["saes_made_by"] = makers(made for _, made in trained.values())
     facts |= {"learning_rate": rates, "tuning": tried}
     return Made([f"saes: {seconds:.0f} s: {cfg.cache}"], facts, missed, sites)
 

@@ -112,7 +112,8 @@ def run_chain(folder: Path, *more: str) -> None:
     from experiments import tinystories
     from experiments.language import chain, saes
 
-    chain.FileCheckpoint = saes.FileCheckpoint = partial(FileCheckpoint, every_s=0)  # type: ignore[assignment, misc]
+    chain.FileCheckpoint = partial(FileCheckpoint, every_s=0)  # type: ignore[assignment, misc]
+    saes.FiniteCheckpoint = partial(saes.FiniteCheckpoint, every_s=0)  # type: ignore[assignment, misc]
     sys.argv = ["tinystories", *CHAIN, *more, "--cache", str(folder / "cache"), "--out", str(folder / "out")]
     tinystories.main()
     files = sorted((folder / "cache").glob("saes-*/saes.safetensors"))

@@ -20,6 +20,7 @@ from experiments.theory import (
     ordering_rules,
     pair_order,
     recovery,
+    rivals,
     spare_latents,
     weightings,
 )
@@ -65,6 +66,7 @@ def test_the_largest_mixing_is_that_of_recovered_runs() -> None:
 def test_identifiability_draws_limits_over_what_was_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: identifiability.METHODS[name] for name in ("vanilla", "matryoshka", identifiability.LEVELS)}
     monkeypatch.setattr(identifiability, "METHODS", few)
+    monkeypatch.setattr(rivals, "N_STEPS", 400)
     cfg = identifiability.Config(
         edge_probs=(0.2, 0.6),
         ratios=(1.0,),

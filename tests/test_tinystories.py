@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ from toy.lm.weights import save_model
 from toy.training import controllers as sparsity
 from toy.training.grid import trained_saes
 from toy.training.loop import Run
-from toy.training.state import Metrics
 
 FIGURES = [measure.name for measure in tinystories.MEASURES.values()]
 TINY = (
@@ -256,22 +256,29 @@ def test_a_training_diverged_by_the_end_of_the_first_chunk_without_a_finite_loss
     assert language_saes.first_not_finite(np.ones((2, 4)), 40) == 40
 
 
+class State(NamedTuple):
+    params: dict[str, np.ndarray]
+
+
 def test_a_training_in_which_all_diverge_ends_at_once_and_keeps_the_finite_run(tmp_path):
-    """A family that diverges alone does not end the others' training."""
+    """An SAE that diverges alone does not end the others' training."""
 
-    def after(n_done: int, *losses: float) -> Run:
-        metrics = (Metrics(*[np.array([[1.0] * (n_done - 1) + [loss]])] * 4) for loss in losses)
-        return Run({"W": np.full(3, n_done)}, dict(zip("ab", metrics, strict=True)), n_done)
+    def after(n_done: int, *of_lanes: float) -> Run:
+        W = np.full((2, 3), float(n_done))
+        W[:, 1] *= of_lanes
+        params = {"W": W, "b": np.ones(2)}
+        return Run({"family": State(params), "same": State(params)}, {}, n_done)
 
-    checkpoint = language_saes.WhileFinite(tmp_path / "run.safetensors", every_s=0)
+    checkpoint = language_saes.FiniteCheckpoint(tmp_path / "run.safetensors", every_s=0)
     assert checkpoint.load(after(1, 1.0, 1.0), {}) is None
     checkpoint.save(after(2, np.nan, 1.0), {}, last=False)
-    with pytest.raises(ValueError, match="after step 3 no loss of 2 families is finite: run the command again"):
+    with pytest.raises(ValueError, match="after step 3 the parameters of no SAE are finite: lower --learning-rate; if"):
         checkpoint.save(after(3, np.nan, np.inf), {}, last=True)
     kept = checkpoint.load(after(2, 1.0, 1.0), {})
     checkpoint.release()
+    assert kept is not None
     assert kept.n_done == 2
-    np.testing.assert_array_equal(kept.state["W"], [2, 2, 2])
+    np.testing.assert_array_equal(kept.state["family"].params["W"], [[2, np.nan, 2], [2, 2, 2]])
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(
@@ -293,13 +300,22 @@ def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_opt
     theirs, ours = (results(folder, "tinystories_mmc") for folder in (out, tmp_path / "out"))
     assert ours["sites"] == theirs["sites"]
     assert ours["off_target"] == theirs["off_target"]
-    assert ours["models"][0]["saes_made_by"]["libraries"] == {"jax": "9.9"}
+    assert ours["models"][0]["saes_made_by"][0]["libraries"] == {"jax": "9.9"}
     assert {name: ours["models"][0][name] for name in ("tuning", "learning_rate")} == {
         name: theirs["models"][0][name] for name in ("tuning", "learning_rate")
     }
     capsys.readouterr()
     assert command(monkeypatch, *options, *where, "--n-steps", "7") == 2
     assert re.search(r"there: has no saes-mlp_out\.0-reference_8-8-l0_2 of these options", capsys.readouterr().err)
+
+
+def test_whatever_has_made_saes_is_told_and_only_once():
+    def made(code: str) -> stages.Stage:
+        facts = {"code": code, "libraries": {"jax": "1"}, "activations": "a"}
+        return stages.Stage(Path("saes"), True, {"facts": facts | {"family": code}})
+
+    told = stages.makers([made("old"), made("new"), made("old")])
+    assert told == [{"code": code, "libraries": {"jax": "1"}, "activations": "a"} for code in ("old", "new")]
 
 
 def test_each_kind_is_tuned_to_the_rate_with_the_lowest_fvu(sampled):

@@ -82,7 +82,7 @@ class Compiled(Generic[T]):
         found = {self._function.__module__: sys.modules[self._function.__module__]}
         waiting = list(found.values())
         while waiting:
-            for value in vars(waiting.pop()).values():
+            for value in list(vars(waiting.pop()).values()):  # another thread may import into it
                 name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
                 if isinstance(name, str) and name.startswith(_OWN) and name not in found and name in sys.modules:
                     found[name] = sys.modules[name]

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
@@ -16,10 +17,12 @@ from experiments.language.config import LanguageConfig
 from experiments.language.found import load_saes, save_saes
 from experiments.language.stages import Stage, is_done, stage
 from toy import prefixes
+from toy.compiled import compiled
 from toy.files.digest import digest_of
 from toy.lm.model import Site
 from toy.loss import choose_form
 from toy.methods.from_file import method_facts
+from toy.methods.method import Params
 from toy.methods.named import named
 from toy.methods.topk import TargetedBatchTopK
 from toy.sae import SAE, is_finite
@@ -127,7 +130,7 @@ def train_families(
             {one.label: grid_of(cfg, acts, one, rate_of(one, rates)) for one in new},
             chunk=100,
             progress=lambda n_steps: progress(len(new) * n_steps),
-            checkpoint=WhileFinite(checkpoint),
+            checkpoint=FiniteCheckpoint(checkpoint),
         )
     saes = {label: trained_saes(state) for label, (state, _) in trained.items()}
     diverged = [label for label, one in saes.items() if not is_finite(one).all()]
@@ -235,20 +238,27 @@ def missing(cfg: LanguageConfig, family: Family, l0_of_training: list[float | No
     ]
 
 
-class WhileFinite(FileCheckpoint):
-    """Ends a training in which all families have diverged, and keeps the run of before.
+class FiniteCheckpoint(FileCheckpoint):
+    """Ends a training once all SAEs of all families have diverged, and keeps the run of before.
 
-    They have nothing in common but their batches and the machine, so going on from there may well succeed.
+    If the rate is not too high, something is at fault that they share, such as the machine: then going on may succeed.
     """
 
     def save(self, run: Run, facts: Facts, *, last: bool) -> None:
-        """Raises: ValueError if no loss of the last chunk is finite."""
-        if not any(np.isfinite(metrics.loss[..., -1]).any() for metrics in run.history.values()):
+        """Raises: ValueError if no SAE is finite."""
+        if not any(np.asarray(finite_lanes(state.params)).any() for state in run.state.values()):
             raise ValueError(
-                f"after step {run.n_done:,} no loss of {len(run.history)} families is finite: run the command again to "
-                "go on from the last checkpoint, in which one is; if that happens again, lower --learning-rate"
+                f"after step {run.n_done:,} the parameters of no SAE are finite: lower --learning-rate; if that is not "
+                "the reason, run the command again, which goes on from the last checkpoint if there is one"
             )
         super().save(run, facts, last=last)
+
+
+@compiled()
+def finite_lanes(params: Params) -> Bool[Array, " lanes"]:
+    """Returns whether all parameters of a lane are finite."""
+    of_leaves = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)]
+    return jnp.stack(of_leaves).all(axis=0)
 
 
 class HeldOut:

@@ -1,7 +1,7 @@
 """Stages of a chain: folders of a cache, each named by a digest of all that determines it, and made only once."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +64,16 @@ def adopted(cache: Path, name: str, facts: dict[str, Any]) -> Stage:
         if isinstance(told, dict) and {k: v for k, v in told["facts"].items() if k not in MADE_BY} == wanted:
             return Stage(path.parent, True, _verified(path.parent))
     raise ValueError(f"{cache}: has no {name} of these options; give those with which it was trained")
+
+
+def makers(stages: Iterable[Stage]) -> list[dict[str, Any]]:
+    """Returns what has made stages of SAEs: code, versions and activations, those that several share once."""
+    found: list[dict[str, Any]] = []
+    for made in stages:
+        one = {name: made.notes["facts"][name] for name in ("code", "libraries", "activations")}
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def _folder(cache: Path, name: str, facts: dict[str, Any]) -> Path:

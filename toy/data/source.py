@@ -50,8 +50,9 @@ class Stream(Protocol):
     """Rows without an end that the host reads from files, or that a model makes.
 
     The rows of a step are a function of (stream, step, batch_size) alone, in whatever order steps are asked for, so
-    that a run's step is also the stream's position. `batches` is called in its own thread. `facts` are JSON values that
-    determine the rows: a checkpoint continues only with the same facts.
+    that a run's step is also the stream's position. Numbers must be finite and below 1e15. `batches` is called in its
+    own thread, and may be asked for the same steps again. `facts` are JSON values that determine the rows: a checkpoint
+    continues only with the same facts.
     """
 
     @property
