@@ -102,7 +102,7 @@ def _whole(fed: Fed, batches: Batches, first: int, chunk: int) -> Batches:
 
     Streams check their rows on the host. Yet of about a thousand chunks that were sent to a GPU while it computed, one
     held other numbers from its middle on, many of them not finite, and was whole when it was read again (jaxlib 0.11.2,
-    H200). Other numbers that could be activations are not found.
+    H200). Wrong numbers that could be activations are not found, nor what goes wrong as `place` copies batches on.
 
     Raises: ValueError naming the steps.
     """
