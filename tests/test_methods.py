@@ -95,6 +95,7 @@ def test_a_tied_finish_ends_with_a_tied_sae_on_the_features_themselves() -> None
     assert not np.allclose(state.params.sae.W_enc, state.params.sae.W_dec.T, atol=0.1)  # of the first phase
 
 
+@pytest.mark.slow
 def test_a_held_finish_ends_at_the_target_l0() -> None:
     for text, is_held in (("held_finish", True), ("tied_finish", False)):
         acts = encode(trained_sae(trained(text, 3_000, target_l0=0.8, control_rate=3e-3)), SOURCE.sample(KEY, 5_000))

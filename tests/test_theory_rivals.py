@@ -91,6 +91,7 @@ def test_the_code_that_outdoes_two_exclusive_children_keeps_one_of_them_for_the_
     assert absorbing[0] > 0.5
 
 
+@pytest.mark.slow
 def test_with_levels_children_are_outdone_from_where_the_first_level_holds_one() -> None:
     """A child has a lone feature's energy at P = .05 / (.3 ratio²)."""
     levels = named(LEVELS).weighting
