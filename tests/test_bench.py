@@ -65,6 +65,7 @@ def test_ratios_are_call_by_call_in_what_is_shown() -> None:
     assert "1.25 of a (0.50 to 2.00)" in report.describe(times, "b")
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_by_its_last_line() -> None:
     with pytest.raises(ValueError, match=r"measuring stores\.cases on cpu failed: KeyError: 'n_latents'"):
         Table("t", "s", (Job("stores.cases"),)).measure(1, lambda _: None)

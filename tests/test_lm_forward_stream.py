@@ -85,6 +85,7 @@ def test_sites_share_forward_passes_and_each_has_the_rows_that_it_has_alone(monk
     assert [one.facts() for one in together.values()] == [one.facts() for one in alone.values()]
 
 
+@pytest.mark.slow
 def test_batches_are_as_well_mixed_as_those_of_a_store(tmp_path: Path) -> None:
     tokens = make_rows(make_stories(1_000, 1), OWN, 24)
     store = export_activations(tmp_path / "s", LLAMA, tokens, (SITE,), facts={}, dtype="float32")

@@ -319,6 +319,7 @@ def test_matching_pursuit_takes_one_latent_after_the_other() -> None:
     assert len(set(np.count_nonzero(expected, axis=1))) > 1  # rows end after different numbers of latents
 
 
+@pytest.mark.slow
 def test_batchtopk_with_the_target_as_its_k_is_batchtopk() -> None:
     def run(text: str, target_l0: float | None) -> SAE:
         cfg = TrainConfig(20, n_steps=60, method=named(text).method, reinit_every=20)
@@ -358,6 +359,7 @@ def test_an_order_that_is_none_is_refused() -> None:
         named("tied:order=size")
 
 
+@pytest.mark.slow
 def test_padding_is_no_dead_latent_of_auxk() -> None:
     own = init_sae(KEY, 30, 6)
     method = TopKFamily(TopK(2), aux_k=4, dead_after=5)

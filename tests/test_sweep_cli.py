@@ -184,6 +184,7 @@ def test_the_worst_mixing_is_the_largest_of_either_sign() -> None:
     assert np.argmin(sweep_page.badness(table, "recovered")) == 1
 
 
+@pytest.mark.slow
 def test_a_report_by_a_metric_that_no_cell_has_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Trees of depth 0 have no parents, so no holes."""
     lone = {"axes": {"seed": [0, 1]}, "fixed": SWEEP["fixed"] | {"depth": 0, "n_lone": 4}}

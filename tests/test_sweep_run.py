@@ -94,6 +94,7 @@ def test_neighbours_and_lanes_change_not_one_bit() -> None:
     assert metrics_of(many) == together * (len(many) // 4)
 
 
+@pytest.mark.slow
 def test_a_function_that_was_replaced_trains_with_what_it_now_is(monkeypatch: pytest.MonkeyPatch) -> None:
     before, loss = metrics_of(CELLS[:1]), method.sae_loss
     with monkeypatch.context() as patch:
@@ -148,6 +149,7 @@ def test_cells_of_every_kind_have_numbers(training: Any, tree: Any) -> None:
     assert row.metrics["fvu"] is not None
 
 
+@pytest.mark.slow
 def test_a_cell_may_start_at_its_features() -> None:
     """With next to no learning they stay; padding is no latent that could be lost."""
     still = {**SHORT, "n_steps": 5, "learning_rate": 1e-9, "norm_std": 0.0}

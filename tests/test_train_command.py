@@ -25,6 +25,7 @@ def ran(folder: Path, progress: Any = lambda n: None, **fields: Any) -> dict[str
     return {"name": "train", "config": plain(cli.describe(cfg)), "seeds": cfg.seeds, "results": results}
 
 
+@pytest.mark.slow
 def test_a_run_of_a_users_method_is_a_folder_that_evaluate_takes(tmp_path: Path) -> None:
     record = ran(tmp_path, method=MINE, n_seeds=2)
     saes = [read_sae(tmp_path / f"sae_{seed}")[0] for seed in (0, 1)]
