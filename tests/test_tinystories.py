@@ -256,29 +256,27 @@ def test_a_training_diverged_by_the_end_of_the_first_chunk_without_a_finite_loss
     assert language_saes.first_not_finite(np.ones((2, 4)), 40) == 40
 
 
-class State(NamedTuple):
-    params: dict[str, np.ndarray]
+class Losses(NamedTuple):
+    loss: np.ndarray  # [lanes chunks]
 
 
 def test_a_training_in_which_all_diverge_ends_at_once_and_keeps_the_finite_run(tmp_path):
     """An SAE that diverges alone does not end the others' training."""
 
     def after(n_done: int, *of_lanes: float) -> Run:
-        W = np.full((2, 3), float(n_done))
-        W[:, 1] *= of_lanes
-        params = {"W": W, "b": np.ones(2)}
-        return Run({"family": State(params), "same": State(params)}, {}, n_done)
+        losses = np.append(np.ones((2, n_done - 1)), np.array(of_lanes)[:, None], axis=1)
+        return Run({"W": np.full(3, n_done)}, {"a": Losses(losses * np.nan), "b": Losses(losses)}, n_done)
 
     checkpoint = language_saes.FiniteCheckpoint(tmp_path / "run.safetensors", every_s=0)
     assert checkpoint.load(after(1, 1.0, 1.0), {}) is None
     checkpoint.save(after(2, np.nan, 1.0), {}, last=False)
-    with pytest.raises(ValueError, match="after step 3 the parameters of no SAE are finite: lower --learning-rate; if"):
+    with pytest.raises(ValueError, match="after step 3 the loss of no SAE is finite: lower --learning-rate; if that"):
         checkpoint.save(after(3, np.nan, np.inf), {}, last=True)
     kept = checkpoint.load(after(2, 1.0, 1.0), {})
     checkpoint.release()
     assert kept is not None
     assert kept.n_done == 2
-    np.testing.assert_array_equal(kept.state["family"].params["W"], [[2, np.nan, 2], [2, 2, 2]])
+    np.testing.assert_array_equal(kept.state["W"], [2, 2, 2])
 
 
 def test_saes_of_another_machine_are_measured_as_they_are_if_they_are_of_the_options(

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from experiments.common.measured import lane
 from experiments.language.chain import Activations
@@ -17,12 +16,10 @@ from experiments.language.config import LanguageConfig
 from experiments.language.found import load_saes, save_saes
 from experiments.language.stages import Stage, is_done, stage
 from toy import prefixes
-from toy.compiled import compiled
 from toy.files.digest import digest_of
 from toy.lm.model import Site
 from toy.loss import choose_form
 from toy.methods.from_file import method_facts
-from toy.methods.method import Params
 from toy.methods.named import named
 from toy.methods.topk import TargetedBatchTopK
 from toy.sae import SAE, is_finite
@@ -245,20 +242,13 @@ class FiniteCheckpoint(FileCheckpoint):
     """
 
     def save(self, run: Run, facts: Facts, *, last: bool) -> None:
-        """Raises: ValueError if no SAE is finite."""
-        if not any(np.asarray(finite_lanes(state.params)).any() for state in run.state.values()):
+        """Raises: ValueError if no SAE's loss over the last chunk is finite."""
+        if not any(np.isfinite(metrics.loss[..., -1]).any() for metrics in run.history.values()):
             raise ValueError(
-                f"after step {run.n_done:,} the parameters of no SAE are finite: lower --learning-rate; if that is not "
-                "the reason, run the command again, which goes on from the last checkpoint if there is one"
+                f"after step {run.n_done:,} the loss of no SAE is finite: lower --learning-rate; if that is not the "
+                "reason, run the command again, which goes on from the last checkpoint if there is one"
             )
         super().save(run, facts, last=last)
-
-
-@compiled()
-def finite_lanes(params: Params) -> Bool[Array, " lanes"]:
-    """Returns whether all parameters of a lane are finite."""
-    of_leaves = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(params)]
-    return jnp.stack(of_leaves).all(axis=0)
 
 
 class HeldOut:

@@ -108,14 +108,13 @@ def _whole(fed: Fed, batches: Batches, first: int, chunk: int) -> Batches:
     """
     steps = f"steps {first:,} to {first + chunk - 1:,}"
     told = f"source: numbers in the batches of {steps} are not finite or not below {MAX_SIZE:g}"
-    for _ in range(MAX_READINGS - 1):
-        if _trainable(batches.x):
-            return batches
+    n_readings = 1
+    while not _trainable(batches.x):
+        if n_readings == MAX_READINGS:
+            raise ValueError(f"{told} in {n_readings} readings: leave such rows out of the stream, or scale them down")
         warnings.warn(f"{told}: they are read again", RuntimeWarning, stacklevel=2)
-        batches = _given(fed, first, chunk)
-    if _trainable(batches.x):
-        return batches
-    raise ValueError(f"{told} in {MAX_READINGS} readings: leave such rows out of the stream, or scale them down")
+        batches, n_readings = _given(fed, first, chunk), n_readings + 1
+    return batches
 
 
 @compiled()
