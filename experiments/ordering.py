@@ -63,6 +63,8 @@ class Config(StudyConfig):
 
     tree: Annotated[TreeOption, TREE_OPTION] = COMMENT
     """Your own tree; default: the comment's, alone and among lone features."""
+    n_steps: int = 4_000
+    """Training steps, half of the other experiments': the trees are smaller, and more steps do not find more pairs."""
     ratios: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 5.0)
     """Child magnitude / parent magnitude."""
     prob: float = 0.3
