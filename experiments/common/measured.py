@@ -27,6 +27,7 @@ def lane(saes: SAE, i: int) -> SAE:
 def evaluate_seeds(
     saes: SAE, W_feat: np.ndarray, tree: Tree, features: np.ndarray, activation: Activation = RELU
 ) -> list[Evaluation]:
+    features = np.asarray(features, float)  # once, not for every seed
     return [evaluate(lane(saes, i), W_feat[i], tree, features, activation) for i in range(len(W_feat))]
 
 

@@ -8,8 +8,8 @@ is 0.2 of the norm in that row: otherwise a latent that follows its feature woul
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # loads its parts when they are first asked for
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from toy.features.directions import cosine_matrix
 from toy.features.tree import Tree, edges
@@ -32,7 +32,7 @@ class Match(NamedTuple):
 def match_features(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> Match:
     """One latent per feature: the assignment with the greatest sum of cosines (Hungarian algorithm)."""
     cosines = cosine_matrix(W_feat, W_dec)
-    feature, latent = linear_sum_assignment(cosines, maximize=True)
+    feature, latent = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
     match = Match(np.full(len(W_feat), -1), np.zeros(len(W_feat)))
     match.latent[feature], match.cosine[feature] = latent, cosines[feature, latent]
     return match
@@ -42,8 +42,9 @@ def matched_acts(
     acts: Float[np.ndarray, "rows n_latents"], W_dec: Float[np.ndarray, "n_latents d_in"], match: Match
 ) -> Features:
     """a‖d‖ of the latent of each feature, in units of x; 0 where a feature has none."""
-    scaled = np.asarray(acts, float) * np.linalg.norm(W_dec, axis=1)
-    return np.where(match.latent >= 0, scaled[:, match.latent], 0.0)
+    matched = np.asarray(acts, float)[:, match.latent] * np.linalg.norm(W_dec, axis=1)[match.latent]
+    matched[:, match.latent < 0] = 0.0
+    return matched
 
 
 def firing(matched: Features, feature_size: Float[np.ndarray, " n_features"] | Features) -> Firing:
@@ -136,7 +137,7 @@ def mcc(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n
     sign; the mean is over min(n_latents, n_features) pairs.
     """
     cosines = np.abs(cosine_matrix(W_feat, W_dec))
-    return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean())
+    return float(cosines[scipy.optimize.linear_sum_assignment(cosines, maximize=True)].mean())
 
 
 def uniqueness(W_dec: Float[np.ndarray, "n_latents d_in"], W_feat: Float[np.ndarray, "n_features d_in"]) -> float:
@@ -169,7 +170,7 @@ def prefix_fvu(
     """
     x, acts, W_dec = (np.asarray(values, float) for values in (x, acts, W_dec))
     error, total = x - b_dec, np.sum((x - x.mean(axis=0)) ** 2)
-    along = np.sum(acts * (error @ W_dec.T), axis=0)
+    along = np.sum((acts.T @ error) * W_dec, axis=1)
     gram = (acts.T @ acts) * (W_dec @ W_dec.T)
     squared = np.sum(error**2) - 2 * np.cumsum(along) + gram.cumsum(axis=0).cumsum(axis=1).diagonal()
     return squared / total if total > 0 else np.full(len(W_dec), np.nan)
@@ -177,7 +178,7 @@ def prefix_fvu(
 
 def l0(acts: Float[np.ndarray, "rows n_latents"]) -> float:
     """Mean number of latents with activation > 0 per row. It counts leaks, which `firing` does not."""
-    return float((acts > 0).sum(axis=1).mean())
+    return float(np.count_nonzero(acts > 0) / len(acts))
 
 
 def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
@@ -188,8 +189,8 @@ def dead_latents(acts: Float[np.ndarray, "rows n_latents"]) -> int:
 def shrinkage(x: Float[np.ndarray, "rows d_in"], recon: Float[np.ndarray, "rows d_in"]) -> float:
     """Mean of ‖recon‖ / ‖x‖ over rows with x ≠ 0; 1 is none, below 1 is shrinkage (as in `sae_lens.synthetic`)."""
     x, recon = np.asarray(x, float), np.asarray(recon, float)
-    norms = np.linalg.norm(x, axis=1)
-    return mean_known(np.linalg.norm(recon, axis=1)[norms > 0] / norms[norms > 0])
+    norms = np.sqrt(np.vecdot(x, x))
+    return mean_known(np.sqrt(np.vecdot(recon, recon))[norms > 0] / norms[norms > 0])
 
 
 def recovered(cosine: Float[np.ndarray, " n_features"], holes: Float[np.ndarray, " n_edges"]) -> bool:
