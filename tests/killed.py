@@ -1,7 +1,7 @@
 """Jobs that tests kill with SIGKILL: `python tests/killed.py WHAT FOLDER`, started by other tests.
 
-With KILL_AT=n in the environment the process kills itself at the n-th call that the code which keeps files makes or
-answers: between opening, writing and renaming, and at the same place each time.
+With KILL_AT=n in the environment the process kills itself before the n-th line that the code which keeps files runs:
+between opening, writing and renaming, and at the same place each time.
 """
 
 import os
@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import ray
 
 from experiments.sweeps import program
 from experiments.sweeps.cell import Cell
@@ -64,14 +63,14 @@ def die_at(n: int) -> None:
     def keeps(file: str) -> bool:
         return any(keeper in file for keeper in KEEPERS)
 
-    def count(frame: FrameType, event: str, _: Any) -> None:
+    def count(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal n
-        if keeps(frame.f_code.co_filename):
-            n -= 1
-            if n == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        n -= event == "line"
+        if n == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
 
-    sys.setprofile(count)
+    sys.settrace(lambda frame, *_: count if keeps(frame.f_code.co_filename) else None)
 
 
 def stream() -> ShardSource:
@@ -201,6 +200,8 @@ def run_and_die_once(cells: Sequence[Cell]) -> list[Row]:
 
 def sweep_on_ray(folder: Path) -> None:
     """A cluster of two workers on this machine, one of which is killed."""
+    import ray  # takes as long to import as JAX, and no other job needs it
+
     few_lanes()
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment |= {name: os.environ[name] for name in ("DIED", "BROKEN")}

@@ -23,6 +23,7 @@ from toy.features.named import TREES
 
 NAME = "ground_truth"
 SMALL = ("--n-seeds", "1")
+USAGE = b"usage: python -m experiments.cosines"
 
 
 def started(*arguments: object, **environment: str | None) -> subprocess.CompletedProcess[bytes]:
@@ -96,12 +97,8 @@ def test_a_device_that_is_not_there_is_named_whatever_jax_made_of_it(
 @pytest.mark.parametrize(
     ("environment", "code", "told"),
     [
-        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, 0, b"usage: python -m experiments.cosines"),
-        ({"PYTHONIOENCODING": "cp1252"}, 0, b"usage: python -m experiments.cosines"),
-        ({"PYTHONIOENCODING": "ascii"}, 0, b"usage: python -m experiments.cosines"),
-        ({"XDG_CACHE_HOME": "", "HOME": None}, 0, b"usage: python -m experiments.cosines"),
-        ({"COLUMNS": "1"}, 0, b"usage: python -m experiments.cosines"),
-        ({"COLUMNS": "5"}, 0, b"usage: python -m experiments.cosines"),
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "cp1252"}, 0, USAGE),
+        ({"XDG_CACHE_HOME": "", "HOME": None, "PYTHONIOENCODING": "ascii", "COLUMNS": "5"}, 0, USAGE),
         ({"JAX_ENABLE_X64": "perhaps"}, 2, b"error: cannot start: ValueError: invalid truth value 'perhaps'"),
     ],
 )

@@ -100,7 +100,7 @@ def test_an_export_that_was_killed_loses_at_most_a_shard_and_ends_as_the_whole(
     written(tmp_path / "whole")
     folder = tmp_path / "s"
     made = []
-    for at in kill_points.integers(500, 2_000, 2):
+    for at in kill_points.integers(300, 1_000, 2):
         made += killed("store", folder, int(at)).split()
         with pytest.raises(StoreError, match=r"manifest\.json: cannot be read as a finished store"):
             open_store(folder)

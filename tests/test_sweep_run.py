@@ -409,7 +409,7 @@ def test_a_driver_killed_while_it_writes_rows_ends_in_the_same_table(
 ) -> None:
     """A group has one cell, so that kills leave something to do."""
     monkeypatch.setattr(program, "MOST_LANES", 1)
-    points = kill_points.integers(1_000, 2_000, 2).tolist()  # opening the store takes some hundred calls
+    points = kill_points.integers(900, 1_500, 2).tolist()  # opening the store takes some hundred lines
     missing = [int(killed("sweep", tmp_path, at, LANES=1).split()[0]) for at in points]
     assert missing == sorted(missing, reverse=True)  # no kill takes a row back
     assert missing[0] > missing[-1] > 0

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import scipy  # loads its parts when they are first asked for
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
-from scipy.stats import binomtest
 
 from experiments.common.fonts import BASE, give_fonts
 from toy.checks import quoted
@@ -164,7 +164,7 @@ class Interval(NamedTuple):
 
 def wilson(count: int, total: int) -> Interval:
     """The share of independent runs in which something is so. Raises: ValueError without any run."""
-    interval = binomtest(count, total).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(count, total).proportion_ci(method="wilson")
     return Interval(count / total, interval.low, interval.high)
 
 

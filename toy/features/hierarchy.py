@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import scipy  # loads its parts when they are first asked for
 from jaxtyping import Float
-from scipy.special import ndtr, ndtri
 
 from toy.features.json_nodes import entries
 from toy.features.node import TreeError, shown
@@ -58,12 +58,14 @@ def synthetic(roots: list[Any], drawn: Drawn) -> Synthetic:
     prob = np.append(drawn.prob, np.ones(n_nodes))[top]
     with np.errstate(divide="ignore", invalid="ignore"):
         arrays = {
-            "threshold": _padded(ndtri(1 - drawn.prob.astype(float)), n_nodes, -np.inf, np.inf),
+            "threshold": _padded(scipy.special.ndtri(1 - drawn.prob.astype(float)), n_nodes, -np.inf, np.inf),
             "loading": _padded(drawn.loading, n_nodes, 0, 0),
             "noise": _padded(np.sqrt(drawn.variance), n_nodes, 1, 1),
             "mean": _padded(drawn.mean, n_nodes, 1, 1),
             "std": _padded(drawn.std, n_nodes, 0, 0),
-            "visible": _padded(np.where(drawn.std > 0, ndtr(drawn.mean / drawn.std), drawn.mean > 0), n_nodes, 1, 1),
+            "visible": _padded(
+                np.where(drawn.std > 0, scipy.special.ndtr(drawn.mean / drawn.std), drawn.mean > 0), n_nodes, 1, 1
+            ),
         }
     return Synthetic(
         **{name: jnp.asarray(values) for name, values in arrays.items()},

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy  # loads its parts when they are first asked for
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # loads its parts when they are first asked for
 from jaxtyping import Array, Bool, Float, Int
-from scipy.optimize import minimize
 
 from toy.compiled import compiled
 from toy.eval.metrics import at_least_float32, mean_known
@@ -97,7 +97,9 @@ def fit_logistic(
         loss, grad = _probe_loss(jnp.asarray(flat.reshape(shape), jnp.float32), inputs, signs, weights, l2)
         return float(loss), np.asarray(grad, float).ravel()
 
-    found = minimize(value, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    found = scipy.optimize.minimize(
+        value, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    )
     fitted = found.x.reshape(shape)
     fitted[:-1] /= scale
     return fitted[:-1], np.asarray(fitted[-1] - mean @ fitted[:-1])
