@@ -3,9 +3,9 @@
 Claim: latents are ordered by energy, and a child has more than its parent above the magnitude ratio √(p_parent /
 p_child). From there on it comes first and the parent has holes in most seeds. Below it nothing is certain: with
 P(child | parent) 0.5 most seeds fail, with 0.2 (among lone features) nearly all recover from 0.7 to 1.
-Command: python -m experiments.ordering (about 2 minutes on 2 cores).
+Command: python -m experiments.ordering (about 1 minute on 2 cores).
 Expected, seeds 0 to 31: recovered 0/32 at ratio 5, in all trees; at ratio 1, 30/32 in the tree with P(child | parent)
-0.2, and 2/32 and 4/32 in the others.
+0.2, and 2/32 and 6/32 in the others.
 In the post: the comment with parent p 0.3, magnitude 2 and child p 0.15, magnitude 10 (ratio 5). `comment` is that tree
 alone; the other two stand among lone features, which set the scale of what is weak.
 """
