@@ -54,7 +54,9 @@ def many_steps(
         carry = maintain(state, source, hypers, cfg=cfg), total
         return jax.lax.while_loop(lambda carry: carry[0].step < stop, lambda carry: block(carry, stop), carry)
 
-    zero = jnp.zeros_like(state.sparsity_coef)
+    # As `zeros_like` this would be one zero for all lanes, and `vmap` would trace each loop again on finding that its
+    # sums are not.
+    zero = jnp.where(state.sparsity_coef > 0, 0.0, 0.0).astype(state.sparsity_coef.dtype)
     state, total = jax.lax.while_loop(lambda carry: carry[0].step < end, stretch, (state, Metrics(*[zero] * 4)))
     return state, jax.tree.map(lambda sum: sum / n_steps, total)
 
