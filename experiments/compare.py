@@ -13,20 +13,18 @@ prefixes, by the tied finish and by `rotated`, 15/16 by aligned ones, 0/16 by va
 In the post: nothing; it compares two SAEs on one tree.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, n_runs
+from experiments.sweeps.panels import PanelConfig, PanelRun, Panels, check_panels, check_scenes, n_runs
 from toy.checks import POSITIVE, Whole, check_fields
 from toy.eval.metrics import mean_known
 from toy.features.named import forest, ordering_tree, reference_tree
@@ -106,8 +104,6 @@ class Config(PanelConfig):
     """Number of random trees, among which the seeds are divided."""
     l0_ratios: tuple[float, ...] = (0.7, 1.0, 1.5)
     """Targets of L0, or k, over the tree's mean L0, for the frontier on the reference tree."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "compare.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,14 +111,14 @@ class Config(PanelConfig):
         check_scenes(self.methods, self.scenes, SCENES)
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         """A run of every method on every panel for every seed; panels are scenes, and targets of the frontier."""
         scenes = {scene: {"l0_ratio": 1.0} | SCENES[scene] for scene in self.scenes}
         if REFERENCE in self.scenes:
             scenes |= {f"L0 {ratio:g}": {"tree": REFERENCE, "l0_ratio": ratio} for ratio in self.l0_ratios}
         rates = {method: {"learning_rate": TUNED.get(method, self.learning_rate)} for method in self.methods}
         return [
-            Run(method, scene, given | rates[method] | {"seed": seed, "tree_seed": i % self.n_random})
+            PanelRun(method, scene, given | rates[method] | {"seed": seed, "tree_seed": i % self.n_random})
             for method in self.methods
             for scene, given in scenes.items()
             for i, seed in enumerate(self.seeds)

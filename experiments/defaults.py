@@ -16,8 +16,6 @@ then; the threshold was chosen after it.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,15 +26,20 @@ from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds
 from experiments.common.seeds import SeedConfig
-from experiments.common.study import StudyConfig, check_study, held_out_features, make_study, train_config
-from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields
-from toy.data.source import TreeSource
+from experiments.common.study import (
+    StudyConfig,
+    check_study,
+    held_out_features,
+    make_study,
+    train_config,
+    train_settings,
+)
+from toy.checks import NOT_NEGATIVE, POSITIVE, Whole, check_fields, check_some
 from toy.features.named import RegularTree, reference_tree, regular_tree, three_level_tree
 from toy.features.node import Node
 from toy.features.tree import build_tree, mean_l0
 from toy.prefixes import sampled
 from toy.training.config import MAX_STEPS, Hypers
-from toy.training.grid import hyper_axes, train_grid, trained_saes
 
 TREES: dict[str, Node] = {
     "reference": reference_tree(),
@@ -77,9 +80,7 @@ class Config(StudyConfig):
         super().__post_init__()
         check_fields(self, learning_rates=POSITIVE, input_sizes=POSITIVE, restarts=NOT_NEGATIVE)
         check_fields(self, steps=Whole(most=MAX_STEPS), grid_restarts=NOT_NEGATIVE)
-        for name in ("steps", "learning_rates", "input_sizes", "restarts"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: need at least one")
+        check_some(self, "steps", "learning_rates", "input_sizes", "restarts")
         for name, own in OWN.items():
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}: the study has {own} of its own; leave it out")
@@ -131,17 +132,11 @@ def measure(cfg: StudyConfig, root: Node, combinations: list[dict[str, float]], 
     study = make_study(cfg, build_tree(root))
     features = held_out_features(cfg, study.tree)
     train_cfg = train_config(cfg, study.tree)
-    columns = {name: jnp.repeat(jnp.array([c[name] for c in combinations]), cfg.n_seeds) for name in combinations[0]}
+    columns = {name: [c[name] for c in combinations] for name in combinations[0]}
     columns["sparsity_coef"] = columns["input_size"]
-    fixed = {"target_l0": mean_l0(study.tree), "control_rate": CONTROL / cfg.n_steps}
-    hypers = Hypers(sampled(train_cfg.n_latents), **fixed, **columns)  # type: ignore[arg-type]
-    in_axes = (TreeSource(None, 0), hyper_axes(**dict.fromkeys(columns, 0)))  # type: ignore[arg-type]
-    lanes = np.tile(np.arange(cfg.n_seeds), len(combinations))
-    source = TreeSource(study.tree, jnp.asarray(study.W_feat[lanes]))
-    state, _ = train_grid(study.keys[lanes], source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
-    saes = jax.device_get(trained_saes(state))
-    found = evaluate_seeds(saes, study.W_feat[lanes], study.tree, features)
-    parts = [found[i : i + cfg.n_seeds] for i in range(0, len(found), cfg.n_seeds)]
+    hypers = Hypers(sampled(train_cfg.n_latents), mean_l0(study.tree), control_rate=CONTROL / cfg.n_steps)
+    trained = train_settings(cfg, study, hypers, train_cfg, work, columns)
+    parts = [evaluate_seeds(saes, study.W_feat, study.tree, features) for saes in trained]
     return [
         {
             **combination,

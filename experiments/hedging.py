@@ -23,7 +23,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.seeds import SeedConfig, seeds_text
-from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Whole, check_fields
+from toy.checks import NOT_NEGATIVE, POSITIVE, SHARE, Whole, check_fields, check_some
 from toy.data.source import TreeSource
 from toy.features.directions import make_directions
 from toy.features.named import forest
@@ -70,8 +70,7 @@ class Config(SeedConfig):
         check_fields(self, prob=SHARE, edge_prob=SHARE, edge_probs=SHARE, betas=NOT_NEGATIVE)
         check_fields(self, sparsity_coef=NOT_NEGATIVE, learning_rate=POSITIVE)
         check_fields(self, d_in=Whole(4), n_steps=Whole(most=MAX_STEPS), batch_size=Whole(most=MAX_STEPS))
-        if not self.edge_probs or not self.betas:
-            raise ValueError("edge_probs and betas: need at least one of each")
+        check_some(self, "edge_probs", "betas")
 
     @property
     def cases(self) -> dict[str, "Case"]:
@@ -156,7 +155,7 @@ def _minima(cfg: Config, case: Case) -> tuple[dict[str, np.ndarray], np.ndarray]
     found, losses = [], []
     for i, tree in enumerate(case.trees):
         states, W_feat = enumerate_states(tree), np.eye(tree.n_features, dtype=np.float32)
-        x = states.features * np.sqrt(cfg.d_in) / states.mean_norm(W_feat)
+        x = states.features * states.input_scale(cfg.d_in)
         starts = [_start(W_feat, case.n_latents, noise, j) for j, noise in enumerate(NOISES)]
         saes, loss = minimised(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts),

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,22 +27,20 @@ from experiments.common.study import (
     StudyConfig,
     aimed_l0,
     check_study,
-    check_trained,
     held_out_features,
     make_hypers,
     make_study,
     train_config,
+    train_settings,
 )
 from experiments.common.tree_option import TREE_OPTION, TreeOption
 from toy import prefixes
-from toy.checks import POSITIVE, SHARE, Whole, check_fields
-from toy.data.source import TreeSource
+from toy.checks import POSITIVE, SHARE, Whole, check_fields, check_some
 from toy.eval.against_tree import Evaluation
 from toy.features.named import forest, ordering_tree, scale_children
 from toy.features.node import MAX_NODES, Node, TreeError
 from toy.features.tree import Tree, build_tree, edges, marginals
 from toy.features.tree_json import tree_to_dict
-from toy.training.grid import train_grid, trained_saes
 
 COMMENT = TreeOption("ordering")
 FIELDS = ("hole_rate", "recovered", "child_first", "min_cosine")
@@ -82,8 +78,7 @@ class Config(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ratios:
-            raise ValueError("ratios: need at least one")
+        check_some(self, "ratios")
         check_fields(self, ratios=POSITIVE, magnitude=POSITIVE, n_lone=Whole(0, MAX_NODES), n_prefixes=Whole())
         check_fields(self, prob=SHARE, edge_prob=SHARE, other_edge_prob=SHARE)
 
@@ -139,26 +134,13 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 
 def _run_tree(cfg: Config, root: Node, study: Study, work: Work) -> dict[str, Any]:
     """Every ratio and seed in one program: the ratios differ only in the magnitudes of the tree."""
-    n_ratios = len(cfg.ratios)
     trees = [build_tree(scale_children(root, ratio)) for ratio in cfg.ratios]
-    magnitudes = np.repeat([tree.magnitude_mean for tree in trees], cfg.n_seeds, axis=0)
-    source = TreeSource(
-        study.tree._replace(magnitude_mean=magnitudes), jnp.tile(jnp.asarray(study.W_feat), (n_ratios, 1, 1))
-    )
-    shared = Tree(*[None] * len(Tree._fields))  # type: ignore[arg-type]
-    in_axes = (TreeSource(shared._replace(magnitude_mean=0), 0), None)  # type: ignore[arg-type]
     train_cfg = train_config(cfg, study.tree)
     hypers = make_hypers(cfg, study.tree, prefixes.named(f"sampled_{cfg.n_prefixes}", train_cfg.n_latents))
-    keys = jnp.tile(study.keys, n_ratios)
-    work.compiling()
-    state, _ = train_grid(keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
-    saes = jax.device_get(trained_saes(state))
-    check_trained(saes, cfg, cfg.seeds * n_ratios)
+    of_ratios = train_settings(cfg, study, hypers, train_cfg, work, trees=trees)
     rows = []
-    for i, tree in enumerate(trees):
-        seeds = slice(i * cfg.n_seeds, (i + 1) * cfg.n_seeds)
-        saes_at_ratio = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds], saes)
-        evaluations = evaluate_seeds(saes_at_ratio, study.W_feat, tree, held_out_features(cfg, tree))
+    for tree, saes in zip(trees, of_ratios, strict=True):
+        evaluations = evaluate_seeds(saes, study.W_feat, tree, held_out_features(cfg, tree))
         rows.append([_outcome(evaluation, tree) for evaluation in evaluations])
     return {
         "tree": tree_to_dict(root),

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,18 +29,15 @@ from experiments.common.study import (
     Study,
     aimed_l0,
     check_study,
-    check_trained,
     held_out_features,
     make_hypers,
     train_config,
+    train_settings,
 )
 from toy import prefixes
-from toy.checks import NOT_NEGATIVE, check_fields
-from toy.data.source import TreeSource
+from toy.checks import NOT_NEGATIVE, check_fields, check_some
 from toy.features.tree_json import tree_from_dict
-from toy.training.grid import hyper_axes, train_grid, trained_saes
 
-_IN_AXES = (TreeSource(None, 0), hyper_axes(sparsity_coef=0))  # type: ignore[arg-type]
 NAMES = {"matryoshka": "Matryoshka", "equal_l0": "vanilla, same L0", "equal_fvu": "vanilla, same FVU"}
 
 
@@ -61,8 +56,7 @@ class Config(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, coefs=NOT_NEGATIVE)
-        if not self.coefs:
-            raise ValueError("coefs: need at least one")
+        check_some(self, "coefs")
         if self.control_rate:
             raise ValueError("control_rate: must be 0, since this experiment compares fixed coefficients")
 
@@ -83,23 +77,12 @@ def run(cfg: Config, work: Work) -> dict[str, Any]:
 
 def _run_kind(cfg: Config, study: Study, weighting: str, work: Work) -> list[dict[str, Any]]:
     """An entry per coefficient; all coefficients and seeds are trained in one program."""
-    train_cfg, features = train_config(cfg, study.tree), held_out_features(cfg, study.tree)
-    n_coefs, n_seeds = len(cfg.coefs), cfg.n_seeds
-    hypers = make_hypers(cfg, study.tree, prefixes.named(weighting, train_cfg.n_latents))
-    coefs = np.repeat(np.array(cfg.coefs) * cfg.sparsity_coef, n_seeds)
-    work.compiling()
-    state, _ = train_grid(
-        jnp.tile(study.keys, n_coefs),
-        TreeSource(study.tree, jnp.tile(jnp.asarray(study.W_feat), (n_coefs, 1, 1))),
-        hypers._replace(sparsity_coef=coefs),
-        cfg=train_cfg,
-        in_axes=_IN_AXES,
-        progress=work,
-    )
-    saes = jax.device_get(trained_saes(state))
-    check_trained(saes, cfg, cfg.seeds * n_coefs)
-    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + n_seeds], saes) for i in range(0, len(coefs), n_seeds)]
-    return [summarise(evaluate_seeds(p, study.W_feat, study.tree, features), aimed_l0(cfg, study.tree)) for p in parts]
+    tree, train_cfg = study.tree, train_config(cfg, study.tree)
+    features, target = held_out_features(cfg, tree), aimed_l0(cfg, tree)
+    hypers = make_hypers(cfg, tree, prefixes.named(weighting, train_cfg.n_latents))
+    coefs = np.array(cfg.coefs) * cfg.sparsity_coef
+    of_coefs = train_settings(cfg, study, hypers, train_cfg, work, {"sparsity_coef": coefs.tolist()})
+    return [summarise(evaluate_seeds(saes, study.W_feat, tree, features), target) for saes in of_coefs]
 
 
 def matched(results: dict[str, Any]) -> dict[str, dict[str, Any]]:

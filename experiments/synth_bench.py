@@ -27,7 +27,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from toy import prefixes
-from toy.checks import POSITIVE, SEED, Whole, check_fields
+from toy.checks import POSITIVE, SEED, Whole, check_fields, check_some
 from toy.data.source import SyntheticSource, synthsaebench
 from toy.eval.against_features import evaluate_features
 from toy.features.synthsaebench import SynthSAEBench
@@ -88,8 +88,7 @@ class Config:
     def __post_init__(self) -> None:
         check_fields(self, n_latents=Whole(), n_steps=Whole(most=MAX_STEPS), batch_size=Whole(), seed=SEED)
         check_fields(self, target_l0=POSITIVE, learning_rate=POSITIVE, n_eval_rows=Whole(), n_rounds=Whole(0, 1_000))
-        if not self.methods:
-            raise ValueError("methods: need at least one")
+        check_some(self, "methods")
 
     @property
     def seeds(self) -> list[int]:

@@ -1,5 +1,6 @@
 """The comparison of methods: whatever has a name stands beside the others, and nothing is trained twice."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ MINE = f"{Path(__file__).parent}/methods/tied.py:tied"
 def config(folder: Path, **fields: Any) -> compare.Config:
     given: dict[str, Any] = dict(scenes=("reference", "ratio 1"), n_seeds=2, n_steps=20, l0_ratios=(1.0, 2.0))
     return compare.Config(**(given | fields), store=folder / "store.sqlite")
+
+
+def test_what_was_trained_is_kept_by_the_experiments_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(path: Path, *_: Any, **__: Any) -> Any:
+        raise ValueError(path)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("experiments.sweeps.panels.open_store", stop)
+    for cfg, kept in ((compare.Config(), tmp_path / "matryoshka-toy/sweeps/compare.sqlite"), (config(tmp_path), None)):
+        with pytest.raises(ValueError, match=re.escape(str(kept or tmp_path / "store.sqlite"))):
+            compare.run(cfg, Work(progress=lambda _: None))
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ def test_texts_that_were_written_before_are_taken_in_place_of_new_ones(cfg: Lett
         ({"corpus": "nowhere.txt"}, r"corpus: nowhere\.txt does not exist"),
         ({"sampled": Path("nowhere.txt")}, r"sampled: nowhere\.txt does not exist"),
         ({"methods": ("topk:k=2",)}, "only SAEs that are used with ReLU can be compared"),
-        ({"sites": ()}, "sites: expected one or more"),
-        ({"target_l0": (2.0, 2.0)}, "target_l0: expected one or more, each once"),
+        ({"sites": ()}, "sites: need at least one"),
+        ({"target_l0": (2.0, 2.0)}, "target_l0: 2.0 is given twice"),
     ],
 )
 def test_options_that_cannot_be_are_told_of(cfg: LetterConfig, fields: dict[str, Any], message: str) -> None:

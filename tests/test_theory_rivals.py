@@ -43,7 +43,7 @@ def test_the_objective_is_that_of_the_whole_tree(is_recovery: bool) -> None:
     """The family's code and the best latent of each lone feature side by side, over all states of the tree."""
     weights, coef = prefixes.expected(11), 1.0  # of a parent, two children and 8 lone features
     states = enumerate_states(build_tree(TWO.tree(0.2)))
-    scale = np.sqrt(D_IN) / states.mean_norm(np.eye(11))
+    scale = states.input_scale(D_IN)
     rival = next(one for one in rivals(TWO.tree(0.2), weights, coef) if one.is_recovery == is_recovery)
     s = np.asarray(inclusion(weights, jnp.arange(11)))
     of_lone = range(rival.n_before, rival.n_before + 8)

@@ -67,6 +67,22 @@ def check_option(name: str, value: Any, options: Sequence[Any]) -> None:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, options))}, got {quoted(repr(value))}")
 
 
+def check_some(owner: Any, *names: str) -> None:
+    """Raises: ValueError naming a field that has no values."""
+    for name in names:
+        if not getattr(owner, name):
+            raise ValueError(f"{name}: need at least one")
+
+
+def check_distinct(owner: Any, *names: str) -> None:
+    """Raises: ValueError naming a field that has no values, or one of them twice."""
+    check_some(owner, *names)
+    for name in names:
+        values = getattr(owner, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name}: {quoted(max(values, key=values.count))} is given twice")
+
+
 def check_ascending(owner: Any, *names: str) -> None:
     """Raises: ValueError naming a field whose values do not ascend, or that has none."""
     for name in names:

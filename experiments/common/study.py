@@ -1,5 +1,6 @@
 """The study of trained SAEs: options, features, and training over seeds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -22,7 +23,8 @@ from toy.methods import STANDARD, Method, Named, Standard, named
 from toy.prefixes import Weighting
 from toy.sae import SAE, is_finite
 from toy.training.config import MAX_STEPS, Hypers, TrainConfig, check_memory
-from toy.training.grid import train_grid, trained_saes
+from toy.training.grid import hyper_axes, train_grid, trained_saes
+from toy.training.state import TrainState
 
 MOST_SHOWN = 100_000  # rows of a batch that a figure can show, and its record holds
 SAES = ("vanilla", "matryoshka")
@@ -252,9 +254,48 @@ def train_seeds(cfg: StudyConfig, study: Study, weighting: str, work: Work, meth
     in_axes = (TreeSource(None, 0), None)  # type: ignore[arg-type]
     work.compiling()
     state, _ = train_grid(study.keys, source, hypers, cfg=train_cfg, in_axes=in_axes, progress=work)
-    saes = jax.device_get(trained_saes(state))
-    check_trained(saes, cfg, cfg.seeds)
-    return work.trained.setdefault(key, saes)
+    return work.trained.setdefault(key, _trained(state, cfg, cfg.seeds))
+
+
+def train_settings(
+    cfg: StudyConfig,
+    study: Study,
+    hypers: Hypers,
+    train_cfg: TrainConfig,
+    work: Work,
+    columns: Mapping[str, Sequence[float]] | None = None,
+    trees: Sequence[Tree] | None = None,
+) -> list[SAE]:
+    """The trained SAEs of every setting, each with a leading axis of seeds; all are trained in one program.
+
+    A setting has its own values of the `columns` of `hypers`, or a tree of its own in place of the study's, from which
+    it differs in mean magnitudes alone. Raises: ValueError where training diverged.
+    """
+    tree, tree_axes, n_settings = study.tree, None, 1
+    if trees is not None:
+        magnitudes = np.repeat([one.magnitude_mean for one in trees], cfg.n_seeds, axis=0)
+        tree = tree._replace(magnitude_mean=magnitudes)
+        tree_axes = Tree(*[None] * len(Tree._fields))._replace(magnitude_mean=0)  # type: ignore[arg-type]
+        n_settings = len(trees)
+    columns = columns or {}
+    for name, values in columns.items():
+        hypers = hypers._replace(**{name: np.repeat(np.asarray(values), cfg.n_seeds)})
+        n_settings = len(values)
+    seeds = np.tile(np.arange(cfg.n_seeds), n_settings)
+    work.compiling()
+    state, _ = train_grid(
+        study.keys[seeds],
+        TreeSource(tree, study.W_feat[seeds]),  # type: ignore[arg-type]
+        hypers,
+        cfg=train_cfg,
+        in_axes=(TreeSource(tree_axes, 0), hyper_axes(**dict.fromkeys(columns, 0))),  # type: ignore[arg-type]
+        progress=work,
+    )
+    saes = _trained(state, cfg, [cfg.seeds[i] for i in seeds])
+    return [
+        jax.tree.map(lambda leaf, first=first: leaf[first : first + cfg.n_seeds], saes)
+        for first in range(0, len(seeds), cfg.n_seeds)
+    ]
 
 
 def study_options(cfg: StudyConfig) -> StudyConfig:
@@ -263,11 +304,13 @@ def study_options(cfg: StudyConfig) -> StudyConfig:
     return StudyConfig(**{name: getattr(cfg, name) for name in names})
 
 
-def check_trained(saes: SAE, cfg: StudyConfig, seeds: list[int]) -> None:
-    """Raises: ValueError where training diverged; `seeds` are those of the lanes."""
+def _trained(state: TrainState, cfg: StudyConfig, seeds: list[int]) -> SAE:
+    """The SAEs of all lanes, whose seeds are given. Raises: ValueError where training diverged."""
+    saes = jax.device_get(trained_saes(state))
     broken = [seed for seed, finite in zip(seeds, is_finite(saes), strict=True) if not finite]
     if broken:
         raise ValueError(
             f"training diverged in {len(broken)} of {len(seeds)} SAEs (the first has seed {broken[0]}); lower "
             f"learning_rate = {cfg.learning_rate:g} or sparsity_coef = {cfg.sparsity_coef:g}"
         )
+    return saes

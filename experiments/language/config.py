@@ -6,8 +6,9 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from experiments.common.cache import user_cache
+from experiments.common.seeds import SeedConfig
 from experiments.language.models import check_there
-from toy.checks import POSITIVE, SEED, Real, Whole, check_fields, check_numbers, quoted
+from toy.checks import POSITIVE, Real, Whole, check_distinct, check_fields, quoted
 from toy.lm.corpus import CONCEPTS
 from toy.lm.model import LOCATIONS
 from toy.lm.text import clean
@@ -40,7 +41,6 @@ NUMBERS: dict[str, Whole | Real] = {  # what the options may be
     "tuning_steps": _STEPS,
     "sparsity_coef": POSITIVE,
     "control_rate": Real(above=0, below=1),
-    "seed": SEED,
     "n_seeds": Whole(1, 10_000),
 }
 
@@ -63,7 +63,7 @@ OF_OTHERS = Sizes(None, 192, 2_048, n_layers=4, d_model=128, lm_steps=400, targe
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(SeedConfig):
     """Options from text to SAEs."""
 
     corpus: str = BUILT_IN
@@ -126,8 +126,6 @@ class LanguageConfig:
     """Relative change of that coefficient per step; runs are shorter than the toy's, so it is quicker."""
     concepts: tuple[str, ...] = ()
     """Concepts whose absorption is measured, as NAME=word,word,...; default: the tree of the built-in corpus."""
-    seed: int = 0
-    """The first seed."""
     n_seeds: int = 3
     """Number of seeds of the SAEs: of initialisation, prefixes and order of the rows."""
     own_models: bool | None = None
@@ -137,6 +135,7 @@ class LanguageConfig:
     """Folder for what the stages make."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         defaults = OF_BUILT_IN if self.corpus == BUILT_IN else OF_OTHERS
         for name, default in defaults._asdict().items():  # filled in, so that a record says what was run
             if getattr(self, name) is None:
@@ -146,7 +145,6 @@ class LanguageConfig:
         if self.sparsity_coef is None:
             object.__setattr__(self, "sparsity_coef", SPARSITY_COEF[self.sparsity])
         check_fields(self, **NUMBERS)
-        check_numbers({"seed": self.seed + self.n_seeds - 1}, {"seed": SEED})  # the last one
         self._check_lists()
         self._check_methods()
         if self.model is None and self.sizes.d_model % max(1, self.sizes.d_model // D_HEAD):
@@ -163,14 +161,11 @@ class LanguageConfig:
                 raise ValueError(f"{name}: applies to a given model only; add --model")
 
     def _check_lists(self) -> None:
-        for name in ("locations", "layers", "reference_widths", "target_l0", "learning_rate", "methods"):
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if not values and name != "methods":
-                raise ValueError(f"{name}: must have at least one entry")
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name}: {quoted(max(values, key=values.count))} is given twice")
+        check_distinct(self, "locations", "reference_widths", "target_l0", "learning_rate")
+        if self.layers is not None:
+            check_distinct(self, "layers")
+        if self.methods:
+            check_distinct(self, "methods")
         if unknown := set(self.locations) - set(LOCATIONS):
             raise ValueError(f"locations: expected {', '.join(LOCATIONS)}, got {quoted(', '.join(sorted(unknown)))}")
         if (highest := max(self.sizes.target_l0)) > self.n_latents:
@@ -207,10 +202,6 @@ class LanguageConfig:
     def sizes(self) -> Sizes:
         """The sizes that are given, and the corpus's defaults for the others."""
         return Sizes(*(getattr(self, name) for name in Sizes._fields))
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.n_seeds))
 
     @property
     def concept_words(self) -> dict[str, tuple[str, ...]]:

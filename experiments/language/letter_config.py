@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.common.cache import user_cache
 from experiments.common.seeds import SeedConfig
 from experiments.language.models import check_there, read_model
-from toy.checks import POSITIVE, Real, Whole, check_fields, quoted
+from toy.checks import POSITIVE, Real, Whole, check_distinct, check_fields, quoted
 from toy.lm.first_letter import Task, make_task
 from toy.lm.hub import is_hub_name
 from toy.lm.model import LM, Site, parse_site
@@ -65,10 +65,7 @@ class LetterConfig(SeedConfig):
         check_fields(self, n_sampled=Whole(0), context=Whole(3, 2**16), n_words=Whole(), n_examples=Whole(0, 1_000))
         check_fields(self, target_l0=POSITIVE, learning_rate=POSITIVE, sparsity_coef=POSITIVE)
         check_fields(self, control_rate=Real(above=0, below=1), min_f1=Real(least=0, most=1))
-        for name in ("sites", "target_l0", "methods"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}: expected one or more, each once, got {quoted(values)}")
+        check_distinct(self, "sites", "target_l0", "methods")
         for method in (named(text, l0).method for text in self.methods for l0 in self.target_l0):
             if method.inference != RELU:
                 raise ValueError(f"methods: {quoted(method)}: only SAEs that are used with ReLU can be compared")

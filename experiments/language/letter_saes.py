@@ -45,7 +45,7 @@ class LetterData(NamedTuple):
     stage: Stage
 
 
-class Family(NamedTuple):
+class LetterFamily(NamedTuple):
     """SAEs of one method, L0 and site, trained in one program; a lane for each seed."""
 
     site: Site
@@ -55,9 +55,9 @@ class Family(NamedTuple):
     target_l0: float
 
 
-def families(cfg: LetterConfig, site: Site) -> list[Family]:
+def families(cfg: LetterConfig, site: Site) -> list[LetterFamily]:
     """The families of a site, one for each method and L0."""
-    return [Family(site, *named(text, l0), l0) for text in cfg.methods for l0 in cfg.target_l0]
+    return [LetterFamily(site, *named(text, l0), l0) for text in cfg.methods for l0 in cfg.target_l0]
 
 
 def check_families(cfg: LetterConfig, d_in: int) -> None:
@@ -117,7 +117,7 @@ def train_config(cfg: LetterConfig, method: Method) -> TrainConfig:
     return TrainConfig(cfg.n_latents, n_steps=cfg.n_steps, batch_size=cfg.batch_size, method=method)
 
 
-def train_family(cfg: LetterConfig, data: LetterData, family: Family, progress: Progress) -> tuple[SAE, Stage]:
+def train_family(cfg: LetterConfig, data: LetterData, family: LetterFamily, progress: Progress) -> tuple[SAE, Stage]:
     """The SAEs with a leading axis of seeds; the stage notes their L0 in training."""
     train_cfg = train_config(cfg, family.method)
     hypers = Hypers(

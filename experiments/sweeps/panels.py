@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from experiments.common.cache import user_cache
 from experiments.common.measured import known_where
 from experiments.common.seeds import SeedConfig
 from experiments.sweeps.cell import cell_key
@@ -33,6 +34,8 @@ class RunConfig(SeedConfig):
 
     n_steps: int = TrainConfig.n_steps
     """Training steps."""
+    store: Path | None = None
+    """SQLite file of what was trained before; default: in the user's cache folder, by the experiment's name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +54,7 @@ class PanelConfig(RunConfig):
         check_fields(self, learning_rate=POSITIVE)
 
 
-class Run(NamedTuple):
+class PanelRun(NamedTuple):
     """One training and where its result belongs."""
 
     method: str
@@ -64,7 +67,7 @@ class Panels:
     """The runs of an experiment, and the trees of its own by name."""
 
     name: str
-    runs: Sequence[Run]
+    runs: Sequence[PanelRun]
     trees: Mapping[str, Node]
     n_steps: int
 
@@ -90,9 +93,12 @@ class Panels:
             place, why = impossible[0]
             raise ValueError(f"methods: {self.runs[place].method} on {self.runs[place].panel}: {why}")
 
-    def results(self, path: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-        """The results by method and panel; what the store at `path` has already is not trained again."""
-        store = open_store(path, self.sweep, extend=True)
+    def results(self, path: Path | None, progress: Progress) -> dict[str, dict[str, Any]]:
+        """The results by method and panel; what the store at `path` has already is not trained again.
+
+        Without a path the store is in the user's cache folder.
+        """
+        store = open_store(path or user_cache("sweeps", f"{self.name}.sqlite"), self.sweep, extend=True)
         store.discard(store.damaged())
         plan = make_plan(self.sweep, store.finished(failed=False))
         progress(len(self.sweep) - plan.n_missing)

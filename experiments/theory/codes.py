@@ -54,7 +54,7 @@ def two_subtrees() -> Problem:
     tree = build_tree(forest(*root.children[:2], root.children[-1]))
     places = [0, 1, 9, *range(N_LATENTS - 6, N_LATENTS)]
     s = inclusion(prefixes.expected(N_LATENTS), jnp.asarray(places))
-    scale = np.sqrt(D_IN) / enumerate_states(build_tree(root)).mean_norm(np.eye(N_LATENTS))
+    scale = enumerate_states(build_tree(root)).input_scale(D_IN)
     return Problem(tree, enumerate_states(tree), scale, prefixes.of_inclusion(s))
 
 
@@ -62,7 +62,7 @@ def pair(edge_prob: float) -> Problem:
     """A parent and one child among lone features, as in `identifiability`."""
     tree = build_tree(Family(ratio=1.0, n_children=1, exclusive=True).tree(edge_prob))
     states, n = enumerate_states(tree), tree.n_features
-    return Problem(tree, states, np.sqrt(cell.D_IN) / states.mean_norm(np.eye(n)), prefixes.expected(n))
+    return Problem(tree, states, states.input_scale(cell.D_IN), prefixes.expected(n))
 
 
 def code(problem: Problem, features: Sequence[int], corrected: int | None = None, place: int | None = None) -> Code:

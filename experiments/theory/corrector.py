@@ -24,7 +24,7 @@ from experiments.common import plots
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment, Work
 from experiments.common.measured import evaluate_seeds, lane
-from experiments.common.seeds import seeds_text
+from experiments.common.seeds import SeedConfig, seeds_text
 from experiments.common.study import (
     Study,
     StudyConfig,
@@ -34,7 +34,6 @@ from experiments.common.study import (
     make_study,
     train_config,
 )
-from experiments.sweeps.panels import PanelConfig
 from experiments.theory.codes import of_pairs, of_subtrees
 from experiments.theory.corrector_plots import plot, with_corrector
 from experiments.theory.correctors import correctors, lost
@@ -46,7 +45,7 @@ from toy.features.named import reference_tree
 from toy.features.node import feature_names
 from toy.features.tree import build_tree, mean_l0
 from toy.sae import SAE
-from toy.training.config import Hypers
+from toy.training.config import MAX_STEPS, Hypers, TrainConfig
 from toy.training.grid import train_grid, trained_saes
 from toy.training.loop import Run
 
@@ -55,7 +54,7 @@ N_SNAPSHOTS = 20
 
 
 @dataclass(frozen=True)
-class Config(PanelConfig):
+class Config(SeedConfig):
     """Options of `corrector`."""
 
     seed: int = 6_000
@@ -64,6 +63,10 @@ class Config(PanelConfig):
     """Number of seeds, with restarts of weak latents and without."""
     n_rate_seeds: int = 64
     """Number of seeds for each other setting, without restarts."""
+    n_steps: int = TrainConfig.n_steps
+    """Training steps."""
+    learning_rate: float = Hypers._field_defaults["learning_rate"]
+    """Adam's learning rate, where a setting has no other."""
     l0_ratios: tuple[float, ...] = (0.7, 0.85, 1.15, 1.4, 2.0)
     """Target L0 over the tree's."""
     sparsity_coefs: tuple[float, ...] = (0.1, 0.3, 0.7, 2.0, 4.0)
@@ -83,6 +86,7 @@ class Config(PanelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self, n_steps=Whole(most=MAX_STEPS), learning_rate=POSITIVE)
         check_fields(self, n_rate_seeds=Whole(most=self.n_seeds), l0_ratios=POSITIVE, sparsity_coefs=NOT_NEGATIVE)
         check_fields(self, learning_rates=POSITIVE, warmups=SHARE, theory_coefs=POSITIVE, n_descent=Whole())
         check_fields(self, edge_probs=Real(above=0, below=1))

@@ -98,7 +98,7 @@ def _sparsest_limit(family: Family, offset: float) -> float:
     prob = 0.5 / family.n_exclusive
     for _ in range(8):  # E‖x‖ hardly depends on the probability
         tree = build_tree(family.tree(prob))
-        eps = offset * enumerate_states(tree).mean_norm(np.eye(tree.n_features))
+        eps = offset * enumerate_states(tree).mean_norm
         prob = edge_limit(family.ratio, lambda act, eps=eps: act / (act + eps), family.n_exclusive)
     return prob
 

@@ -13,20 +13,18 @@ the trees have 10 features.
 In the post: a comment's example, which Matryoshka does not recover, without a reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
+from experiments.sweeps.panels import PanelConfig, PanelRun, Panels, check_panels, n_runs
 from experiments.theory.family_limits import (
     LONE_PROB,
     N_LONE,
@@ -79,8 +77,6 @@ class Config(PanelConfig):
     """Training steps."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "identifiability.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,9 +114,11 @@ class Config(PanelConfig):
         return {_name(row, prob): row.tree(prob) for row in rows for prob in self.probs(row)}
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         return [
-            Run(method, _name(row, prob), {"tree": _name(row, prob), "learning_rate": self.learning_rate, "seed": seed})
+            PanelRun(
+                method, _name(row, prob), {"tree": _name(row, prob), "learning_rate": self.learning_rate, "seed": seed}
+            )
             for method in METHODS
             for row in self.rows(method)
             for prob in self.probs(row)

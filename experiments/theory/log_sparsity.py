@@ -13,9 +13,8 @@ the faster controller 15 or 16, with L1 14, 10, 16, 16 and 15. The corrector goe
 In the post: the log penalty, with offset .1 and a coefficient that starts with .2.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,11 +22,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs
+from experiments.sweeps.panels import PanelConfig, PanelRun, Panels, check_panels, n_runs
 from toy import prefixes
 from toy.checks import POSITIVE, check_ascending, check_fields
 from toy.eval.metrics import MIN_COSINE, mean_known
@@ -80,8 +78,6 @@ class Config(PanelConfig):
     """Starting prices of a latent that holds a whole feature: its penalty times the coefficient."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "log_sparsity.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,10 +85,10 @@ class Config(PanelConfig):
         check_ascending(self, "prices")
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         shared = {"tree": "reference", "d_in": D_IN, "learning_rate": self.learning_rate}
         return [
-            Run(row.method, row.panel(price), shared | row.start(price) | {"seed": seed})
+            PanelRun(row.method, row.panel(price), shared | row.start(price) | {"seed": seed})
             for row in ROWS.values()
             for price in self.prices
             for seed in self.seeds
@@ -106,8 +102,7 @@ class Config(PanelConfig):
 @cache
 def scale() -> float:
     """A feature's norm in the trainer's units, in which inputs have a mean norm of √d_in."""
-    tree = build_tree(reference_tree())
-    return float(np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features)))
+    return enumerate_states(build_tree(reference_tree())).input_scale(D_IN)
 
 
 @cache

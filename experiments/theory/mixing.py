@@ -11,9 +11,8 @@ Expected, seeds 5000 to 5015: R² of .9986 and more, over 64 of 72 cells.
 In the post: the first two cosines, with the reason; the third is not explained there.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,13 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import MIXING, PanelConfig, Panels, Run, check_panels, n_runs, recovered_only
+from experiments.sweeps.panels import MIXING, PanelConfig, PanelRun, Panels, check_panels, n_runs, recovered_only
 from toy import prefixes
-from toy.checks import POSITIVE, Real, check_fields
+from toy.checks import POSITIVE, Real, check_fields, check_some
 from toy.eval.metrics import mean_known
 from toy.features.named import forest
 from toy.features.node import Node
@@ -69,14 +67,11 @@ class Config(PanelConfig):
     """L1 coefficient there, with which that latent is not worth its price on the lone features."""
     seed: int = 5_000
     """The first seed, which no tuning has seen."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "mixing.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, sparsity_coefs=POSITIVE, alone=Real(above=0, below=1), alone_coef=POSITIVE)
-        if not self.sparsity_coefs:
-            raise ValueError("sparsity_coefs: need at least one")
+        check_some(self, "sparsity_coefs")
 
     @cached_property
     def cells(self) -> dict[str, tuple[str, str, float]]:
@@ -98,10 +93,10 @@ class Config(PanelConfig):
         }
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         shared = {"d_in": D_IN, "norm_std": 0.0, "control_rate": 0.0, "learning_rate": self.learning_rate}
         return [
-            Run(_method(weighting), name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared)
+            PanelRun(_method(weighting), name, {"tree": shape, "sparsity_coef": coef, "seed": seed} | shared)
             for name, (shape, weighting, coef) in (self.cells | self.alone_cells).items()
             for seed in self.seeds
         ]
@@ -144,7 +139,7 @@ def weights_of_subtree(root: Node, weighting: str) -> FixedWeights:
 def predicted(root: Node, weighting: str, coef: float) -> dict[str, float | None]:
     """The cosines at the optimum of SAEs whose latents are on with their features, in units of the trainer."""
     whole = build_tree(forest(root, *LONE))
-    scale = np.sqrt(D_IN) / enumerate_states(whole).mean_norm(np.eye(whole.n_features))
+    scale = enumerate_states(whole).input_scale(D_IN)
     states = enumerate_states(build_tree(forest(root)))
     n = states.features.shape[1]
     sae, _ = minimum(

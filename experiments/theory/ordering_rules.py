@@ -10,9 +10,8 @@ where latents are never sorted, and 301 from the truth; of 32 on the reference t
 In the post: a comment's example of a child that is larger than its parent, for latents ordered by energy.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
 from experiments.sweeps.cell import Start
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, n_runs, recovered_only
+from experiments.sweeps.panels import PanelConfig, PanelRun, Panels, check_panels, n_runs, recovered_only
 from experiments.theory.pair_order import optimum, places
 from experiments.theory.spare_latents import spare_latents
 from toy.checks import POSITIVE, Real, Whole, check_ascending, check_fields
@@ -109,8 +107,6 @@ class Config(PanelConfig):
     """Number of seeds of each tree on which orders are compared."""
     n_steps: int = 4_000
     """Training steps."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "ordering_rules.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,17 +119,17 @@ class Config(PanelConfig):
         return {_name(ratio, prob): among(prob, ratio) for ratio in self.ratios for prob in self.edge_probs}
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         """Those of the phase diagram, then those of the scenes."""
         shared = {"learning_rate": self.learning_rate, "reinit_below": 0.2, "tree_seed": 0}
         diagram = [
-            Run(rule.method, f"{name}: {tree}", shared | rule.settings | {"tree": tree, "seed": seed})
+            PanelRun(rule.method, f"{name}: {tree}", shared | rule.settings | {"tree": tree, "seed": seed})
             for name, rule in RULES.items()
             for tree in self.trees
             for seed in self.seeds
         ]
         return diagram + [
-            Run(
+            PanelRun(
                 _method(scene, order),
                 scene,
                 shared | RULES[order].settings | _settings(scene) | {"seed": seed, "tree_seed": seed},

@@ -43,7 +43,7 @@ def optimum(root: Node, power: float | None, weighting: str, sparsity_coef: floa
     Its other features must be lone. The coefficient is that of the L1 penalty for inputs of mean norm √d_in.
     """
     tree = build_tree(root)
-    scale = np.sqrt(D_IN) / enumerate_states(tree).mean_norm(np.eye(tree.n_features))
+    scale = enumerate_states(tree).input_scale(D_IN)
     states = enumerate_states(build_tree(forest(root.children[0])))
     at = places(tree, power)[:2]
     weights = mean_weights(weighting, tree.n_features)

@@ -9,20 +9,18 @@ Expected, seeds 5000 to 5099: 100 recovered on the reference tree, 89 to 100 on 
 In the post: nothing; it shows one tree.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import PanelConfig, Panels, Run, check_panels, check_scenes, n_runs, recovered_only
+from experiments.sweeps.panels import PanelConfig, PanelRun, Panels, check_panels, check_scenes, n_runs, recovered_only
 from toy.eval.metrics import mean_known
 from toy.features.named import RegularTree, forest, ordering_tree, regular_tree
 from toy.features.node import Node
@@ -62,17 +60,17 @@ class Config(PanelConfig):
     """The first seed, which no tuning has seen."""
     n_seeds: int = 100
     """Number of seeds; each has directions, an initialisation and data of its own."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "recovery.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scenes(self.methods, self.scenes, SCENES)
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PanelRun]:
         return [
-            Run(method, scene, SCENES[scene] | {"learning_rate": self.learning_rate, "seed": seed, "tree_seed": seed})
+            PanelRun(
+                method, scene, SCENES[scene] | {"learning_rate": self.learning_rate, "seed": seed, "tree_seed": seed}
+            )
             for method in self.methods
             for scene in self.scenes
             for seed in self.seeds

@@ -49,7 +49,7 @@ def rivals(root: Node, prefixes: Prefixes, sparsity_coef: float) -> list[Rival]:
     whole, family, lone = build_tree(root), build_tree(forest(root.children[0])), root.children[1:]
     states = enumerate_states(family)
     n, n_lone = states.features.shape[1], len(lone)
-    scale = np.sqrt(D_IN) / enumerate_states(whole).mean_norm(np.eye(n + n_lone))
+    scale = enumerate_states(whole).input_scale(D_IN)
     s = np.asarray(inclusion(prefixes, jnp.arange(n + n_lone)))
     x, prob = jnp.asarray(states.features * scale, jnp.float32), jnp.asarray(states.prob, jnp.float32)
     x_lone = lone[0].magnitude_mean * scale

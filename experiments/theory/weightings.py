@@ -13,9 +13,8 @@ In the post: the first comment's question, and the author's answer from one run 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -23,13 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.common import plots
-from experiments.common.cache import user_cache
 from experiments.common.cli import main
 from experiments.common.experiment import Experiment
 from experiments.common.seeds import seeds_text
-from experiments.sweeps.panels import MIXING, Panels, Run, RunConfig, check_scenes, recovered_only
+from experiments.sweeps.panels import MIXING, PanelRun, Panels, RunConfig, check_scenes, recovered_only
 from experiments.theory.recovery import LONE, OWN_TREES
-from toy.checks import POSITIVE, SEED, Whole, check_fields
+from toy.checks import POSITIVE, SEED, Whole, check_fields, check_some
 from toy.eval.metrics import mean_known
 from toy.features.named import forest, ordering_tree
 from toy.training.loop import Progress
@@ -84,16 +82,13 @@ class Config(RunConfig):
     """Number of seeds on the reference tree; each has directions, an initialisation and data of its own."""
     n_other_seeds: int = 8
     """Number of seeds on the other trees."""
-    store: Path = field(default_factory=lambda: user_cache("sweeps", "weightings.sqlite"))
-    """SQLite file of what was trained before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scenes(list(METHODS), self.scenes, SCENES)
         check_fields(self, learning_rates=POSITIVE, l0_ratios=POSITIVE, topk_ratios=POSITIVE)
         check_fields(self, tuning_seed=SEED, n_tuning_seeds=Whole(), n_other_seeds=Whole())
-        if not (self.learning_rates and self.l0_ratios and self.topk_ratios):
-            raise ValueError("learning_rates, l0_ratios and topk_ratios: need at least one of each")
+        check_some(self, "learning_rates", "l0_ratios", "topk_ratios")
 
     def settings(self, method: str) -> list[Setting]:
         of_topk = method.startswith(("topk", "hierarchical_topk")) and "levels=" not in method
@@ -101,18 +96,18 @@ class Config(RunConfig):
         return [Setting(rate, ratio) for rate in self.learning_rates for ratio in ratios]
 
     @cached_property
-    def tuning(self) -> list[Run]:
+    def tuning(self) -> list[PanelRun]:
         seeds = range(self.tuning_seed, self.tuning_seed + self.n_tuning_seeds)
         return [
-            Run(method, _panel(setting), {"tree": REFERENCE, "seed": seed} | setting._asdict())
+            PanelRun(method, _panel(setting), {"tree": REFERENCE, "seed": seed} | setting._asdict())
             for method in METHODS
             for setting in self.settings(method)
             for seed in seeds
         ]
 
-    def runs(self, chosen: Mapping[str, Setting]) -> list[Run]:
+    def runs(self, chosen: Mapping[str, Setting]) -> list[PanelRun]:
         return [
-            Run(method, scene, {"tree": scene, "seed": seed} | chosen[method]._asdict())
+            PanelRun(method, scene, {"tree": scene, "seed": seed} | chosen[method]._asdict())
             for method in METHODS
             for scene in self.scenes
             for seed in self.seeds[: self.n_seeds if scene == REFERENCE else self.n_other_seeds]
@@ -123,7 +118,7 @@ def _panel(setting: Setting) -> str:
     return f"{setting.learning_rate:g}, {setting.l0_ratio:g}"
 
 
-def _panels(cfg: Config, runs: list[Run]) -> Panels:
+def _panels(cfg: Config, runs: list[PanelRun]) -> Panels:
     return Panels("weightings", runs, TREES, cfg.n_steps)
 
 

@@ -1,5 +1,6 @@
 """The states of a finite tree, with their probabilities: nothing is sampled."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,14 @@ class Population(NamedTuple):
     features: Float[np.ndarray, "n_states n_features"]  # the magnitudes of those that are on
     prob: Float[np.ndarray, " n_states"]
 
-    def mean_norm(self, W_feat: Float[np.ndarray, "n_features d_in"]) -> float:
-        """E‖x‖, by which the trainer scales inputs."""
-        return float(self.prob @ np.linalg.norm(self.features @ W_feat, axis=1))
+    @property
+    def mean_norm(self) -> float:
+        """E‖x‖ where directions are orthonormal."""
+        return float(self.prob @ np.linalg.norm(self.features, axis=1))
+
+    def input_scale(self, d_in: int) -> float:
+        """The factor by which the trainer scales inputs, to a mean norm of √d_in."""
+        return math.sqrt(d_in) / self.mean_norm
 
 
 def enumerate_states(tree: Tree) -> Population:
