@@ -106,6 +106,6 @@ def _sparsest_limit(family: Family, offset: float) -> float:
 def first_latent_limit(family: Family) -> float:
     """The least P(child | parent) with which a lone latent's cosine with the parent is below that of a recovery."""
     probs = np.linspace(0, 1 / family.n_exclusive, 10_001)
-    angles = [first_latent_angle(prob, family.ratio, family.n_children, exclusive=family.exclusive) for prob in probs]
+    angles = first_latent_angle(probs, family.ratio, family.n_children, exclusive=family.exclusive)
     below = np.flatnonzero(np.cos(angles) < MIN_COSINE)
     return float(probs[below[0]]) if len(below) else 1 / family.n_exclusive

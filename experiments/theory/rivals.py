@@ -61,9 +61,10 @@ def rivals(root: Node, prefixes: Prefixes, sparsity_coef: float) -> list[Rival]:
         ]
         ranks = [*range(n_before), *range(n_before + n_lone, n + n_lone)]
         weights = of_inclusion(jnp.asarray(s[ranks]))
-        saes, losses = minimised(_starts(n), x, prob, weights, sparsity_coef=sparsity_coef, n_steps=N_STEPS)
-        for i, loss in enumerate(np.asarray(losses)):
-            sae = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), saes)
+        minima = minimised(_starts(n), x, prob, weights, sparsity_coef=sparsity_coef, n_steps=N_STEPS)
+        saes, losses = jax.device_get(minima)  # to take one after the other on a device costs more than to find them
+        for i, loss in enumerate(losses):
+            sae = jax.tree.map(lambda leaf, i=i: leaf[i], saes)
             of_family = states.prob @ (np.asarray(encode(sae, x)) * np.linalg.norm(sae.W_dec, axis=1)) ** 2
             energies = np.insert(of_family, n_before, [lone[0].active_prob * one.act**2 for one in of_lone])
             if np.all(energies[1:] <= energies[:-1] * (1 + SLACK)):

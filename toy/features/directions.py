@@ -37,7 +37,9 @@ def make_directions(
     check_directions(n_features, d_in, max_cosine)
     check_numbers({"norm_std": norm_std}, {"norm_std": NOT_NEGATIVE})
     if max_cosine is None:
-        return jax.vmap(partial(orthogonal_directions, n_features=n_features, d_in=d_in, norm_std=norm_std))(keys)
+        keys_directions, keys_norms = jax.vmap(jax.random.split, out_axes=1)(keys)
+        norms = jax.vmap(partial(_norms, n_features=n_features, norm_std=norm_std))(keys_norms)
+        return _orthogonal(keys_directions, n_features, d_in) * norms
     W_feat, reached = _superposed(keys, n_features, d_in, max_cosine, norm_std)
     worst = float(jnp.max(reached))
     if worst > max_cosine:
@@ -93,14 +95,16 @@ def welch_bound(n_features: int, d_in: int) -> float:
     return math.sqrt(max(n_features - d_in, 0) / (d_in * max(n_features - 1, 1)))
 
 
-def orthogonal_directions(
-    key: Key[Array, ""], *, n_features: int, d_in: int, norm_std: float
-) -> Float[Array, "n_features d_in"]:
-    """Rows of a random orthogonal matrix (QR of a Gaussian one), each times its norm."""
-    key_directions, key_norms = jax.random.split(key)
-    Q, R = triangularised(jax.random.normal(key_directions, (d_in, d_in)))
-    Q = Q * jnp.sign(jnp.diagonal(R))  # without this the matrix is not uniform over rotations
-    return Q.T[:n_features] * _norms(key_norms, n_features, norm_std)
+@partial(jax.jit, static_argnums=(1, 2))
+def _orthogonal(keys: Key[Array, " lanes"], n_features: int, d_in: int) -> Float[Array, "lanes n_features d_in"]:
+    """The first rows of random orthogonal matrices, by the QR decomposition of Gaussian ones."""
+
+    def one(key: Key[Array, ""]) -> Float[Array, "n_features d_in"]:
+        Q, R = triangularised(jax.random.normal(key, (d_in, d_in)))
+        Q = Q * jnp.sign(jnp.diagonal(R))  # without this the matrix is not uniform over rotations
+        return Q.T[:n_features]
+
+    return jax.vmap(one)(keys)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt32
 
+from toy.compiled import compiled
 from toy.features.magnitudes import folded_mean
 from toy.features.node import Node, walk
 
@@ -127,10 +128,11 @@ def held_out_key(key: Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(key, 1)
 
 
+@compiled(static_argnames="batch_size", inline=True)
 def sample_features(key: Key[Array, ""], tree: Tree, batch_size: int) -> Float[Array, "batch n_features"]:
     """A batch of independent draws from the tree: each feature's magnitude where it is on, else 0.
 
-    Pure; jit with `batch_size` static; vmap over keys, or over trees of one structure.
+    Pure; vmap over keys, or over trees of one structure.
     """
     key_draws, key_magnitudes = jax.random.split(key)
     # Nodes are rows while sampling: a gather of rows is many times cheaper than one of columns on a CPU.

@@ -22,6 +22,7 @@ By L1 and penalties between the two the same codes are the best rivals by brute 
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from toy.theory.codes import Penalty, penalty_of
 
@@ -60,7 +61,9 @@ def absorption_gain(edge_prob: float, ratio: float = 1.0, penalty: Penalty = "l1
     return n_exclusive * edge_prob * (f(1.0) + f(ratio) - f(float(np.sqrt(1 + ratio**2))))
 
 
-def first_latent_angle(edge_prob: float, ratio: float = 1.0, n_children: int = 1, *, exclusive: bool = False) -> float:
+def first_latent_angle(
+    edge_prob: Float[np.ndarray, "*probs"] | float, ratio: float = 1.0, n_children: int = 1, *, exclusive: bool = False
+) -> Float[np.ndarray, "*probs"] | float:
     """The angle in radians from the parent towards its children of the direction that a lone latent takes.
 
     Without a penalty the best direction of a prefix of one latent is the principal axis of E[x xᵀ | parent on]; within
@@ -70,4 +73,4 @@ def first_latent_angle(edge_prob: float, ratio: float = 1.0, n_children: int = 1
     """
     q, r, k = edge_prob, ratio, n_children
     of_children = r**2 * q * (1 if exclusive else 1 - q + k * q)
-    return float(np.arctan2(2 * q * r * np.sqrt(k), 1 - of_children) / 2)
+    return np.arctan2(2 * q * r * np.sqrt(k), 1 - of_children) / 2
