@@ -200,7 +200,7 @@ def run_and_die_once(cells: Sequence[Cell]) -> list[Row]:
 
 def sweep_on_ray(folder: Path) -> None:
     """A cluster of two workers on this machine, one of which is killed."""
-    import ray  # takes as long to import as JAX, and no other job needs it
+    import ray  # takes half as long to import as JAX, and no other job needs it
 
     few_lanes()
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
