@@ -7,10 +7,8 @@ In the post: the figure of ground-truth features on a batch, all-zero entries fi
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,10 +52,9 @@ def n_steps(cfg: Config) -> int:
 
 def run(cfg: Config, work: Work) -> dict[str, Any]:
     study = cfg.study
-    sample = jax.jit(partial(sample_features, batch_size=cfg.n_rows))
     frequencies, l0s, cosines = [], [], []
     for key, W_feat in zip(study.keys, study.W_feat, strict=True):
-        on = np.asarray(sample(key, study.tree)) > 0
+        on = np.asarray(sample_features(key, study.tree, cfg.n_rows)) > 0
         frequencies.append(on.mean(axis=0))
         l0s.append(on.sum(axis=1).mean())
         cosines.append(cosine_matrix(W_feat, W_feat))
